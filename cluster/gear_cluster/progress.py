@@ -1,0 +1,134 @@
+"""Progress for people: one line kept up to date on a terminal, plain lines elsewhere."""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from gear_dist.host import Progress
+
+# Shown in this order where present; everything else is in metrics.jsonl.
+MAIN_METRICS = ("cross_entropy", "align_hard", "l1", "lpips", "align_soft", "entropy")
+SHORT_NAMES = {"cross_entropy": "ce", "align_hard": "align"}
+NOT_LOSSES = ("images_per_s", "eta_s", "time_s", "epoch", "step", "stage")
+NOT_LOSS_PREFIXES = ("learning_rate", "grad_norm", "codebook", "usage", "memory")
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as 45s, 3m12s, 2h05m or 3d04h; `?` where unknown."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def main_losses(metrics: dict[str, float]) -> list[tuple[str, float]]:
+    """The losses worth a place in a line; the first four numbers of unknown name otherwise."""
+    known = [(name, metrics[name]) for name in MAIN_METRICS if name in metrics]
+    if known:
+        return known
+    unknown = [
+        (name, value)
+        for name, value in metrics.items()
+        if name not in NOT_LOSSES and not name.startswith(NOT_LOSS_PREFIXES)
+    ]
+    return unknown[:4]
+
+
+def format_usage(metrics: dict[str, float]) -> str:
+    """Codebook usage over all workers with the window it is counted over; empty where absent."""
+    usage = metrics.get("codebook_usage")
+    if usage is None:
+        return ""
+    window = metrics.get("usage_window_tokens")
+    of = f" of codes in the last {window:,.0f} tokens" if window else " of codes"
+    return f"{usage:.0%}{of}"
+
+
+class ProgressPrinter:
+    """Shows `Progress` of either launcher on `stream` (default: standard output)."""
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream or sys.stdout
+        self._clock = clock
+        self._in_place = self._stream.isatty()
+        self._open_line = False
+        self._first: tuple[float, int] | None = None
+
+    def show(self, progress: Progress) -> None:
+        """Update the line (terminal) or add one, and the message's own line if there is one."""
+        if progress.message:
+            self.say(progress.message)
+        if progress.metrics:
+            eta_s = self._eta(progress)
+            if self._in_place:
+                self._rewrite(_terminal_line(progress, eta_s))
+            else:
+                self.say(_plain_line(progress, eta_s))
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.close()
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End the line that is updated in place, so that what follows starts on its own."""
+        if self._open_line:
+            self._stream.write("\n")
+            self._stream.flush()
+        self._open_line = False
+
+    def _rewrite(self, line: str) -> None:
+        columns = shutil.get_terminal_size((100, 24)).columns
+        # Erasing to the end of the line removes the rest of a longer one before it.
+        self._stream.write("\r" + line[: max(columns - 1, 20)] + "\x1b[K")
+        self._stream.flush()
+        self._open_line = True
+
+    def _eta(self, progress: Progress) -> float:
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, progress.step)
+        if "eta_s" in progress.metrics:
+            return progress.metrics["eta_s"]
+        started, first_step = self._first
+        if progress.step <= first_step:
+            return math.nan
+        rate = (now - started) / (progress.step - first_step)
+        return rate * (progress.total_steps - progress.step)
+
+
+def _terminal_line(progress: Progress, eta_s: float) -> str:
+    metrics = progress.metrics
+    share = progress.step / max(progress.total_steps, 1)
+    parts = [f"{progress.stage} {progress.step}/{progress.total_steps} {share:.0%}"]
+    if "images_per_s" in metrics:
+        parts.append(f"{metrics['images_per_s']:.1f} images/s")
+    parts.append(f"{format_duration(eta_s)} left")
+    losses = main_losses(metrics)
+    if losses:
+        parts.append(" ".join(f"{SHORT_NAMES.get(name, name)} {value:.3f}" for name, value in losses))
+    usage = format_usage(metrics)
+    return " | ".join([*parts, usage] if usage else parts)
+
+
+def _plain_line(progress: Progress, eta_s: float) -> str:
+    metrics = progress.metrics
+    parts = [f"step {progress.step}/{progress.total_steps}", f"stage {progress.stage}"]
+    if "images_per_s" in metrics:
+        parts.append(f"images/s {metrics['images_per_s']:.1f}")
+    parts.append(f"eta {format_duration(eta_s)}")
+    parts += [f"{name} {value:.4g}" for name, value in main_losses(metrics)]
+    usage = format_usage(metrics)
+    return "  ".join([*parts, f"usage {usage}"] if usage else parts)

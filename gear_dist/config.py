@@ -1,0 +1,539 @@
+"""Every setting of a run: frozen dataclasses, YAML files, `key=value` overrides. No torch.
+
+A run file may name other files to build on (`base: [tiny.yaml]`, paths relative to it);
+later sources win: dataclass defaults, bases in order, the file, then overrides.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from gear_dist.errors import ConfigError
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _require_at_least(section: str, config: Any, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= low, f"{section}.{name}={value} is too small: use at least {low}")
+
+
+def _require_fraction(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < 1, f"{section}.{name}={value} is out of range: use 0 <= value < 1")
+
+
+@dataclass(frozen=True)
+class RunSection:
+    name: str = "run"
+    """Name of the run; also the name of its folder under `root`."""
+    root: str = "runs"
+    """Folder that holds run folders; on a cluster a path that every node shares."""
+    seed: int = 0
+    """Seed of initialisation, data order, dropouts and sample grids."""
+    launcher: Literal["ray", "local"] = "ray"
+    """ray: Ray Train starts the workers; local: this process (or torchrun's) is the worker."""
+    workers: int = 0
+    """Worker processes; 0: one a GPU, or two where there is no GPU (launcher=ray)."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: CUDA where a device is visible, else CPU."""
+    threads: int = 1
+    """CPU threads of a worker's tensor operations; on CPU one a process is fastest."""
+    resume: Literal["auto", "none"] = "auto"
+    """auto: continue from the newest checkpoint of the run folder; none: start anew, \
+refused where the folder already holds a run."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("run", self, 0, "workers", "seed")
+        _require_at_least("run", self, 1, "threads")
+        ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
+        _require(ok, f"run.name={self.name!r} must be a plain folder name")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.root) / self.name
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str = ""
+    """Sharded training corpus: s3://bucket/prefix, file:///folder or a path."""
+    validation: str = ""
+    """Sharded validation corpus for grids and evaluation; empty: the training corpus."""
+    endpoint: str = ""
+    """S3 endpoint for s3:// addresses; empty: the AWS default or AWS_ENDPOINT_URL."""
+    image_size: int = 256
+    """Side of the square crops, pixels."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    max_pixels: int = 64_000_000
+    """Largest width x height that is decoded; larger images are refused before decoding."""
+    prefetch_batches: int = 4
+    """Batches that the loader's thread reads ahead."""
+    shuffle_buffer_shards: int = 8
+    """Shards whose samples are mixed with one another."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
+        _require_at_least("data", self, 1, "prefetch_batches")
+        _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    quantizer: Literal["vq"] = "vq"
+    """Quantizer family."""
+    codebook_size: int = 16384
+    """Number of codes K."""
+    code_width: int = 8
+    """Width C of a code."""
+    channels: int = 128
+    """Channels of the first level."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Channel multiplier of each level; each level after the first halves the resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks of an encoder level (the decoder has one more)."""
+    latent_channels: int = 256
+    """Channels between the encoder and the quantizer's 1x1 convolution."""
+    dropout: float = 0.0
+    """Dropout inside residual blocks."""
+    commit_weight: float = 0.25
+    """Weight of the commitment loss."""
+    entropy_weight: float = 0.05
+    """Weight of the entropy term (per-token entropy minus entropy of the mean)."""
+    entropy_temperature: float = 0.01
+    """Temperature of the entropy term's softmax."""
+
+    def __post_init__(self) -> None:
+        names = ("codebook_size", "code_width", "channels", "num_res_blocks", "latent_channels")
+        _require_at_least("tokenizer", self, 1, *names)
+        _require_fraction("tokenizer", self, "dropout")
+        levels = self.channel_multipliers
+        ok = bool(levels) and min(levels) >= 1
+        _require(ok, f"tokenizer.channel_multipliers={list(levels)} must be integers >= 1")
+        for width in sorted({self.channels * m for m in levels}):
+            _require(
+                width % 32 == 0,
+                f"tokenizer.channels={self.channels} with channel_multipliers={list(levels)} "
+                f"gives a level of {width} channels: group norm needs a multiple of 32",
+            )
+        ok = self.entropy_temperature > 0
+        _require(ok, f"tokenizer.entropy_temperature={self.entropy_temperature} must be > 0")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along a side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    width: int = 768
+    """Width D of the residual stream."""
+    num_layers: int = 12
+    """Transformer blocks."""
+    num_heads: int = 12
+    """Attention heads."""
+    num_classes: int = 1000
+    """Classes of the condition; labels are 0 .. num_classes - 1."""
+    residual_dropout: float = 0.1
+    """Dropout of attention and feed-forward outputs on the residual stream."""
+    feed_forward_dropout: float = 0.1
+    """Dropout after the feed-forward's output matrix."""
+    token_dropout: float = 0.1
+    """Dropout of token embeddings."""
+    class_dropout: float = 0.1
+    """Probability that a label becomes the null class, for guidance."""
+    tap_layer: int = 4
+    """The alignment reads the residual stream after this many blocks."""
+
+    def __post_init__(self) -> None:
+        names = ("width", "num_layers", "num_heads", "num_classes", "tap_layer")
+        _require_at_least("generator", self, 1, *names)
+        dropouts = ("residual_dropout", "feed_forward_dropout", "token_dropout", "class_dropout")
+        _require_fraction("generator", self, *dropouts)
+        _require(
+            self.tap_layer <= self.num_layers,
+            f"generator.tap_layer={self.tap_layer} is beyond the depth: "
+            f"generator.num_layers={self.num_layers}",
+        )
+        _require(
+            self.width % (4 * self.num_heads) == 0,
+            f"generator.width={self.width} must be a multiple of 4 x generator.num_heads"
+            f"={self.num_heads}, for rotary pairs of rows and columns in each head",
+        )
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    width: int = 64
+    """Channels of the first layer."""
+    num_layers: int = 3
+    """Stride-2 layers."""
+    weight: float = 0.1
+    """Weight of the adversarial loss in the tokenizer's."""
+    start_step: int = 0
+    """Step of a stage from which the adversarial loss counts (the discriminator trains before)."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("discriminator", self, 1, "width", "num_layers")
+        _require_at_least("discriminator", self, 0, "start_step", "weight")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    l1_weight: float = 1.0
+    """Weight of the mean absolute error."""
+    gradient_weight: float = 0.0
+    """Weight of the mean absolute error of image gradients (the stand-in where LPIPS's \
+weights cannot be had)."""
+    lpips_weight: float = 1.0
+    """Weight of LPIPS; needs `lpips_path`."""
+    lpips_path: str = ""
+    """File with VGG16's features and LPIPS's linear heads; required where lpips_weight > 0."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("losses", self, 0, "l1_weight", "gradient_weight", "lpips_weight")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    name: Literal["dinov2", "convnet"] = "dinov2"
+    """Frozen encoder whose features the tap is aligned to."""
+    path: str = "facebook/dinov2-base"
+    """dinov2: a local folder or hub name; convnet: the file that `gear-dist teacher` wrote."""
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    soft_temperature: float = 0.1
+    """Temperature tau of the soft read-out."""
+    soft_weight: float = 0.5
+    """Weight of the soft alignment in the tokenizer's loss (joint stage)."""
+    hard_weight: float = 0.5
+    """Weight of the hard alignment in the generator's loss; with both weights 0 no teacher \
+is loaded."""
+    projector_width: int = 2048
+    """Hidden width of the projector."""
+
+    def __post_init__(self) -> None:
+        ok = self.soft_temperature > 0
+        _require(ok, f"alignment.soft_temperature={self.soft_temperature} must be > 0")
+        _require_at_least("alignment", self, 0, "soft_weight", "hard_weight")
+        _require_at_least("alignment", self, 1, "projector_width")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.soft_weight > 0 or self.hard_weight > 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "sgd"] = "adamw"
+    """sgd is plain, for comparisons."""
+    tokenizer_lr: float = 1e-4
+    """Learning rate of the tokenizer."""
+    discriminator_lr: float = 1e-4
+    """Learning rate of the discriminator."""
+    generator_lr: float = 1e-4
+    """Learning rate of the generator and its projector."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: int = 0
+    """Steps over which each stage's rates rise linearly from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or cosine to `final_lr_ratio` at the stage's end."""
+    final_lr_ratio: float = 0.1
+    """Where the cosine ends, as a share of the rate."""
+    clip_norm: float = 1.0
+    """Gradient-norm clipping of each engine; 0: off."""
+    ema_decay: float = 0.9999
+    """Decay of the exponential moving averages of tokenizer and generator."""
+
+    def __post_init__(self) -> None:
+        names = ("tokenizer_lr", "discriminator_lr", "generator_lr", "weight_decay", "clip_norm")
+        _require_at_least("optimizer", self, 0, *names, "warmup_steps", "final_lr_ratio")
+        _require_fraction("optimizer", self, "ema_decay")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    steps: int = 0
+    """Optimizer steps; 0: the stage is left out."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("stages.*", self, 0, "steps")
+
+
+@dataclass(frozen=True)
+class StagesConfig:
+    tokenizer: StageConfig = field(default_factory=StageConfig)
+    """Stage 0: tokenizer and discriminator."""
+    joint: StageConfig = field(default_factory=StageConfig)
+    """Stage 1 (GEAR): tokenizer, discriminator, generator and projector."""
+    generator: StageConfig = field(default_factory=StageConfig)
+    """Stage 2, and the baseline LlamaGen-REPA: generator and projector, tokenizer frozen."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.tokenizer.steps + self.joint.steps + self.generator.steps
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    global_batch: int = 256
+    """Images per optimizer step, over all workers."""
+    accumulation: int = 1
+    """Micro-batches that make up a step."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage of all engines."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, fp32 on CPU."""
+    bucket_elements: int = 0
+    """Elements of ZeRO's communication buckets; 0: 5e8 on CUDA, 2e6 on CPU."""
+    kernels: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of the codebook kernels; auto: Triton on CUDA, else blocked torch."""
+    deterministic: bool = False
+    """Only deterministic algorithms; slower on CUDA."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("engine", self, 1, "global_batch", "accumulation")
+        _require_at_least("engine", self, 0, "bucket_elements")
+
+    def micro_batch(self, workers: int) -> int:
+        """Images per worker and micro-batch.
+
+        Raises:
+            ConfigError: the global batch does not divide evenly.
+        """
+        parts = workers * self.accumulation
+        _require(
+            self.global_batch % parts == 0,
+            f"engine.global_batch={self.global_batch} is not divisible by workers x "
+            f"engine.accumulation = {workers} x {self.accumulation}",
+        )
+        return self.global_batch // parts
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 20
+    """Steps between metric records; the only regular host synchronisation."""
+    grid_every_steps: int = 0
+    """Steps between reconstruction and sample grids; 0: at stage ends only."""
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints; one is also written at stage ends and on Ctrl-C."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    usage_window_tokens: int = 65536
+    """Codebook usage counts the codes used by the last this many tokens of all workers."""
+    stop_check_steps: int = 1
+    """Steps between looks at a stop request (each a small collective)."""
+    wandb: Literal["off", "auto"] = "off"
+    """auto: log to Weights & Biases, offline where WANDB_API_KEY is missing."""
+    wandb_project: str = "gear-dist"
+    """Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        names = ("every_steps", "checkpoint_every_steps", "keep_checkpoints", "stop_check_steps")
+        _require_at_least("log", self, 1, *names, "usage_window_tokens")
+        _require_at_least("log", self, 0, "grid_every_steps")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    guidance: float = 2.0
+    """Classifier-free guidance scale s: logits = null + s (class - null); 1: off."""
+    temperature: float = 1.0
+    """Temperature of the token distribution."""
+    top_k: int = 0
+    """Sample among the k likeliest codes; 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest codes that hold this probability mass."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("sampling", self, 0, "guidance", "top_k")
+        _require(self.temperature > 0, f"sampling.temperature={self.temperature} must be > 0")
+        _require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p} must be in (0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. Each part is built from its own section."""
+
+    run: RunSection = field(default_factory=RunSection)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        factor = self.tokenizer.downsampling
+        _require(
+            self.data.image_size % factor == 0,
+            f"data.image_size={self.data.image_size} is not divisible by the tokenizer's "
+            f"downsampling {factor} (tokenizer.channel_multipliers)",
+        )
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along a side."""
+        return self.data.image_size // self.tokenizer.downsampling
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens L per image."""
+        return self.grid_size**2
+
+    def check_trainable(self) -> None:
+        """Raise ConfigError where a run cannot start for want of a setting."""
+        _require(bool(self.data.train), "data.train is empty: name a sharded corpus")
+        ok = self.stages.total_steps > 0
+        _require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
+        _require(
+            self.losses.lpips_weight == 0 or bool(self.losses.lpips_path),
+            f"losses.lpips_weight={self.losses.lpips_weight} needs losses.lpips_path (VGG16 and "
+            "LPIPS weights); without them set losses.lpips_weight=0 losses.gradient_weight=1",
+        )
+
+
+def _leaf_keys(schema: type, prefix: str = "") -> list[str]:
+    hints = typing.get_type_hints(schema)
+    keys: list[str] = []
+    for item in dataclasses.fields(schema):
+        key = prefix + item.name
+        kind = hints[item.name]
+        keys += _leaf_keys(kind, key + ".") if dataclasses.is_dataclass(kind) else [key]
+    return keys
+
+
+def _mapping_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix[:-1]]
+    return [key for name, child in node.items() for key in _mapping_keys(child, f"{prefix}{name}.")]
+
+
+def _check_keys(node: dict[str, Any], where: str) -> None:
+    known = _leaf_keys(RunConfig)
+    sections = {key.rsplit(".", 1)[0] for key in known}
+    for key in _mapping_keys(node):
+        if key in known:
+            continue
+        if key in sections or any(name.startswith(key + ".") for name in known):
+            raise ConfigError(f"{where}: {key} is a section, not a setting: give {key}.NAME=VALUE")
+        last = key.rsplit(".", 1)[-1]
+        close = difflib.get_close_matches(key, known, 1, 0.6) or [
+            name for name in known if name.rsplit(".", 1)[-1] == last
+        ]
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{where}: unknown setting {key}{hint}")
+
+
+def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    if path in seen:
+        raise ConfigError(f"{path}: base files form a circle")
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not readable YAML: {_first_line(error)}") from None
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path}: expected sections such as `data:`, found {type(node).__name__}")
+    bases = node.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    parents = [_read_file((path.parent / base).resolve(), (*seen, path)) for base in bases]
+    return [*(layer for parent in parents for layer in parent), (str(path), node)]
+
+
+def _read_overrides(overrides: list[str]) -> dict[str, Any]:
+    for item in overrides:
+        name, equals, _ = item.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{item!r}: an override is key=value, such as data.image_size=64")
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(overrides)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _build(schema: type, node: Any) -> Any:
+    """Turn merged values back into plain frozen dataclasses, lists into tuples."""
+    hints = typing.get_type_hints(schema)
+    values = {}
+    for item in dataclasses.fields(schema):
+        kind, value = hints[item.name], node[item.name]
+        if dataclasses.is_dataclass(kind):
+            values[item.name] = _build(typing.cast(type, kind), value)
+        else:
+            values[item.name] = tuple(value) if isinstance(value, list) else value
+    return schema(**values)
+
+
+def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
+    _check_keys(node, where)
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(config, node))
+    except ConfigKeyError as error:
+        raise ConfigError(f"{where}: {_first_line(error)}") from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{where}: {key}: {_first_line(error)}") from None
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
+    """Merge defaults, a run file with its bases, and `key=value` overrides.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion), a wrong type, an impossible value.
+    """
+    layers = _read_file(Path(path)) if path is not None else []
+    layers.append(("command line", _read_overrides(overrides or [])))
+    config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
+    for where, node in layers:
+        config = _merge(config, where, node)
+    return _build(RunConfig, OmegaConf.to_container(config, resolve=True))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionary of a configuration, tuples as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML that `load_config` reads back to an equal one."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))

@@ -1,0 +1,37 @@
+"""The autoregressive generator: transformer, projectors, sampling."""
+
+from collections.abc import Sequence
+
+from gear_dist.config import RunConfig
+from gear_dist.generator.aligned import AlignedGenerator, AlignedOutput, build_projector
+from gear_dist.generator.sampling import sample
+from gear_dist.generator.transformer import Generator, SoftTokens
+
+__all__ = [
+    "AlignedGenerator",
+    "AlignedOutput",
+    "Generator",
+    "SoftTokens",
+    "build_aligned_generator",
+    "build_generator",
+    "sample",
+]
+
+
+def build_generator(config: RunConfig) -> Generator:
+    """The generator of a configuration, randomly initialised."""
+    return Generator(
+        config.generator,
+        num_codes=config.tokenizer.codebook_size,
+        grid_size=config.grid_size,
+        kernels=config.engine.kernels,
+    )
+
+
+def build_aligned_generator(config: RunConfig, teacher_widths: Sequence[int]) -> AlignedGenerator:
+    """The generator with one projector a teacher."""
+    generator = build_generator(config)
+    width, hidden = config.generator.width, config.alignment.projector_width
+    return AlignedGenerator(
+        generator, [build_projector(width, hidden, teacher) for teacher in teacher_widths]
+    )

@@ -1,0 +1,44 @@
+"""The generator with its projectors: what one engine trains."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from gear_dist.generator.transformer import Generator, SoftTokens
+
+
+class AlignedOutput(NamedTuple):
+    """One pass of generator and projectors."""
+
+    projected: tuple[Tensor, ...]
+    """Per teacher: (B, L, teacher width)."""
+    cross_entropy: Tensor | None
+    """None where no targets were given."""
+
+
+def build_projector(width: int, hidden: int, teacher_width: int) -> nn.Sequential:
+    """Linear, SiLU, linear, SiLU, linear, all with bias."""
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, teacher_width),
+    )
+
+
+class AlignedGenerator(nn.Module):
+    """One module, so that one engine owns both and the projectors share its clipping."""
+
+    def __init__(self, generator: Generator, projectors: list[nn.Sequential]):
+        super().__init__()
+        self.generator = generator
+        self.projectors = nn.ModuleList(projectors)
+
+    def forward(
+        self, tokens: Tensor | SoftTokens, labels_B: Tensor, targets_BL: Tensor | None = None
+    ) -> AlignedOutput:
+        """See `Generator.forward`; the tap goes through every projector."""
+        out = self.generator(tokens, labels_B, targets_BL)
+        projected = tuple(project(out.tap_BLD) for project in self.projectors)
+        return AlignedOutput(projected, out.cross_entropy)

@@ -1,0 +1,141 @@
+"""Patch discriminator with batch norm over all ranks, and its hinge losses.
+
+Shapes: B images, C channels, H x W positions.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from gear_dist.config import DiscriminatorConfig
+
+INIT_STD = 0.02
+MAX_MULTIPLIER = 8
+SLOPE = 0.2
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduced gradient: exact for data parallelism."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose training statistics are those of all ranks' images.
+
+    torch's own refuses CPU tensors. Communicates in training where there are several ranks:
+    one all-reduce of 2 C + 1 values forward, one backward. Computes in fp32, on x minus the
+    running mean: the variance as E[x^2] - E[x]^2 then loses no digits to a large mean.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x.float()).to(x.dtype)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(x)
+        assert self.running_mean is not None
+        origin = self.running_mean.clone()
+        x = x - origin[None, :, None, None]
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
+        total = _SumOverRanks.apply(sums)
+        channels = x.shape[1]
+        size = total[-1].detach()
+        mean = total[:channels] / size
+        variance = total[channels:-1] / size - mean.square()
+        self._track(mean.detach() + origin, variance.detach(), size)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return x * scale[None, :, None, None] + shift[None, :, None, None]
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, size: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * size / (size - 1), self.momentum)
+
+
+class PatchDiscriminator(nn.Module):
+    """Images (B, 3, H, W) to a map of logits (B, 1, h, w). Source: PatchGAN, arXiv 1611.07004."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        width = config.width
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        channels = width
+        for i in range(1, config.num_layers + 1):
+            stride = 2 if i < config.num_layers else 1
+            wider = width * min(2**i, MAX_MULTIPLIER)
+            layers += [
+                nn.Conv2d(channels, wider, 4, stride, 1, bias=False),
+                SyncBatchNorm(wider),
+                nn.LeakyReLU(SLOPE),
+            ]
+            channels = wider
+        self.main = nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, 1, 1))
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.main(images)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, INIT_STD)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, INIT_STD)
+        nn.init.zeros_(module.bias)
+
+
+class CriticOutput(NamedTuple):
+    """Logit maps of the two passes of a discriminator update."""
+
+    real: Tensor
+    fake: Tensor
+
+
+class Critic(nn.Module):
+    """The discriminator as its engine trains it: both passes in one forward.
+
+    An engine's forward may run once a micro-batch, and the update needs two passes with their
+    own batch statistics.
+    """
+
+    def __init__(self, discriminator: PatchDiscriminator):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, real: Tensor, fake: Tensor) -> CriticOutput:
+        return CriticOutput(self.discriminator(real), self.discriminator(fake))
+
+
+def hinge_loss(out: CriticOutput) -> Tensor:
+    """0.5 (mean relu(1 - real) + mean relu(1 + fake)), fp32 scalar."""
+    real, fake = out.real.float(), out.fake.float()
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adversarial_loss(fake_logits: Tensor) -> Tensor:
+    """-mean of the discriminator's logits on reconstructions, fp32 scalar."""
+    return -fake_logits.float().mean()

@@ -1,0 +1,319 @@
+"""The run folder: everything that a run leaves behind, and the only code that knows its names.
+
+Rank 0 alone writes. Files that are replaced are replaced atomically; metrics.jsonl is appended to,
+one line a record, and a line torn by a kill is dropped when the run goes on.
+"""
+
+import datetime
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
+
+import yaml
+
+from gear_dist.atomic_file import atomic_path, disk_errors, write_atomic
+from gear_dist.config import RunConfig, load_config, save_config, to_dict
+from gear_dist.errors import ConfigError, DataError
+
+State = Literal["running", "done", "interrupted", "failed"]
+
+# Settings that may change between the parts of one run: where and how it runs, what it logs.
+# The embedded object store's port, and so the endpoint, differs from start to start.
+FREE_SETTINGS = re.compile(
+    r"run\.(?!seed$).*|log\..*|sampling\..*|data\.(endpoint|prefetch_batches)"
+)
+_GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
+_GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")
+
+
+class Status(NamedTuple):
+    """How a run stands; `updated` is an ISO 8601 time in UTC."""
+
+    state: State
+    step: int
+    total_steps: int
+    exit_code: int | None = None
+    reason: str = ""
+    updated: str = ""
+
+
+class Grid(NamedTuple):
+    """A picture grid of the run: kind `reconstruction` or `samples`, taken after `step`."""
+
+    kind: str
+    step: int
+    path: Path
+
+
+class RunFolder:
+    """Paths, writers and readers of one run folder. Construction touches no file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.environment_path = self.path / "environment.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.status_path = self.path / "status.json"
+        self.evaluation_path = self.path / "evaluation.json"
+        self.report_path = self.path / "report.html"
+        self.grids = self.path / "grids"
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights"
+        self._metrics_file: TextIO | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
+        """Make the folder, or take up the run that it holds, and write the configuration.
+
+        Raises:
+            ConfigError: the folder holds a run of another configuration (see `check_same_run`), or
+                any run where run.resume=none.
+            StorageError: the folder cannot be written.
+        """
+        folder = cls(path)
+        if folder.holds_run():
+            if config.run.resume == "none":
+                raise ConfigError(
+                    f"run.resume=none, but {folder.path} already holds a run; set another "
+                    "run.name, remove the folder, or use run.resume=auto to continue it"
+                )
+            folder.check_same_run(config)
+        with disk_errors(folder.path):
+            for part in (folder.path, folder.grids, folder.checkpoints, folder.weights):
+                part.mkdir(parents=True, exist_ok=True)
+        folder.write_config(config)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Open a finished or running run for reading.
+
+        Raises:
+            DataError: there is no run folder at `path`.
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise DataError(f"{folder.path}: no such run folder")
+        if not folder.config_path.is_file():
+            raise DataError(f"{folder.path}: not a run folder (it has no config.yaml)")
+        return folder
+
+    def holds_run(self) -> bool:
+        """Whether something was trained here: a start that failed before that may be redone."""
+        if not self.config_path.is_file():
+            return False
+        trained = self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
+        return trained or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
+    def check_same_run(self, config: RunConfig) -> None:
+        """Refuse a configuration that defines another run than the folder's.
+
+        All settings define the run but `FREE_SETTINGS`; the steps of a stage may grow.
+
+        Raises:
+            ConfigError: names each setting that differs, both values, and the fix.
+        """
+        old = {**flatten(to_dict(RunConfig())), **flatten(self.read_config_dict())}
+        new = flatten(to_dict(config))
+        differing = [
+            f"{key}={new[key]} (the run has {old[key]})"
+            for key in new
+            if _defines_another_run(key, old[key], new[key])
+        ]
+        if differing:
+            raise ConfigError(
+                f"{self.path} holds a run of another configuration: {', '.join(differing)}; set "
+                "another run.name, or restore these settings (stages may only grow), or remove "
+                "the folder"
+            )
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml, the resolved configuration."""
+        with atomic_path(self.config_path) as temporary:
+            save_config(config, temporary)
+
+    def read_config(self) -> RunConfig:
+        """Read config.yaml back; ConfigError where another version's settings do not fit."""
+        return load_config(self.config_path)
+
+    def read_config_dict(self) -> dict[str, Any]:
+        """Read config.yaml as plain data, whatever version wrote it."""
+        try:
+            node = yaml.safe_load(self.config_path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{self.config_path}: not readable: {_one_line(error)}") from None
+        if not isinstance(node, dict):
+            raise ConfigError(f"{self.config_path}: expected sections such as `data:`")
+        return node
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write environment.json; see `gear_dist.environment.collect_environment`."""
+        write_atomic(self.environment_path, to_json(environment, indent=2) + "\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read environment.json; empty where there is none."""
+        return _read_json(self.environment_path) or {}
+
+    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Write evaluation.json."""
+        write_atomic(self.evaluation_path, to_json(evaluation, indent=2) + "\n")
+
+    def read_evaluation(self) -> dict[str, Any] | None:
+        """Read evaluation.json; None where the run has not been evaluated."""
+        return _read_json(self.evaluation_path)
+
+    def write_status(
+        self,
+        state: State,
+        step: int,
+        total_steps: int,
+        *,
+        exit_code: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """Replace status.json atomically; `updated` is now."""
+        updated = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        status = Status(state, step, total_steps, exit_code, reason, updated)
+        write_atomic(self.status_path, to_json(status._asdict()) + "\n")
+
+    def read_status(self) -> Status | None:
+        """Read status.json; None where the run has not started."""
+        node = _read_json(self.status_path)
+        known = {key: value for key, value in (node or {}).items() if key in Status._fields}
+        return Status(**known) if {"state", "step", "total_steps"} <= set(known) else None
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl, visible to readers when this returns.
+
+        Numbers that are not finite are written as null, so that each line is JSON. Tensors of one
+        element are accepted, and synchronise: pass floats.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with disk_errors(self.metrics_path):
+            if self._metrics_file is None:
+                self._drop_torn_line()
+                self._metrics_file = self.metrics_path.open("a", buffering=1, encoding="utf-8")
+            self._metrics_file.write(to_json(record) + "\n")
+            self._metrics_file.flush()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records in order; a torn or unreadable line is left out."""
+        return list(self._records())
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Drop the records of steps beyond `after_step`, which a resumed run takes again."""
+        if not self.metrics_path.is_file():
+            return
+        self.close()
+        kept = [to_json(record) for record in self._records() if record["step"] <= after_step]
+        write_atomic(self.metrics_path, "".join(line + "\n" for line in kept))
+
+    def rewind(self, step: int) -> None:
+        """Drop what the run did after `step`, when it resumes there: metrics records and grids."""
+        self.truncate_metrics(step)
+        with disk_errors(self.grids):
+            for grid in self.list_grids():
+                if grid.step > step:
+                    grid.path.unlink()
+
+    def reconstruction_grid_path(self, step: int) -> Path:
+        """Where the grid of originals and reconstructions after `step` belongs."""
+        return self.grids / f"reconstruction-{step:07d}.png"
+
+    def sample_grid_path(self, step: int) -> Path:
+        """Where the grid of generated images after `step` belongs."""
+        return self.grids / f"samples-{step:07d}.png"
+
+    def list_grids(self, kind: str = "") -> list[Grid]:
+        """The grids by step, of one kind or of all."""
+        found = [(_GRID_NAME.fullmatch(path.name), path) for path in self.grids.glob("*.png")]
+        grids = [Grid(match["kind"], int(match["step"]), path) for match, path in found if match]
+        return sorted(grid for grid in grids if kind in ("", grid.kind))
+
+    def close(self) -> None:
+        """Close metrics.jsonl; a later append opens it again."""
+        if self._metrics_file is not None:
+            self._metrics_file.close()
+            self._metrics_file = None
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics_path.is_file():
+            return
+        with self.metrics_path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                record = _parse(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
+
+    def _drop_torn_line(self) -> None:
+        if not self.metrics_path.is_file():
+            return
+        data = self.metrics_path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            write_atomic(self.metrics_path, data[:whole])
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys: {"data": {"flip": 0.5}} gives {"data.flip": 0.5}."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: numbers that are not finite become null, paths text, scalars floats."""
+    return json.dumps(_plain(value), allow_nan=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _defines_another_run(key: str, old: Any, new: Any) -> bool:
+    if FREE_SETTINGS.fullmatch(key):
+        return False
+    if _GROWING_SETTINGS.fullmatch(key):
+        return new < old
+    return old != new
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        node = _parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable: {_one_line(error)}") from None
+    if not isinstance(node, dict):
+        raise DataError(f"{path}: not a JSON object; remove the file to go without it")
+    return node
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

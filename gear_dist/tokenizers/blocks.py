@@ -1,0 +1,183 @@
+"""Convolutional encoder and decoder of the VQ tokenizer, under the public checkpoints' key names.
+
+Shapes: B images, C channels, H x W positions.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_GROUPS = 32
+NORM_EPS = 1e-6
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm as everywhere in the tokenizers."""
+    return nn.GroupNorm(NUM_GROUPS, channels, eps=NORM_EPS)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, 3x3 convolution, twice, plus the input: (B, C_in, H, W) -> (B, C_out, H, W)."""
+
+    def __init__(self, channels_in: int, channels_out: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.nin_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over positions, plus the input: (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (project(normed).flatten(2) for project in (self.q, self.k, self.v))
+        affinity = torch.bmm(q.transpose(1, 2), k) / math.sqrt(x.shape[1])
+        weights = torch.softmax(affinity.float(), dim=-1).to(v.dtype)
+        attended = torch.bmm(v, weights.transpose(1, 2))
+        return x + self.proj_out(attended.view_as(x))
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: one zero row below and column right, 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, attention after each where asked, then resampling."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        dropout: float,
+        *,
+        attention: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+    ):
+        super().__init__()
+        pairs = list(itertools.pairwise(channels))
+        self.res = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairs)
+        self.attn = nn.ModuleList(AttentionBlock(b) for _, b in pairs if attention)
+        if downsample:
+            self.downsample = Downsample(channels[-1])
+        if upsample:
+            self.upsample = Upsample(channels[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn) > 0:
+                x = self.attn[i](x)
+        for name in ("downsample", "upsample"):
+            if name in self._modules:
+                x = self._modules[name](x)  # type: ignore[misc]
+        return x
+
+
+def _middle(channels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels, dropout),
+        AttentionBlock(channels),
+        ResidualBlock(channels, channels, dropout),
+    )
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> latents (B, latent_channels, H / f, W / f)."""
+
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], blocks: int, latent: int, dropout: float
+    ):
+        super().__init__()
+        widths = [channels * m for m in multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.conv_blocks = nn.ModuleList(
+            Level(
+                [channels if i == 0 else widths[i - 1]] + [width] * blocks,
+                dropout,
+                attention=i == last,
+                downsample=i < last,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid = _middle(widths[-1], dropout)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], latent, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.conv_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent_channels, H / f, W / f) -> images (B, 3, H, W)."""
+
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], blocks: int, latent: int, dropout: float
+    ):
+        super().__init__()
+        widths = [channels * m for m in reversed(multipliers)]  # lowest resolution first
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(latent, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0], dropout)
+        self.conv_blocks = nn.ModuleList(
+            Level(
+                [widths[max(i - 1, 0)]] + [width] * (blocks + 1),
+                dropout,
+                attention=i == 0,
+                upsample=i < last,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in self.conv_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
