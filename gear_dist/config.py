@@ -85,10 +85,12 @@ class DataConfig:
     """Batches that the loader's thread reads ahead."""
     shuffle_buffer_shards: int = 8
     """Shards whose samples are mixed with one another."""
+    decode_threads: int = 2
+    """Threads of a worker that decode images; what it yields does not depend on it."""
 
     def __post_init__(self) -> None:
         _require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
-        _require_at_least("data", self, 1, "prefetch_batches")
+        _require_at_least("data", self, 1, "prefetch_batches", "decode_threads")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
 
 
@@ -201,9 +203,11 @@ class LossConfig:
     """Weight of the mean absolute error of image gradients (the stand-in where LPIPS's \
 weights cannot be had)."""
     lpips_weight: float = 1.0
-    """Weight of LPIPS; needs `lpips_path`."""
-    lpips_path: str = ""
-    """File with VGG16's features and LPIPS's linear heads; required where lpips_weight > 0."""
+    """Weight of LPIPS; needs both files below."""
+    lpips_vgg16_path: str = ""
+    """torchvision's VGG16 weights (keys features.N.weight); only the convolutions are used."""
+    lpips_heads_path: str = ""
+    """LPIPS's linear heads for VGG16 (keys linN.model.1.weight)."""
 
     def __post_init__(self) -> None:
         _require_at_least("losses", self, 0, "l1_weight", "gradient_weight", "lpips_weight")
@@ -417,10 +421,12 @@ class RunConfig:
         _require(bool(self.data.train), "data.train is empty: name a sharded corpus")
         ok = self.stages.total_steps > 0
         _require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
+        losses = self.losses
         _require(
-            self.losses.lpips_weight == 0 or bool(self.losses.lpips_path),
-            f"losses.lpips_weight={self.losses.lpips_weight} needs losses.lpips_path (VGG16 and "
-            "LPIPS weights); without them set losses.lpips_weight=0 losses.gradient_weight=1",
+            losses.lpips_weight == 0 or bool(losses.lpips_vgg16_path and losses.lpips_heads_path),
+            f"losses.lpips_weight={losses.lpips_weight} needs losses.lpips_vgg16_path and "
+            "losses.lpips_heads_path; without those files set losses.lpips_weight=0 "
+            "losses.gradient_weight=1",
         )
 
 
@@ -534,6 +540,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def config_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML that `load_config` reads back to an equal one."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+    """Write the resolved configuration; see `config_yaml`."""
+    path.write_text(config_yaml(config))

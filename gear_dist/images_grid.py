@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gear_dist.atomic_file import atomic_path
+from gear_dist.storage import atomic_file
 
 _GAP = 4
-_CAPTION_HEIGHT = 16
-_FONT_SIZE = 12
-_BACKGROUND = (255, 255, 255)
-_INK = (60, 60, 60)
+_CAPTION_HEIGHT = 19
+_FONT_SIZE = 14
+# Gaps are transparent and captions mid-grey: legible on a light page and on a dark one.
+_BACKGROUND = (255, 255, 255, 0)
+_INK = (122, 122, 122, 255)
 _MIN_TILE = 96
 
 
@@ -41,11 +42,9 @@ def save_grid(
         ValueError: another dtype or shape, or a number of captions that does not fit.
         StorageError: the disk refuses.
     """
-    path = Path(path)
     grid = compose_grid(images, columns, captions=captions, scale=scale)
-    with atomic_path(path) as temporary:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(temporary, format="PNG", optimize=True)
+    with atomic_file(Path(path)) as stream:
+        grid.save(stream, format="PNG", optimize=True)
 
 
 def compose_grid(
@@ -55,7 +54,7 @@ def compose_grid(
     captions: Sequence[str] | None = None,
     scale: int | None = None,
 ) -> Image.Image:
-    """The grid of `save_grid` as an RGB image."""
+    """The grid of `save_grid` as an RGBA image, its gaps transparent."""
     array = _channels_last(images)
     if captions is not None and len(captions) != len(array):
         raise ValueError(f"{len(captions)} captions for {len(array)} images")
@@ -68,7 +67,7 @@ def compose_grid(
     pitch = height + _GAP + (_CAPTION_HEIGHT if captions is not None else 0)
     rows = math.ceil(len(array) / columns)
     size = (columns * (width + _GAP) + _GAP, rows * pitch + _GAP)
-    grid = Image.new("RGB", size, _BACKGROUND)
+    grid = Image.new("RGBA", size, _BACKGROUND)
     draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(_FONT_SIZE)
     for index, image in enumerate(array):

@@ -5,25 +5,29 @@ one line a record, and a line torn by a kill is dropped when the run goes on.
 """
 
 import datetime
+import errno
 import json
 import math
+import numbers
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from gear_dist.atomic_file import atomic_path, disk_errors, write_atomic
-from gear_dist.config import RunConfig, load_config, save_config, to_dict
-from gear_dist.errors import ConfigError, DataError
+from gear_dist.config import RunConfig, config_yaml, load_config, to_dict
+from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.storage import FileStorage, write_file
 
 State = Literal["running", "done", "interrupted", "failed"]
 
 # Settings that may change between the parts of one run: where and how it runs, what it logs.
 # The embedded object store's port, and so the endpoint, differs from start to start.
 FREE_SETTINGS = re.compile(
-    r"run\.(?!seed$).*|log\..*|sampling\..*|data\.(endpoint|prefetch_batches)"
+    r"run\.(?!seed$).*|log\..*|sampling\..*|data\.(endpoint|prefetch_batches|decode_threads)"
 )
 _GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
 _GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")
@@ -62,28 +66,22 @@ class RunFolder:
         self.grids = self.path / "grids"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights"
-        self._metrics_file: TextIO | None = None
+        self._metrics_file: FileIO | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
         """Make the folder, or take up the run that it holds, and write the configuration.
 
         Raises:
-            ConfigError: the folder holds a run of another configuration (see `check_same_run`), or
-                any run where run.resume=none.
+            ConfigError: see `check_may_start`.
             StorageError: the folder cannot be written.
         """
         folder = cls(path)
-        if folder.holds_run():
-            if config.run.resume == "none":
-                raise ConfigError(
-                    f"run.resume=none, but {folder.path} already holds a run; set another "
-                    "run.name, remove the folder, or use run.resume=auto to continue it"
-                )
-            folder.check_same_run(config)
-        with disk_errors(folder.path):
+        folder.check_may_start(config)
+        with _disk_errors(folder.path):
             for part in (folder.path, folder.grids, folder.checkpoints, folder.weights):
                 part.mkdir(parents=True, exist_ok=True)
+            FileStorage(folder.path).remove_leftovers()
         folder.write_config(config)
         return folder
 
@@ -107,6 +105,23 @@ class RunFolder:
             return False
         trained = self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
         return trained or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
+    def check_may_start(self, config: RunConfig) -> bool:
+        """Whether a run of this configuration would go on here (else it would be new).
+
+        Raises:
+            ConfigError: the folder holds a run of another configuration (see `check_same_run`), or
+                any run where run.resume=none.
+        """
+        if not self.holds_run():
+            return False
+        if config.run.resume == "none":
+            raise ConfigError(
+                f"run.resume=none, but {self.path} already holds a run; set another "
+                "run.name, remove the folder, or use run.resume=auto to continue it"
+            )
+        self.check_same_run(config)
+        return True
 
     def check_same_run(self, config: RunConfig) -> None:
         """Refuse a configuration that defines another run than the folder's.
@@ -132,8 +147,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, the resolved configuration."""
-        with atomic_path(self.config_path) as temporary:
-            save_config(config, temporary)
+        write_file(self.config_path, config_yaml(config).encode())
 
     def read_config(self) -> RunConfig:
         """Read config.yaml back; ConfigError where another version's settings do not fit."""
@@ -151,7 +165,7 @@ class RunFolder:
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write environment.json; see `gear_dist.environment.collect_environment`."""
-        write_atomic(self.environment_path, to_json(environment, indent=2) + "\n")
+        _write_json(self.environment_path, environment)
 
     def read_environment(self) -> dict[str, Any]:
         """Read environment.json; empty where there is none."""
@@ -159,7 +173,7 @@ class RunFolder:
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write evaluation.json."""
-        write_atomic(self.evaluation_path, to_json(evaluation, indent=2) + "\n")
+        _write_json(self.evaluation_path, evaluation)
 
     def read_evaluation(self) -> dict[str, Any] | None:
         """Read evaluation.json; None where the run has not been evaluated."""
@@ -177,7 +191,7 @@ class RunFolder:
         """Replace status.json atomically; `updated` is now."""
         updated = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         status = Status(state, step, total_steps, exit_code, reason, updated)
-        write_atomic(self.status_path, to_json(status._asdict()) + "\n")
+        _write_json(self.status_path, status._asdict())
 
     def read_status(self) -> Status | None:
         """Read status.json; None where the run has not started."""
@@ -194,12 +208,17 @@ class RunFolder:
         Raises:
             StorageError: the disk refuses.
         """
-        with disk_errors(self.metrics_path):
-            if self._metrics_file is None:
-                self._drop_torn_line()
-                self._metrics_file = self.metrics_path.open("a", buffering=1, encoding="utf-8")
-            self._metrics_file.write(to_json(record) + "\n")
-            self._metrics_file.flush()
+        line = (to_json(record) + "\n").encode()
+        try:
+            with _disk_errors(self.metrics_path):
+                if self._metrics_file is None:
+                    self._drop_torn_line()
+                    self._metrics_file = self.metrics_path.open("ab", buffering=0)
+                while line:  # a disk that fills up takes a part first and fails at the next call
+                    line = line[self._metrics_file.write(line) :]
+        except StorageError:
+            self.close()  # the next append looks for a torn line first
+            raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records in order; a torn or unreadable line is left out."""
@@ -211,12 +230,12 @@ class RunFolder:
             return
         self.close()
         kept = [to_json(record) for record in self._records() if record["step"] <= after_step]
-        write_atomic(self.metrics_path, "".join(line + "\n" for line in kept))
+        write_file(self.metrics_path, "".join(line + "\n" for line in kept).encode())
 
     def rewind(self, step: int) -> None:
         """Drop what the run did after `step`, when it resumes there: metrics records and grids."""
         self.truncate_metrics(step)
-        with disk_errors(self.grids):
+        with _disk_errors(self.grids):
             for grid in self.list_grids():
                 if grid.step > step:
                     grid.path.unlink()
@@ -256,7 +275,7 @@ class RunFolder:
         data = self.metrics_path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
-            write_atomic(self.metrics_path, data[:whole])
+            write_file(self.metrics_path, data[:whole])
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -271,7 +290,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: numbers that are not finite become null, paths text, scalars floats."""
+    """Strict JSON: numbers that are not finite are null, one-element tensors floats, else text."""
     return json.dumps(_plain(value), allow_nan=False, indent=indent)
 
 
@@ -282,9 +301,12 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, Path):
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
         return str(value)
-    number = float(value)
     return number if math.isfinite(number) else None
 
 
@@ -294,6 +316,26 @@ def _defines_another_run(key: str, old: Any, new: Any) -> bool:
     if _GROWING_SETTINGS.fullmatch(key):
         return new < old
     return old != new
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError that names the file and the fix."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "the disk is full; free some space and run the same command again"
+        elif isinstance(error, FileExistsError | NotADirectoryError):
+            fix = "a file is where a folder is needed; move it or set another run.root"
+        else:
+            fix = f"cannot be written ({error.strerror}); set run.root to a folder you may write"
+        raise StorageError(f"{where}: {fix}") from None
+
+
+def _write_json(path: Path, node: Mapping[str, Any]) -> None:
+    write_file(path, (to_json(node, indent=2) + "\n").encode())
 
 
 def _parse(line: str) -> Any:

@@ -118,7 +118,9 @@ def _terminal_line(progress: Progress, eta_s: float) -> str:
     parts.append(f"{format_duration(eta_s)} left")
     losses = main_losses(metrics)
     if losses:
-        parts.append(" ".join(f"{SHORT_NAMES.get(name, name)} {value:.3f}" for name, value in losses))
+        parts.append(
+            " ".join(f"{SHORT_NAMES.get(name, name)} {value:.3f}" for name, value in losses)
+        )
     usage = format_usage(metrics)
     return " | ".join([*parts, usage] if usage else parts)
 

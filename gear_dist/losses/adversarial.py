@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H x W positions.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -108,15 +106,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class CriticOutput(NamedTuple):
-    """Logit maps of the two passes of a discriminator update."""
-
-    real: Tensor
-    fake: Tensor
-
-
 class Critic(nn.Module):
-    """The discriminator as its engine trains it: both passes in one forward.
+    """The discriminator as its engine trains it: several batches in one forward.
 
     An engine's forward may run once a micro-batch, and the update needs two passes with their
     own batch statistics.
@@ -126,13 +117,14 @@ class Critic(nn.Module):
         super().__init__()
         self.discriminator = discriminator
 
-    def forward(self, real: Tensor, fake: Tensor) -> CriticOutput:
-        return CriticOutput(self.discriminator(real), self.discriminator(fake))
+    def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        """One logit map a batch of images."""
+        return tuple(self.discriminator(images) for images in batches)
 
 
-def hinge_loss(out: CriticOutput) -> Tensor:
+def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """0.5 (mean relu(1 - real) + mean relu(1 + fake)), fp32 scalar."""
-    real, fake = out.real.float(), out.fake.float()
+    real, fake = real_logits.float(), fake_logits.float()
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 

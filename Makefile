@@ -1,0 +1,72 @@
+# The front door. `make` lists the targets; variables are given as in `make train RUN=first SEED=1`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread a process is fastest on few cores, and keeps parallel tests out of each other's way.
+TEST_ENV := OMP_NUM_THREADS=1 RAY_memory_monitor_refresh_ms=0
+PYTEST := $(TEST_ENV) $(BIN)/pytest -q -m "not slow and not network"
+
+DATA ?=
+RUN ?=
+SEED ?=
+ARGS ?=
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+.PHONY: setup
+setup: $(STAMP) ## the environment in .venv, versions of requirements.lock
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gear-dist needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c requirements.lock -e '.[dev]'
+	@touch $@
+
+.PHONY: train
+train: $(STAMP) ## train on made-up images, or on DATA=FOLDER; also RUN=, SEED=, ARGS='key=value ...'
+	@$(BIN)/gear-dist quickstart $(if $(DATA),--data '$(DATA)') $(if $(RUN),--run-name '$(RUN)') \
+		$(if $(SEED),--seed '$(SEED)') $(ARGS)
+
+.PHONY: test
+test: lint test-unit test-kernels test-distributed test-integration ## lint and all tests but the slow ones
+
+.PHONY: test-unit test-kernels test-distributed test-integration
+test-unit: $(STAMP) ## tests of single parts
+	$(PYTEST) tests/unit
+test-kernels: $(STAMP) ## kernels against their reference
+	$(PYTEST) tests/kernels
+test-distributed: $(STAMP) ## several real processes, Ray
+	$(PYTEST) tests/distributed
+test-integration: $(STAMP) ## the real entry points
+	$(PYTEST) tests/integration
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+.PHONY: bench
+bench: $(STAMP) ## benchmarks of the kernels, as a table
+	$(TEST_ENV) $(BIN)/python -m bench
+
+.PHONY: soak
+soak: $(STAMP) ## the slow tests
+	$(TEST_ENV) $(BIN)/pytest -m slow tests
+
+.PHONY: clean
+clean: ## remove caches and what quickstart made (.gear); keeps runs/ and .venv
+	if test -x $(BIN)/gear-dist && test -d .gear; then $(BIN)/gear-dist store stop; fi
+	rm -rf .gear build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

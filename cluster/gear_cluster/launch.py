@@ -1,0 +1,65 @@
+"""Starts a run where its configuration says: in this process or on Ray. One worker function."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from gear_cluster.local_launch import Worker, launch_local
+from gear_dist.config import RunConfig
+from gear_dist.errors import EXIT_INTERRUPTED, UserError
+from gear_dist.host import Host, Outcome
+from gear_dist.run_folder import RunFolder, State
+
+
+def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = False) -> Outcome:
+    """Train as `config.run.launcher` says and return how it ended.
+
+    Args:
+        config: the resolved configuration.
+        worker: runs in every process; default: the trainer's `train_worker`.
+        verbose: show Ray's and the workers' own output too.
+
+    Raises:
+        UserError: of any worker, with its class and message; a crash of a worker as one line.
+    """
+    with _settled_status(config):
+        outcome = _dispatch(config, worker or train, verbose)
+    if outcome.state == "interrupted":
+        _settle(config, "interrupted", EXIT_INTERRUPTED, outcome.reason)
+    return outcome
+
+
+def train(config: RunConfig, host: Host) -> Outcome:
+    """The trainer's worker function; DeepSpeed is imported where it runs, not in Ray's driver."""
+    from gear_dist.trainer import train_worker
+
+    return train_worker(config, host)
+
+
+def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> Outcome:
+    if config.run.launcher == "local":
+        return launch_local(config, worker)
+    from gear_cluster.ray_launch import launch_ray
+
+    return launch_ray(config, worker, verbose=verbose)
+
+
+@contextlib.contextmanager
+def _settled_status(config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        _settle(config, "failed", error.exit_code, str(error))
+        raise
+    except Exception as error:
+        _settle(config, "failed", 1, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _settle(config: RunConfig, state: State, exit_code: int, reason: str) -> None:
+    """Correct a status.json that still says `running`, because its writer is gone."""
+    folder = RunFolder(config.run.folder)
+    status = folder.read_status()
+    if status is None or status.state != "running" or os.environ.get("RANK", "0") != "0":
+        return
+    folder.write_status(state, status.step, status.total_steps, exit_code=exit_code, reason=reason)

@@ -1,0 +1,51 @@
+"""`gear-dist train CONFIG [key=value ...]`."""
+
+import argparse
+from typing import Any
+
+from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `train` to the command line."""
+    train = subparsers.add_parser(
+        "train",
+        help="train, or go on with a run",
+        description="Train as CONFIG says, or go on from the newest checkpoint of its run folder. "
+        "Ctrl-C stops with a checkpoint; a second one stops at once.",
+        epilog="Example: gear-dist train configs/demo.yaml run.name=first data.train=s3://gear/train",
+    )
+    train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+    train.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the configuration, the shards and an estimate of memory; train nothing",
+    )
+    train.add_argument(
+        "--verbose", action="store_true", help="show Ray's and the workers' own output too"
+    )
+    train.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from gear_cluster.launch import launch
+    from gear_dist.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    config.check_trainable()
+    if args.dry_run:
+        from gear_cluster.dry_run import dry_run
+
+        dry_run(config)
+        return EXIT_DONE
+    outcome = launch(config, verbose=args.verbose)
+    if outcome.state == "interrupted":
+        print(
+            f"interrupted at step {outcome.step} ({outcome.reason}); run the same command to go on"
+        )
+        return EXIT_INTERRUPTED
+    print(f"done: {outcome.step} steps; run folder {config.run.folder}")
+    return EXIT_DONE

@@ -1,0 +1,7 @@
+"""`python -m gear_dist` is `gear-dist`."""
+
+import sys
+
+from gear_dist.cli import main
+
+sys.exit(main())

@@ -1,0 +1,96 @@
+"""The `gear-dist` command: collects the rooms' commands, turns user errors into one line.
+
+Stands above everything; nothing imports it.
+"""
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError
+from gear_dist.source_tree import use_source_tree
+
+EXIT_SIGINT = 130
+
+# Each module has add_commands(subparsers); help lists the commands in this order.
+COMMAND_MODULES = (
+    "gear_cluster.quickstart_cli",
+    "gear_cluster.train_cli",
+    "gear_dist.generation_cli",
+    "gear_dist.evaluation.cli",
+    "gear_dist.report.cli",
+    "gear_dist.teachers.cli",
+    "gear_data_prep.cli",
+    "gear_cluster.store_cli",
+    "gear_dist.doctor",
+)
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
+    """The whole command line and the names of its commands."""
+    parser = argparse.ArgumentParser(
+        prog="gear-dist",
+        description="Train a visual tokenizer and an autoregressive generator jointly.",
+        epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 numeric failure, 5 storage, "
+        "75 interrupted (run the same command to go on), 1 anything else.",
+    )
+    parser.add_argument("--version", action="version", version=f"gear-dist {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMAND_MODULES:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:  # TEMPORARY until every room has landed
+            if error.name and name.startswith(error.name):
+                continue
+            raise
+        module.add_commands(commands)
+    return parser, tuple(commands.choices)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("gear-dist")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; `key=value` may stand before and after options.
+
+    Raises:
+        ConfigError: an unknown command, with the nearest known one.
+    """
+    parser, names = build_parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in names:
+        close = difflib.get_close_matches(argv[0], names, 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
+        raise ConfigError(f"unknown command {argv[0]!r}; {hint}")
+    args, rest = parser.parse_known_args(argv)
+    # argparse gives a list of positionals no word that follows an option.
+    takes_overrides = hasattr(args, "overrides")
+    late = [word for word in rest if takes_overrides and "=" in word and word[0] != "-"]
+    unknown = [word for word in rest if word not in late]
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; unexpected exceptions keep their traceback."""
+    use_source_tree()
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = parse(words)
+        return args.run(args)
+    except UserError as error:
+        print(f"gear-dist: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("gear-dist: interrupted", file=sys.stderr)
+        resumable = bool(words) and words[0] in ("train", "quickstart")
+        return EXIT_INTERRUPTED if resumable else EXIT_SIGINT

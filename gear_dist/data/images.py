@@ -1,0 +1,99 @@
+"""Image bytes to RGB pixels of the training size. PIL only: no torch."""
+
+import io
+import struct
+import warnings
+
+import numpy as np
+from PIL import Image
+
+MAX_ASPECT = 50
+"""Longer images are refused: resized by their short side they would be enormous."""
+
+_PIL_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    OverflowError,
+    struct.error,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ZeroDivisionError,
+    Image.DecompressionBombError,
+)
+"""What PIL's plugins raise for bytes that are no image, or a damaged one."""
+
+# PIL's own warning has a fixed limit; `max_pixels` is ours, and checked for every image.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImageError(ValueError):
+    """Bytes that do not decode to an acceptable image; the message says why."""
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode to RGB at full resolution (no DCT scaling: that would change pixels).
+
+    Args:
+        data: an encoded image.
+        max_pixels: larger images are refused by their header, before decoding.
+
+    Raises:
+        BadImageError: empty, too large, too long, not an image, truncated or damaged.
+    """
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BadImageError(f"{width} x {height} pixels exceed max_pixels = {max_pixels}")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise BadImageError(f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1")
+        image.load()
+        return _to_rgb(image)
+    except BadImageError:
+        raise
+    except _PIL_ERRORS as error:
+        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        # PIL names the in-memory file by its address, which no two runs share.
+        raise BadImageError(f"does not decode: {why.split(' <_io')[0]}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # PIL clips 16-bit greys at 255; their high byte is the picture.
+        high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(high.astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """Bicubic (antialiased) resize so that the short side is `size`; the long side rounds down."""
+    width, height = image.size
+    short = min(width, height)
+    if short == size:
+        return image
+    target = (max(size, size * width // short), max(size, size * height // short))
+    return image.resize(target, Image.Resampling.BICUBIC)
+
+
+def crop(
+    image: Image.Image, size: int, *, left: float = 0.5, top: float = 0.5, flip: bool = False
+) -> Image.Image:
+    """A size x size crop, and a horizontal flip.
+
+    Args:
+        image: both sides at least `size`.
+        size: side of the crop, pixels.
+        left: position in [0, 1) among the possible left edges; 0.5: the centre.
+        top: the same for the upper edge.
+        flip: whether to mirror left and right.
+    """
+    width, height = image.size
+    x, y = int(left * (width - size + 1)), int(top * (height - size + 1))
+    if (width, height) != (size, size):
+        image = image.crop((x, y, x + size, y + size))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image

@@ -1,0 +1,168 @@
+"""The manifest of a sharded corpus: what it holds, shard by shard and sample by sample. No torch.
+
+ROOT/shards/000000.tar          webdataset tars
+ROOT/manifest/samples.parquet   a row a sample (SAMPLES_SCHEMA)
+ROOT/manifest/shards.parquet    a row a shard (SHARDS_SCHEMA)
+ROOT/manifest/dataset.json      the facts; published last, so its presence means "complete"
+"""
+
+import io
+import json
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from gear_dist.errors import DataError
+from gear_dist.storage import Storage
+
+SCHEMA_VERSION = 1
+DATASET_KEY = "manifest/dataset.json"
+SAMPLES_KEY = "manifest/samples.parquet"
+SHARDS_KEY = "manifest/shards.parquet"
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("class_index", pa.int32()),  # -1: no class
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("xxh3", pa.string()),  # hex xxh3-128 of the image's bytes
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # of the image's bytes in the tar
+        ("caption_chars", pa.int32()),
+    ]
+)
+SHARDS_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("name", pa.string()),
+        ("samples", pa.int64()),
+        ("bytes", pa.int64()),
+        ("xxh3", pa.string()),  # hex xxh3-128 of the whole tar
+    ]
+)
+
+
+class ShardInfo(NamedTuple):
+    """A row of the shards table."""
+
+    shard: int
+    name: str
+    """File name under shards/."""
+    samples: int
+    bytes: int
+    xxh3: str
+
+    @property
+    def key(self) -> str:
+        """The shard's object key."""
+        return f"shards/{self.name}"
+
+
+class DatasetFacts(NamedTuple):
+    """dataset.json."""
+
+    schema_version: int
+    num_samples: int
+    num_shards: int
+    classes: tuple[str, ...]
+    """Class names in the order of their indices."""
+    attributes: dict[str, int]
+    """Number of values of each attribute that every sample has; values are 0 .. number - 1."""
+    source: str
+    settings: dict[str, Any]
+    plan_hash: str
+    tool_version: str
+    checksums: dict[str, str]
+    """Hex xxh3-128 of the manifest's other files by key."""
+
+
+class Manifest(NamedTuple):
+    """A corpus that is complete."""
+
+    facts: DatasetFacts
+    shards: tuple[ShardInfo, ...]
+
+
+def load_manifest(storage: Storage) -> Manifest:
+    """Read dataset.json and the shards table, and check that they agree.
+
+    Raises:
+        DataError: no finished corpus there, a damaged manifest, another schema version.
+    """
+    facts = _load_facts(storage)
+    table = _load_table(storage, facts, SHARDS_KEY, SHARDS_SCHEMA)
+    shards = tuple(ShardInfo(**row) for row in table.to_pylist())
+    found = (len(shards), sum(shard.samples for shard in shards))
+    if found != (facts.num_shards, facts.num_samples):
+        _damaged(storage, SHARDS_KEY, "its counts differ from dataset.json's")
+    if [shard.shard for shard in shards] != list(range(len(shards))):
+        _damaged(storage, SHARDS_KEY, "shards are not numbered 0, 1, ...")
+    return Manifest(facts, shards)
+
+
+def load_samples(storage: Storage) -> pa.Table:
+    """The samples table (SAMPLES_SCHEMA), rows in the order of shards and of samples in them.
+
+    Raises:
+        DataError: as `load_manifest`.
+    """
+    facts = _load_facts(storage)
+    table = _load_table(storage, facts, SAMPLES_KEY, SAMPLES_SCHEMA)
+    if table.num_rows != facts.num_samples:
+        _damaged(storage, SAMPLES_KEY, "its rows differ from dataset.json's num_samples")
+    return table
+
+
+def dump_facts(facts: DatasetFacts) -> bytes:
+    """dataset.json's bytes: the same facts give the same bytes."""
+    return (json.dumps(facts._asdict(), indent=1, sort_keys=True) + "\n").encode()
+
+
+def dump_table(table: pa.Table) -> bytes:
+    """Parquet bytes of a manifest table."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16)
+    return sink.getvalue()
+
+
+def _load_facts(storage: Storage) -> DatasetFacts:
+    if not storage.exists(DATASET_KEY):
+        started = storage.exists("manifest/plan.json")
+        problem = "sharding has not finished there" if started else "no sharded corpus is there"
+        raise DataError(
+            f"{storage.address}: {problem} ({DATASET_KEY} is missing): "
+            "run `gear-dist shard SOURCE DESTINATION`, or check the address"
+        )
+    try:
+        node = json.loads(storage.read(DATASET_KEY))
+        version = node["schema_version"]
+        facts = DatasetFacts(**{**node, "classes": tuple(node["classes"])})
+    except (ValueError, TypeError, KeyError) as error:
+        _damaged(storage, DATASET_KEY, f"{type(error).__name__} {error}")
+    if version != SCHEMA_VERSION:
+        _damaged(storage, DATASET_KEY, f"schema version {version}, this is {SCHEMA_VERSION}")
+    return facts
+
+
+def _load_table(storage: Storage, facts: DatasetFacts, key: str, schema: pa.Schema) -> pa.Table:
+    data = storage.read(key)
+    if xxhash.xxh3_128_hexdigest(data) != facts.checksums.get(key):
+        _damaged(storage, key, "its checksum differs from dataset.json's")
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except pa.ArrowException as error:
+        _damaged(storage, key, str(error).splitlines()[0])
+    if table.schema != schema:
+        _damaged(storage, key, "its columns are not those of this version")
+    return table
+
+
+def _damaged(storage: Storage, key: str, why: str) -> Any:
+    raise DataError(
+        f"{storage.address}/{key}: damaged manifest: {why}; make the corpus again with "
+        f"`gear-dist shard SOURCE DESTINATION --overwrite`"
+    ) from None

@@ -1,0 +1,265 @@
+"""The judge: a classifier trained on a corpus's real images that looks at generated ones.
+
+Its architecture and seed are not the teacher's, so that a generator guided by the teacher is not
+judged by a relative of it. How well it does on real images stands beside every number it gives.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from torch import Tensor, nn
+
+from gear_dist.config import DataConfig
+from gear_dist.data.labelled import LabelledImages, LoadSettings, load_labelled
+from gear_dist.data.manifest import DatasetFacts, load_manifest
+from gear_dist.errors import DataError
+from gear_dist.storage import open_storage
+from gear_dist.supervised import (
+    FitSettings,
+    accuracies,
+    fit,
+    load_classifier,
+    save_classifier,
+    to_model_range,
+)
+
+KIND = "gear-dist evaluation classifier, version 1"
+FEATURE_WIDTH = 64
+RELIABLE_IMAGES = 500
+RELIABLE_ACCURACY = 0.9
+MAX_SIDE = 64
+_SEED = 7_001
+
+
+class ClassifierRecipe(NamedTuple):
+    """What a trained classifier is a function of; a cached file is reused where all matches."""
+
+    image_size: int
+    train_plan_hash: str
+    validation_plan_hash: str
+    steps: int = 600
+    batch: int = 64
+    seed: int = _SEED
+
+    def facts(self) -> dict[str, Any]:
+        """The recipe as it stands in a file's metadata."""
+        return {"kind": KIND, **self._asdict()}
+
+
+class JudgeFacts(NamedTuple):
+    """How far the judge can be trusted."""
+
+    accuracy: float
+    """Share of real validation images that it classifies right."""
+    num_train_images: int
+    num_validation_images: int
+    num_classes: int
+    held_out: bool
+    """Whether the validation images are other ones than it was trained on."""
+    train_seconds: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why its verdicts are unreliable; empty: they are not."""
+        found = []
+        if self.num_train_images < RELIABLE_IMAGES:
+            found.append(f"classifier unreliable: {self.num_train_images} training images only")
+        if self.accuracy < RELIABLE_ACCURACY:
+            found.append(f"classifier unreliable: {self.accuracy:.1%} right on real images")
+        if not self.held_out:
+            found.append("classifier's accuracy is on its own training images")
+        return tuple(found)
+
+
+class ResidualNet(nn.Module):
+    """Residual blocks at 1/2, 1/4 and 1/8 of the resolution, GELU, mean pooling: 0.26 M parameters.
+
+    Images larger than 64 pixels are first averaged down to at most that, so that the cost is
+    bounded.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 5, stride=2, padding=2)
+        self.blocks = nn.Sequential(
+            _Residual(32, 32), _Residual(32, 64, stride=2), _Residual(64, 96, stride=2)
+        )
+        self.project = nn.Conv2d(96, FEATURE_WIDTH, 1)
+        self.head = nn.Linear(FEATURE_WIDTH, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, FEATURE_WIDTH) of images (B, 3, H, W) in [-1, 1]: before the linear head."""
+        factor = -(-images.shape[-1] // MAX_SIDE)
+        if factor > 1:
+            images = F.avg_pool2d(images, factor)
+        return F.gelu(self.project(self.blocks(self.stem(images)))).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits under "class"."""
+        return {"class": self.head(self.features(images))}
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.GELU(),
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.GELU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        )
+        same = stride == 1 and inputs == outputs
+        self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, stride, stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.body(maps) + self.skip(maps)
+
+
+class Judge:
+    """A trained classifier in evaluation mode, with its facts."""
+
+    def __init__(self, net: ResidualNet, facts: JudgeFacts, device: torch.device | str) -> None:
+        self.net = net.to(device).eval().requires_grad_(False)
+        self.facts = facts
+        self.device = device
+
+    def look(self, images_u8: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
+        """Predicted classes (N,) int64 and features (N, FEATURE_WIDTH) fp64, both on the CPU.
+
+        Args:
+            images_u8: (N, 3, H, W) uint8.
+            batch: images at a time.
+        """
+        classes, features = [], []
+        with torch.inference_mode():  # fp32: the Frechet distance sees bf16's rounding
+            for chunk in images_u8.split(batch):
+                found = self.net.features(to_model_range(chunk.to(self.device)))
+                classes.append(self.net.head(found).argmax(1).cpu())
+                features.append(found.double().cpu())
+        return torch.cat(classes), torch.cat(features)
+
+
+def prepare_judge(
+    data: DataConfig,
+    cache: Path,
+    *,
+    device: torch.device | str = "cpu",
+    steps: int = ClassifierRecipe._field_defaults["steps"],
+    seconds: float = 120.0,
+    report: Callable[[str], None] = lambda line: None,
+) -> Judge | None:
+    """The judge of a run's corpus: from the cache, or trained and put there.
+
+    None: the corpus has fewer than two classes, so there is nothing to judge by.
+
+    Args:
+        data: names the corpora and the image size. Without a validation corpus the judge is
+            measured on its training images, which its facts then say.
+        cache: folder of trained judges; the file's name carries a hash of what it depends on.
+        device: where it trains and works.
+        steps: training steps.
+        seconds: wall-clock limit of training.
+        report: takes progress lines.
+
+    Raises:
+        DataError: unreachable or damaged corpora, other classes in validation than in training.
+        NumericError: training diverged. StorageError: the cache cannot be written.
+    """
+    train = load_manifest(open_storage(data.train, data.endpoint)).facts
+    held_out = load_manifest(open_storage(data.validation or data.train, data.endpoint)).facts
+    _check_classes(data, train, held_out)
+    if len(train.classes) < 2:
+        return None
+    recipe = ClassifierRecipe(data.image_size, train.plan_hash, held_out.plan_hash, steps)
+    path = cache / f"classifier-{_digest(recipe)}.safetensors"
+    found = load_classifier(path)
+    if found and recipe.facts().items() <= found[0].items():
+        facts, weights = found
+        net = ResidualNet(facts["judge"]["num_classes"])
+        net.load_state_dict(weights)
+        report(f"classifier: {path} kept")
+        return Judge(net, JudgeFacts(**facts["judge"]), device)
+    size = data.image_size
+    settings = LoadSettings(size, augment_below=2048, max_pixels=data.max_pixels)
+    training = load_labelled(data.train, settings, endpoint=data.endpoint)
+    net, judge = train_judge(
+        training,
+        load_validation(data),
+        recipe,
+        device=device,
+        seconds=seconds,
+        report=report,
+    )
+    path.unlink(missing_ok=True)  # a damaged one: the cache is nobody's work
+    save_classifier(path, net, {**recipe.facts(), "judge": judge._asdict()})
+    return Judge(net, judge, device)
+
+
+def train_judge(
+    training: LabelledImages,
+    validation: LabelledImages,
+    recipe: ClassifierRecipe,
+    *,
+    seconds: float = 120.0,
+    device: torch.device | str = "cpu",
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[ResidualNet, JudgeFacts]:
+    """Train on labelled images, measure on validation; see `prepare_judge`.
+
+    Raises:
+        NumericError: training diverged.
+    """
+    torch.manual_seed(recipe.seed)
+    net = ResidualNet(training.num_classes)
+    settings = FitSettings(
+        steps=recipe.steps,
+        seconds=seconds,
+        batch=recipe.batch,
+        learning_rate=4e-3,
+        label_smoothing=0.1,
+        shift=0.12,
+        seed=recipe.seed,
+    )
+    result = fit(net, training, settings, device=device, report=report)
+    accuracy = accuracies(net, validation, device=device)["class"]
+    facts = JudgeFacts(
+        accuracy=round(accuracy, 4),
+        num_train_images=training.num_sources,
+        num_validation_images=validation.num_sources,
+        num_classes=training.num_classes,
+        held_out=recipe.train_plan_hash != recipe.validation_plan_hash,
+        train_seconds=round(result.seconds, 1),
+    )
+    report(
+        f"classifier: {accuracy:.1%} right on {facts.num_validation_images} real validation "
+        f"images, {result.steps} steps in {result.seconds:.0f} s"
+    )
+    return net, facts
+
+
+def load_validation(data: DataConfig, max_images: int = 5000) -> LabelledImages:
+    """The centre crops of the validation corpus (the training corpus where there is none).
+
+    Raises:
+        DataError: unreachable or damaged corpus.
+    """
+    settings = LoadSettings(data.image_size, max_images=max_images, max_pixels=data.max_pixels)
+    return load_labelled(data.validation or data.train, settings, endpoint=data.endpoint)
+
+
+def _check_classes(data: DataConfig, train: DatasetFacts, held_out: DatasetFacts) -> None:
+    if train.classes != held_out.classes:
+        raise DataError(
+            f"{data.validation}: its classes are not those of {data.train}; shard both from one "
+            "source folder"
+        )
+
+
+def _digest(recipe: ClassifierRecipe) -> str:
+    return xxhash.xxh3_64_hexdigest(repr(sorted(recipe.facts().items())).encode())

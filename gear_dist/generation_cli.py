@@ -1,0 +1,150 @@
+"""Commands that use a run's weights: `sample` and `reconstruct`."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gear_dist.config import RunConfig, SamplingConfig
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.run_folder import RunFolder
+
+COLUMNS = 8
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `sample` and `reconstruct`."""
+    sample = subparsers.add_parser("sample", help="generate images with a run's averaged weights")
+    sample.add_argument("run_folder", type=Path, help="run folder, such as runs/demo")
+    sample.add_argument("--classes", default="", help="comma-separated classes; all by default")
+    sample.add_argument("--count", type=int, default=0, help="images in all (default: 64)")
+    for item in dataclasses.fields(SamplingConfig):
+        flag = "--" + item.name.replace("_", "-")
+        kind = type(item.default)
+        sample.add_argument(flag, type=kind, help="default: the run's sampling." + item.name)
+    _add_shared(sample, "samples.png")
+    sample.set_defaults(run=run_sample)
+
+    reconstruct = subparsers.add_parser(
+        "reconstruct", help="show images beside what the tokenizer makes of them"
+    )
+    reconstruct.add_argument("run_folder", type=Path, help="run folder, such as runs/demo")
+    reconstruct.add_argument(
+        "--images", type=Path, help="folder of images (default: the run's validation corpus)"
+    )
+    reconstruct.add_argument("--count", type=int, default=32, help="images (default: 32)")
+    _add_shared(reconstruct, "reconstruction.png")
+    reconstruct.set_defaults(run=run_reconstruct)
+
+
+def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    parser.add_argument("--out", type=Path, help=f"PNG to write (default: RUN_FOLDER/{name})")
+    parser.add_argument("--columns", type=int, default=COLUMNS, help="images a row (default: 8)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+
+
+def parse_classes(text: str, num_classes: int, names: list[str] | None = None) -> list[int]:
+    """Classes by index or by name, comma-separated; empty: all.
+
+    Raises:
+        ConfigError: a class that the generator does not have.
+    """
+    if not text:
+        return list(range(num_classes))
+    by_name = {name: i for i, name in enumerate(names or [])}
+    classes = []
+    for word in (part.strip() for part in text.split(",")):
+        index = int(word) if word.lstrip("-").isdigit() else by_name.get(word, -1)
+        if not 0 <= index < num_classes:
+            allowed = f"0 .. {num_classes - 1}" + (f" or {', '.join(by_name)}" if by_name else "")
+            raise ConfigError(f"--classes {word}: no such class; use {allowed}")
+        classes.append(index)
+    return classes
+
+
+def sampling_from(args: argparse.Namespace, config: RunConfig) -> SamplingConfig:
+    """The run's sampling settings with the command's in their place."""
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(config.sampling, **changes)
+
+
+def class_names(folder: RunFolder) -> list[str]:
+    """Names of the classes, where the run recorded its corpus."""
+    return list(folder.read_environment().get("data", {}).get("classes", []))
+
+
+def run_sample(args: argparse.Namespace) -> int:
+    """Write a grid of generated images."""
+    import torch
+
+    from gear_dist.grids import NUM_SAMPLES, grid_labels
+    from gear_dist.images_grid import save_grid
+    from gear_dist.trained_pair import TrainedPair
+
+    folder = RunFolder.open(args.run_folder)
+    config = folder.read_config()
+    sampling = sampling_from(args, config)
+    names = class_names(folder)
+    classes = parse_classes(args.classes, config.generator.num_classes, names)
+    pair = TrainedPair.load(folder, _device(args.device))
+    labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
+    images = pair.generate(labels, args.seed, sampling)
+    out = args.out or folder.path / "samples.png"
+    captions = [names[i] for i in labels.tolist()] if names else None
+    save_grid(images, out, args.columns, captions=captions)
+    print(out)
+    return 0
+
+
+def run_reconstruct(args: argparse.Namespace) -> int:
+    """Write a grid of originals over reconstructions, and print the PSNR."""
+    from gear_dist.evaluation.reconstruction import psnr
+    from gear_dist.grids import first_images
+    from gear_dist.images_grid import pair_rows, save_grid
+    from gear_dist.trained_pair import TrainedPair
+
+    folder = RunFolder.open(args.run_folder)
+    config = folder.read_config()
+    pair = TrainedPair.load(folder, _device(args.device))
+    if args.images:
+        images = read_images(args.images, config, args.count)
+    else:
+        images = first_images(config, args.count)
+    rebuilt = pair.reconstruct(images)
+    out = args.out or folder.path / "reconstruction.png"
+    save_grid(pair_rows(images.numpy(), rebuilt.numpy(), args.columns), out, args.columns)
+    print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt):.2f} dB)")
+    return 0
+
+
+def read_images(folder: Path, config: RunConfig, count: int) -> Any:
+    """Images of a folder by name, resized and centre-cropped, uint8 (B, 3, H, W).
+
+    Raises:
+        DataError: there is none, or one does not decode.
+    """
+    import torch
+
+    from gear_dist.data.images import centre_crop, decode_image
+
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:count]
+    if not paths:
+        raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
+    arrays = []
+    for path in paths:
+        try:
+            image = decode_image(path.read_bytes(), config.data.max_pixels)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: does not decode: {error}") from None
+        arrays.append(torch.from_numpy(centre_crop(image, config.data.image_size)))
+    return torch.stack(arrays)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")

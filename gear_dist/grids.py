@@ -1,0 +1,75 @@
+"""Reconstruction and sample grids at fixed images and seeds, as training goes."""
+
+import torch
+
+from gear_dist.config import RunConfig
+from gear_dist.data.loader import build_loader
+from gear_dist.images_grid import pair_rows, save_grid
+from gear_dist.metrics_log import MetricsLog
+from gear_dist.networks import NetworkStates
+from gear_dist.run_folder import RunFolder
+from gear_dist.trained_pair import TrainedPair
+
+COLUMNS = 8
+NUM_RECONSTRUCTIONS = 16
+NUM_SAMPLES = 64
+
+
+def grid_labels(num_classes: int, count: int = NUM_SAMPLES) -> torch.Tensor:
+    """Classes 0, 1, ... in turn, or spread evenly where there are more than images."""
+    if num_classes <= count:
+        return torch.arange(count) % num_classes
+    return torch.arange(count) * num_classes // count
+
+
+class GridPainter:
+    """Draws the run's grids from whole averaged weights. Rank 0 alone uses it."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, log: MetricsLog, device: torch.device):
+        self._config = config
+        self._folder = folder
+        self._log = log
+        self._device = device
+        self._images: torch.Tensor | None = None
+
+    def paint(self, states: NetworkStates, step: int) -> None:
+        """Originals over reconstructions, and samples where there is a generator."""
+        pair = TrainedPair(self._config, states, self._device)
+        images = self._validation_images()
+        path = self._folder.reconstruction_grid_path(step)
+        rebuilt = pair.reconstruct(images)
+        save_grid(pair_rows(images.numpy(), rebuilt.numpy(), COLUMNS), path, COLUMNS)
+        self._log.log_grid("reconstruction", path, step)
+        if pair.generator is None:
+            return
+        labels = grid_labels(self._config.generator.num_classes)
+        path = self._folder.sample_grid_path(step)
+        save_grid(pair.generate(labels, seed=self._config.run.seed), path, COLUMNS)
+        self._log.log_grid("samples", path, step)
+
+    def _validation_images(self) -> torch.Tensor:
+        if self._images is None:
+            self._images = first_images(self._config, NUM_RECONSTRUCTIONS)
+        return self._images
+
+
+def first_images(config: RunConfig, count: int) -> torch.Tensor:
+    """The first images of the validation corpus (else the training one), centre crops.
+
+    Returns:
+        uint8 (B, 3, H, W), B at most `count`.
+    """
+    data = config.data
+    loader = build_loader(
+        data,
+        data.validation or data.train,
+        batch_size=1,
+        rank=0,
+        world_size=1,
+        seed=0,
+        num_classes=config.generator.num_classes,
+    )
+    try:
+        return torch.cat([batch.images for batch in loader.validation_batches(count)])
+    finally:
+        loader.close()

@@ -1,0 +1,188 @@
+"""The networks of one stage: engines, averages, and everything of theirs that must survive."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gear_dist.config import RunConfig
+from gear_dist.ema import ExponentialMovingAverage
+from gear_dist.engines import TrainingEngine
+from gear_dist.generator import build_aligned_generator
+from gear_dist.losses.adversarial import Critic, PatchDiscriminator
+from gear_dist.schedule import StageName
+from gear_dist.tokenizers import VQTokenizer, build_tokenizer
+
+NetworkStates = dict[str, dict[str, Tensor]]
+"""Whole networks by name ("tokenizer", "discriminator", "generator"), on the CPU."""
+
+TRAINED: dict[StageName, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer", "discriminator"),
+    "joint": ("tokenizer", "discriminator", "generator"),
+    "generator": ("generator",),
+}
+AVERAGED = ("tokenizer", "generator")
+
+
+class Networks:
+    """Engines of the networks that a stage trains, and the frozen tokenizer where it does not.
+
+    Attributes:
+        engines: by network name.
+        averages: exponential moving averages, by network name.
+        frozen_tokenizer: the tokenizer of the generator stage, else None.
+    """
+
+    def __init__(
+        self,
+        stage: StageName,
+        config: RunConfig,
+        carried: NetworkStates,
+        *,
+        teacher_widths: tuple[int, ...],
+        world_size: int,
+        device: torch.device,
+    ):
+        """Build the stage's networks from earlier stages' states, else at random.
+
+        Args:
+            carried: what the stage before left (see `carry`); networks it lacks are new.
+            teacher_widths: feature widths of the teachers, one projector each.
+        """
+        self.config = config
+        self.device = device
+        self.engines: dict[str, TrainingEngine] = {}
+        self.averages: dict[str, ExponentialMovingAverage] = {}
+        self.frozen_tokenizer: VQTokenizer | None = None
+        modules = _build_modules(config, teacher_widths)
+        for name, module in modules.items():
+            if name in carried:
+                module.load_state_dict(carried[name])
+        if stage == "generator":
+            tokenizer = modules["tokenizer"].to(device).eval().requires_grad_(False)
+            assert isinstance(tokenizer, VQTokenizer)
+            self.frozen_tokenizer = tokenizer
+        for name in TRAINED[stage]:
+            self.engines[name] = TrainingEngine(
+                name,
+                modules[name],
+                config,
+                world_size=world_size,
+                device=device,
+                bf16_weights=name == "generator",
+            )
+            if name in AVERAGED:
+                decay = config.optimizer.ema_decay
+                self.averages[name] = ExponentialMovingAverage(self.engines[name], decay)
+
+    def learning_rate(self, name: str) -> float:
+        """The network's base rate."""
+        return getattr(self.config.optimizer, f"{name}_lr")
+
+    def step(self, rate_factor: float) -> None:
+        """Move every network, after all backwards of a micro-batch."""
+        for name, engine in self.engines.items():
+            engine.step(self.learning_rate(name) * rate_factor)
+
+    def update_averages(self) -> None:
+        """Once a step, after it."""
+        for average in self.averages.values():
+            average.update()
+
+    def carry(self) -> NetworkStates:
+        """What the next stage starts from, and what users use: averages where kept. Collective.
+
+        A stage so starts from what the one before would publish.
+        """
+        states = {
+            name: self.averages[name].full_state() if name in self.averages else engine.full_state()
+            for name, engine in self.engines.items()
+        }
+        if self.frozen_tokenizer is not None:
+            frozen = self.frozen_tokenizer.state_dict()
+            states["tokenizer"] = {key: value.detach().cpu() for key, value in frozen.items()}
+        return states
+
+    def state_dict(self, rank: int) -> dict[str, Any]:
+        """This rank's part: masters, optimizer states, buffers, averages. Plain tensors.
+
+        At ZeRO stage 0 all ranks hold the same, and rank 0's part alone has it.
+        """
+        if rank > 0 and self.config.engine.zero_stage == 0:
+            return {}
+        state: dict[str, Any] = {
+            name: {
+                "masters": [master.cpu() for master in engine.masters()],
+                "optimizer": _optimizer_states(engine),
+                "buffers": {key: b.cpu() for key, b in engine.module.named_buffers()},
+            }
+            for name, engine in self.engines.items()
+        }
+        for name, average in self.averages.items():
+            state[name]["averages"] = [value.cpu() for value in average.averages]
+        if self.frozen_tokenizer is not None:
+            state["frozen_tokenizer"] = self.frozen_tokenizer.state_dict()
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`'s result of the same world size and ZeRO stage. Collective."""
+        for name, engine in self.engines.items():
+            saved = state[name]
+            for master, value in zip(engine.masters(), saved["masters"], strict=True):
+                master.copy_(value)
+            for key, buffer in engine.module.named_buffers():
+                buffer.copy_(saved["buffers"][key])
+            _load_optimizer_states(engine, saved["optimizer"])
+            engine.publish_masters()
+        for name, average in self.averages.items():
+            for value, stored in zip(average.averages, state[name]["averages"], strict=True):
+                value.copy_(stored)
+        if self.frozen_tokenizer is not None:
+            self.frozen_tokenizer.load_state_dict(state["frozen_tokenizer"])
+
+    def close(self) -> None:
+        """Release all engines."""
+        for engine in self.engines.values():
+            engine.close()
+
+
+def _build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[str, nn.Module]:
+    """All three networks in one fixed order, so that the seed gives the same in every stage."""
+    tokenizer = build_tokenizer(
+        config.tokenizer,
+        soft_temperature=config.alignment.soft_temperature,
+        kernels=config.engine.kernels,
+    )
+    return {
+        "tokenizer": tokenizer,
+        "discriminator": Critic(PatchDiscriminator(config.discriminator)),
+        "generator": build_aligned_generator(config, teacher_widths),
+    }
+
+
+def _optimizer_states(engine: TrainingEngine) -> list[dict[str, Any]]:
+    states = engine.optimizer.state
+    return [
+        {
+            key: value.cpu() if isinstance(value, Tensor) else value
+            for key, value in states.get(p, {}).items()
+        }
+        for p in engine.optimizer_parameters()
+    ]
+
+
+def _load_optimizer_states(engine: TrainingEngine, saved: list[dict[str, Any]]) -> None:
+    for parameter, values in zip(engine.optimizer_parameters(), saved, strict=True):
+        engine.optimizer.state[parameter] = {
+            # AdamW keeps its step count on the CPU unless it is fused.
+            key: value.to(_state_device(engine, key, parameter), copy=True)
+            if isinstance(value, Tensor)
+            else value
+            for key, value in values.items()
+        }
+
+
+def _state_device(engine: TrainingEngine, key: str, parameter: Tensor) -> torch.device:
+    fused = any(group.get("fused") for group in engine.optimizer.param_groups)
+    return torch.device("cpu") if key == "step" and not fused else parameter.device

@@ -1,0 +1,50 @@
+"""Tables of the page, and values as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gear_dist.environment import redact_text
+from gear_dist.memory_estimate import format_bytes
+from gear_dist.report.markup import Markup, element
+from gear_dist.report.numbers import format_value
+from gear_dist.run_folder import flatten
+
+_LONG_LIST = 16
+
+
+def draw_table(caption: str, columns: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    """A table that scrolls inside itself on a narrow screen; each row starts with a header cell."""
+    head = element("tr", [element("th", name, scope="col") for name in columns])
+    table = element(
+        "table",
+        element("caption", caption),
+        element("thead", head),
+        element("tbody", list(rows)),
+    )
+    return element("div", table, class_="table", role="region", tabindex=0, aria_label=caption)
+
+
+def show_value(value: Any) -> str:
+    """A value as text, without the user part of addresses."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return format_value(value)
+    if isinstance(value, list | tuple):
+        shown = ", ".join(map(show_value, value[:_LONG_LIST])) or "none"
+        return shown if len(value) <= _LONG_LIST else f"{shown}, ... ({len(value)} in all)"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show_value(item)}" for key, item in with_units(value).items())
+    return redact_text(str(value)) or "(empty)"
+
+
+def with_units(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Names that end in _bytes become sizes that a reader takes in."""
+    return {
+        name.removesuffix("_bytes"): format_bytes(value)
+        if name.endswith("_bytes") and isinstance(value, int | float)
+        else value
+        for name, value in flatten(facts).items()
+    }

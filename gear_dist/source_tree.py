@@ -1,0 +1,23 @@
+"""Makes a checkout usable without installation, and keeps its packages from mixing with others.
+
+`ray job submit --working-dir .` puts only the checkout's root on the path: gear_dist then comes
+from there, and the packages of the other rooms must too, whatever is installed.
+"""
+
+import sys
+from pathlib import Path
+
+ROOMS = ("kernels", "cluster", "data_prep")
+
+
+def source_folders() -> list[str]:
+    """Import folders of the checkout that this file is in; empty where it is installed."""
+    root = Path(__file__).resolve().parent.parent
+    folders = [root, *(root / room for room in ROOMS)]
+    return [str(folder) for folder in folders] if all(f.is_dir() for f in folders) else []
+
+
+def use_source_tree() -> None:
+    """Put the checkout's import folders in front of the path."""
+    folders = source_folders()
+    sys.path[:] = folders + [entry for entry in sys.path if entry not in folders]

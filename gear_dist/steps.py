@@ -1,0 +1,183 @@
+"""The updates of a training step, as METHOD has them: tokenizer, discriminator, generator.
+
+Each runs one forward and one backward of a micro-batch; nothing moves before all have run.
+Shapes: B images, L tokens, N = B L, C code width, K codes. Source: arXiv 2606.32039.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gear_dist.config import RunConfig
+from gear_dist.engines import TrainingEngine
+from gear_dist.generator import SoftTokens
+from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
+from gear_dist.losses.alignment import alignment_loss
+from gear_dist.losses.entropy import entropy_loss
+from gear_dist.losses.perceptual import LPIPS
+from gear_dist.losses.reconstruction import gradient_loss, l1_loss
+from gear_dist.networks import Networks
+from gear_dist.schedule import Stage
+from gear_dist.tokenizers import Quantized, TokenizerOutput
+
+Metrics = dict[str, Tensor]
+
+
+class MicroBatch(NamedTuple):
+    """What the updates of one micro-batch share."""
+
+    images: Tensor
+    """(B, 3, H, W), [-1, 1]."""
+    labels: Tensor
+    """(B,) int64."""
+    features: Sequence[Tensor]
+    """Teacher features (B, L, F), one a teacher."""
+
+
+class TokenizerResult(NamedTuple):
+    """What the other updates take from the tokenizer's, detached."""
+
+    reconstruction: Tensor
+    indices_BL: Tensor
+    metrics: Metrics
+
+
+def soft_tokens(quantized: Quantized, batch_size: int, temperature: float) -> SoftTokens:
+    """The first L - 1 tokens of each image as the soft read-out's input."""
+    latents_BLC = quantized.latents_NC.view(batch_size, -1, quantized.latents_NC.shape[-1])
+    log_sum_exp_BL = quantized.soft_log_sum_exp_N.view(batch_size, -1)
+    return SoftTokens(
+        latents_BLC[:, :-1], quantized.codebook_KC, log_sum_exp_BL[:, :-1], temperature
+    )
+
+
+def _reconstruction_terms(
+    out: TokenizerOutput, images: Tensor, config: RunConfig, lpips: LPIPS | None
+) -> tuple[Tensor, Metrics]:
+    """Pixel, quantizer and entropy terms: their weighted sum, and each by name."""
+    losses, quantized = config.losses, out.quantized
+    terms = {
+        "l1": l1_loss(out.reconstruction, images),
+        "vq": quantized.vq_loss,
+        "commit": quantized.commit_loss,
+        "entropy": entropy_loss(
+            quantized.token_entropy, quantized.mean_probabilities_K, config.tokenizer.entropy_weight
+        ),
+    }
+    total = losses.l1_weight * terms["l1"] + terms["vq"] + terms["commit"] + terms["entropy"]
+    if losses.gradient_weight > 0:
+        terms["gradient"] = gradient_loss(out.reconstruction, images)
+        total = total + losses.gradient_weight * terms["gradient"]
+    if lpips is not None:
+        terms["lpips"] = lpips(out.reconstruction, images)
+        total = total + losses.lpips_weight * terms["lpips"]
+    return total, terms
+
+
+def tokenizer_step(
+    tokenizer: TrainingEngine,
+    discriminator: TrainingEngine,
+    generator: TrainingEngine | None,
+    batch: MicroBatch,
+    config: RunConfig,
+    *,
+    adversarial: bool,
+    lpips: LPIPS | None = None,
+) -> TokenizerResult:
+    """Update 1. With a generator (stage 1), the soft alignment reaches the tokenizer through it.
+
+    The frozen passes are held open until the backward has returned.
+
+    Args:
+        adversarial: whether the adversarial loss counts yet; the pass runs all the same, for the
+            discriminator's batch statistics.
+    """
+    out: TokenizerOutput = tokenizer(batch.images)
+    total, terms = _reconstruction_terms(out, batch.images, config, lpips)
+    with ExitStack() as held:
+        critic = held.enter_context(discriminator.frozen(training=True))
+        terms["gan"] = adversarial_loss(critic(out.reconstruction)[0])
+        if adversarial:
+            total = total + config.discriminator.weight * terms["gan"]
+        if generator is not None and config.alignment.soft_weight > 0:
+            align = held.enter_context(generator.frozen(training=False))
+            soft = soft_tokens(
+                out.quantized, batch.images.shape[0], config.alignment.soft_temperature
+            )
+            terms["align_soft"] = alignment_loss(
+                align(soft, batch.labels).projected, batch.features
+            )
+            total = total + config.alignment.soft_weight * terms["align_soft"]
+        tokenizer.backward(total)
+    terms["tokenizer_loss"] = total
+    indices_BL = out.quantized.indices_N.view(batch.images.shape[0], -1)
+    metrics = {name: value.detach() for name, value in terms.items()}
+    return TokenizerResult(out.reconstruction.detach(), indices_BL, metrics)
+
+
+def discriminator_step(
+    discriminator: TrainingEngine, images: Tensor, reconstruction: Tensor
+) -> Metrics:
+    """Update 2: hinge loss of two passes with their own batch statistics."""
+    real, fake = discriminator(images, reconstruction)
+    loss = hinge_loss(real, fake)
+    discriminator.backward(loss)
+    return {"discriminator_loss": loss.detach()}
+
+
+def generator_step(
+    generator: TrainingEngine, indices_BL: Tensor, batch: MicroBatch, config: RunConfig
+) -> Metrics:
+    """Update 3: next-token cross-entropy and hard alignment, on detached indices."""
+    out = generator(indices_BL[:, :-1], batch.labels, indices_BL)
+    loss, terms = out.cross_entropy, {"cross_entropy": out.cross_entropy}
+    if config.alignment.hard_weight > 0:
+        terms["align_hard"] = alignment_loss(out.projected, batch.features)
+        loss = loss + config.alignment.hard_weight * terms["align_hard"]
+    generator.backward(loss)
+    terms["generator_loss"] = loss
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def train_micro_batch(
+    networks: Networks,
+    batch: MicroBatch,
+    config: RunConfig,
+    stage: Stage,
+    step: int,
+    lpips: LPIPS | None,
+) -> tuple[Metrics, Tensor]:
+    """Forward and backward of every update that the stage has; nothing moves yet.
+
+    Returns:
+        Detached metrics, and the batch's indices (B, L).
+    """
+    engines = networks.engines
+    metrics: Metrics = {}
+    if networks.frozen_tokenizer is not None:
+        indices_BL = networks.frozen_tokenizer.encode(batch.images)
+    else:
+        done = tokenizer_step(
+            engines["tokenizer"],
+            engines["discriminator"],
+            engines.get("generator"),
+            batch,
+            config,
+            adversarial=step - stage.start >= config.discriminator.start_step,
+            lpips=lpips,
+        )
+        indices_BL = done.indices_BL
+        metrics |= done.metrics
+        metrics |= discriminator_step(engines["discriminator"], batch.images, done.reconstruction)
+    if "generator" in engines:
+        metrics |= generator_step(engines["generator"], indices_BL, batch, config)
+    return metrics, indices_BL
+
+
+@torch.no_grad()
+def to_model_range(images_u8: Tensor) -> Tensor:
+    """uint8 images to floats in [-1, 1]."""
+    return images_u8.float() / 127.5 - 1.0

@@ -1,0 +1,293 @@
+"""One interface to folders (file://) and object stores (s3://). No torch.
+
+A `Storage` is a root address under which objects have keys such as `shards/000000.tar`. Writes
+are atomic on both: an object appears whole, under its final name, or not at all.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, NoReturn, Protocol
+from urllib.parse import unquote, urlsplit
+
+from gear_dist.errors import ConfigError, DataError, StorageError
+
+COPY_BYTES = 1 << 20
+_TEMPORARY_SUFFIX = ".gear-part"
+_STALE_SECONDS = 24 * 3600
+
+
+class MissingObjectError(DataError):
+    """The object is not there, while its store answered."""
+
+
+class ObjectInfo(NamedTuple):
+    """An object in a listing."""
+
+    key: str
+    bytes: int
+
+
+class Storage(Protocol):
+    """Objects under one root address. Instances may be shared by threads and can be pickled.
+
+    Every method raises DataError for what is missing (MissingObjectError) or unreachable, naming
+    address and key or the setting to mend, and StorageError for a refused write or a full disk.
+    """
+
+    address: str
+
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+        ...
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`; DataError where the object is shorter."""
+        ...
+
+    def write(self, key: str, data: bytes) -> None:
+        """Publish an object from memory."""
+        ...
+
+    def writer(self, key: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """A stream that is published under `key` on a clean exit and leaves nothing otherwise.
+
+        The data passes through a file, never whole through memory.
+        """
+        ...
+
+    def upload(self, key: str, path: Path) -> None:
+        """Publish a local file, in bounded memory."""
+        ...
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object to a local file, atomically and in bounded memory."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there; an absent bucket or folder counts as absent."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Bytes of the object."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key starts with `prefix`, in key order; none in an absent folder."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where it is absent."""
+        ...
+
+    def remove_leftovers(self) -> int:
+        """Remove what killed writers left behind (never visible as objects); how many."""
+        ...
+
+
+def open_storage(address: str, endpoint: str = "") -> Storage:
+    """The storage behind an address; nothing is contacted yet.
+
+    Args:
+        address: `s3://bucket/prefix`, `file:///folder`, or a path.
+        endpoint: S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS itself. Ignored for folders.
+
+    Raises:
+        ConfigError: an address of another form.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not address:
+        raise ConfigError("the address of a corpus is empty: use s3://BUCKET/PREFIX or a path")
+    if not separator:
+        return FileStorage(Path(address))
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise ConfigError(f"{address}: use file:///ABSOLUTE/FOLDER, with three slashes")
+        return FileStorage(Path(unquote(urlsplit(address).path)))
+    if scheme == "s3":
+        from gear_dist.storage_s3 import S3Storage
+
+        return S3Storage(address, endpoint)
+    raise ConfigError(f"{address}: unknown scheme {scheme}://; use s3://, file:// or a path")
+
+
+def check_key(key: str) -> str:
+    """The key itself; ValueError where it could leave its root."""
+    parts = key.split("/")
+    if not key or key.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"bad object key {key!r}")
+    return key
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A new file that replaces `path` whole on a clean exit: temporary name in the same folder,
+    fsync, rename. On an error the temporary file is removed and `path` is as before.
+
+    Args:
+        path: the file; its folder is made where absent.
+        mode: permissions of the new file, less the umask.
+
+    Raises:
+        StorageError: the disk is full or refuses the write.
+    """
+    name = f".{path.name}.{_writer_id()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    temporary = path.parent / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _remove(temporary)
+        _refuse_write(path, error)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Publish a local file atomically; see `atomic_file`."""
+    with atomic_file(path, mode) as stream:
+        stream.write(data)
+
+
+class FileStorage:
+    """A folder with the semantics of an object store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root.expanduser()))
+        self.address = self.root.as_uri()
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def read(self, key: str) -> bytes:
+        with self._reading(key), open(self._path(key), "rb") as stream:
+            return stream.read()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        with self._reading(key), open(self._path(key), "rb") as stream:
+            stream.seek(start)
+            data = stream.read(length)
+        if len(data) != length:
+            raise DataError(
+                f"{self._path(key)}: bytes {start} to {start + length} are beyond its end"
+            )
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        write_file(self._path(key), data)
+
+    def writer(self, key: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        return atomic_file(self._path(key))
+
+    def upload(self, key: str, path: Path) -> None:
+        copy_file(path, self._path(key))
+
+    def download(self, key: str, path: Path) -> None:
+        with self._reading(key):
+            copy_file(self._path(key), path)
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def size(self, key: str) -> int:
+        with self._reading(key):
+            return self._path(key).stat().st_size
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        found = []
+        # Only the folder part of the prefix is walked: the root may hold far more.
+        for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0]):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not name.endswith(_TEMPORARY_SUFFIX):
+                    found.append(ObjectInfo(key, path.stat().st_size))
+        yield from sorted(found)
+
+    def delete(self, key: str) -> None:
+        try:
+            _remove(self._path(key))
+        except OSError as error:
+            _refuse_write(self._path(key), error)
+
+    def remove_leftovers(self) -> int:
+        stale = [p for p in self.root.rglob(f".*{_TEMPORARY_SUFFIX}") if _is_abandoned(p)]
+        for path in stale:
+            _remove(path)
+        return len(stale)
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        path = self._path(key)
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingObjectError(f"{path}: no such file") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically in bounded memory; DataError where the source cannot be read."""
+    try:
+        reader = open(source, "rb")  # noqa: SIM115 - errors of the two files are told apart
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}") from None
+    with reader, atomic_file(target) as writer:
+        shutil.copyfileobj(reader, writer, COPY_BYTES)
+
+
+def _writer_id() -> str:
+    return f"{socket.gethostname().replace('.', '-')}.{os.getpid()}"
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the writer of a temporary file is gone: its process, or for other machines a day."""
+    host, _, rest = path.name.removesuffix(_TEMPORARY_SUFFIX).rpartition(".")[0].rpartition(".")
+    if host.rpartition(".")[2] == _writer_id().rpartition(".")[0] and rest.isdigit():
+        return not _is_running(int(rest))
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > _STALE_SECONDS
+    return False
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_write(path: Path, error: OSError) -> NoReturn:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise StorageError(f"{path}: the disk is full; free some space and run again") from None
+    raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None

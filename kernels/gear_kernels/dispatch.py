@@ -1,0 +1,114 @@
+"""Which implementation runs an operation, and the numerics that all of them share."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMPLEMENTATIONS = ("auto", "triton", "torch", "reference")
+
+
+class Affinity(StrEnum):
+    """Score s[n, k] of code c_k for latent z_n; the nearest code has the largest."""
+
+    SQUARED_DISTANCE = "squared_distance"
+    """s = -|z - c|^2, evaluated as 2 z.c - |c|^2 - |z|^2."""
+    INNER_PRODUCT = "inner_product"
+    """s = z.c"""
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), on CPU tensors too."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def resolve(implementation: str, device: torch.device | str) -> str:
+    """Name of the implementation that runs on `device`: 'triton', 'torch' or 'reference'.
+
+    `auto` is Triton on CUDA devices where the package is installed, and blocked torch elsewhere.
+
+    Raises:
+        ValueError: an unknown name, or Triton where it cannot run.
+    """
+    kind = torch.device(device).type
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is not one of {IMPLEMENTATIONS}")
+    if implementation not in ("auto", "triton"):
+        return implementation
+    installed = importlib.util.find_spec("triton") is not None
+    if implementation == "auto":
+        return "triton" if kind == "cuda" and installed else "torch"
+    if not installed:
+        raise ValueError("implementation='triton' needs the triton package, which is missing")
+    if kind != "cuda" and not interpreting():
+        raise ValueError(
+            f"implementation='triton' needs a CUDA device, not {kind!r}: use 'auto' or 'torch'"
+        )
+    return "triton"
+
+
+def resolve_for(implementation: str, *tensors: Tensor) -> str:
+    """`resolve` for these inputs; `auto` leaves float64 to the torch path.
+
+    Raises:
+        ValueError: see `resolve`; Triton asked for by name with float64 inputs.
+    """
+    chosen = resolve(implementation, tensors[0].device)
+    if chosen != "triton" or compute_dtype(*tensors) != torch.float64:
+        return chosen
+    if implementation == "triton":
+        raise ValueError("implementation='triton' computes in float32: use 'torch' for float64")
+    return "torch"
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where an input is float64, else float32."""
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if double else torch.float32
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 tensors in float32: no autocast, no TF32, no bf16 shortcuts."""
+    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    # Settings that do not shorten float32 stay untouched: assigning one marks it as set by hand.
+    shortened = [(item, item.fp32_precision) for item in settings]
+    shortened = [(item, value) for item, value in shortened if value in ("tf32", "bf16")]
+    try:
+        for item, _ in shortened:
+            item.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for item, value in shortened:
+            item.fp32_precision = value
+
+
+def check_codes(latents_NC: Tensor, codebook_KC: Tensor) -> None:
+    """Raise ValueError where latents (N, C) and codebook (K, C) do not fit each other."""
+    shapes = f"latents {tuple(latents_NC.shape)}, codebook {tuple(codebook_KC.shape)}"
+    if latents_NC.ndim != 2 or codebook_KC.ndim != 2:
+        raise ValueError(f"expected latents (N, C) and codebook (K, C), got {shapes}")
+    if latents_NC.shape[1] != codebook_KC.shape[1]:
+        raise ValueError(f"latents and codebook differ in width C: {shapes}")
+    if 0 in (*latents_NC.shape, *codebook_KC.shape):
+        raise ValueError(f"latents and codebook must not be empty: {shapes}")
+
+
+def check_table(num_codes: int, table_KD: Tensor) -> None:
+    """Raise ValueError where the table is not (num_codes, D)."""
+    if table_KD.ndim != 2 or table_KD.shape[0] != num_codes or table_KD.shape[1] == 0:
+        shape = tuple(table_KD.shape)
+        raise ValueError(f"expected a table ({num_codes}, D), one row a code, got {shape}")
+
+
+def check_temperatures(**temperatures: float) -> None:
+    """Raise ValueError where a temperature is not positive."""
+    for name, value in temperatures.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be > 0")

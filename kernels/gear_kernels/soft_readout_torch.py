@@ -1,0 +1,73 @@
+"""`soft_readout` in blocks of rows on any device."""
+
+import torch
+from torch import Tensor
+
+from gear_kernels.blocked import ScoreGradient, Scorer, row_blocks, softmax_gradient
+from gear_kernels.dispatch import Affinity
+
+
+def forward(
+    latents_NC: Tensor,
+    codebook_KC: Tensor,
+    table_KD: Tensor,
+    log_sum_exp_N: Tensor | None,
+    *,
+    affinity: Affinity,
+    temperature: float,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """softmax(s / temperature) @ table, (N, D) in the table's dtype, and nothing to save.
+
+    A block holds all codes of its rows, so the log-sum-exp is not needed.
+    """
+    scorer = Scorer(codebook_KC, affinity, temperature)
+    out_ND = table_KD.new_empty(len(latents_NC), table_KD.shape[1])
+    for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
+        probabilities_nK = torch.softmax(scorer.tile(latents_NC[rows]), 1)
+        torch.mm(probabilities_nK.to(table_KD.dtype), table_KD, out=out_ND[rows])
+    return out_ND, ()
+
+
+def softmax_state(*_: object, **__: object) -> tuple[Tensor, ...]:
+    """What `score_gradients` needs where no forward ran: nothing."""
+    return ()
+
+
+def score_gradients(
+    latents_NC: Tensor,
+    codebook_KC: Tensor,
+    table_KD: Tensor,
+    state: tuple[Tensor, ...],
+    out_grad_ND: Tensor,
+    *,
+    affinity: Affinity,
+    temperature: float,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of latents and codebook: ds = p (g.t - sum_k p g.t) / temperature."""
+    del state
+    scorer = Scorer(codebook_KC, affinity, temperature)
+    gradient = ScoreGradient(latents_NC, scorer, needs)
+    for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
+        probabilities_nK = torch.softmax(scorer.tile(latents_NC[rows]), 1)
+        pull_nK = (out_grad_ND[rows] @ table_KD.T).to(latents_NC.dtype)
+        gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK))
+    return gradient.finish(1 / temperature)
+
+
+def table_gradient(
+    latents_NC: Tensor,
+    codebook_KC: Tensor,
+    table_KD: Tensor,
+    out_grad_ND: Tensor,
+    *,
+    affinity: Affinity,
+    temperature: float,
+) -> Tensor:
+    """softmax(s / temperature)^T @ g, accumulated in the compute dtype: (K, D)."""
+    scorer = Scorer(codebook_KC, affinity, temperature)
+    table_grad_KD = torch.zeros_like(table_KD, dtype=latents_NC.dtype)
+    for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
+        probabilities_nK = torch.softmax(scorer.tile(latents_NC[rows]), 1)
+        table_grad_KD.addmm_(probabilities_nK.T, out_grad_ND[rows].to(latents_NC.dtype))
+    return table_grad_KD.to(table_KD.dtype)

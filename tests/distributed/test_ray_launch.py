@@ -1,0 +1,207 @@
+"""Ray Train runs the worker function: real worker processes, gloo between them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gear_cluster.launch import launch
+from gear_dist.config import RunConfig, load_config
+from gear_dist.errors import ConfigError, DataError, UserError
+from gear_dist.host import Host, Outcome, Progress
+from gear_dist.run_folder import RunFolder
+
+ray = pytest.importorskip("ray")
+
+TOTAL_STEPS = 40
+
+
+def make_config(root: Path, *overrides: str) -> RunConfig:
+    return load_config(None, [f"run.root={root}", "engine.global_batch=4", *overrides])
+
+
+def all_reduced(value: float) -> float:
+    import torch
+
+    tensor = torch.tensor([value])
+    torch.distributed.all_reduce(tensor)
+    return float(tensor)
+
+
+def report(host: Host, step: int, metrics: dict[str, float]) -> None:
+    if host.rank == 0:
+        host.report(Progress(step, TOTAL_STEPS, "joint", metrics))
+
+
+def healthy(config: RunConfig, host: Host) -> Outcome:
+    import gear_kernels  # noqa: F401 - importable in workers
+    import torch
+
+    print(f"rank {host.rank} of {host.world_size} in {os.getcwd()}")
+    report(host, 1, {"ranks_sum": all_reduced(host.rank + 1.0)})
+    threads = all_reduced(float(os.environ["OMP_NUM_THREADS"] == "2" == str(torch.get_num_threads())))
+    report(host, 2, {"right_threads": threads})
+    report(host, 3, {"on_cpu": all_reduced(float(os.environ["DS_ACCELERATOR"] == "cpu"))})
+    return Outcome("done", TOTAL_STEPS)
+
+
+def polite(config: RunConfig, host: Host) -> Outcome:
+    for step in range(1, 1000):
+        if all_reduced(float(host.stop_requested())) > 0:
+            return Outcome("interrupted", step, "asked")
+        report(host, step, {"l1": 0.5})
+        time.sleep(0.05)
+    return Outcome("done", 1000)
+
+
+def user_error(config: RunConfig, host: Host) -> Outcome:
+    if host.rank == 1:
+        raise DataError("data.train=/nowhere: no such corpus")
+    all_reduced(0.0)
+    return Outcome("done", 1)
+
+
+def crash(config: RunConfig, host: Host) -> Outcome:
+    if host.rank == 1:
+        raise ValueError("first line\nsecond line")
+    all_reduced(0.0)
+    return Outcome("done", 1)
+
+
+def killed(config: RunConfig, host: Host) -> Outcome:
+    folder = RunFolder.create(config.run.folder, config)
+    folder.write_status("running", 7, TOTAL_STEPS)
+    all_reduced(0.0)
+    if host.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    all_reduced(0.0)
+    return Outcome("done", 1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> None:
+    """One local cluster for the tests that need no signals."""
+    from gear_cluster.ray_cluster import ray_cluster
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"
+    with ray_cluster(RunConfig(), verbose=False):
+        yield
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_reduce_and_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = launch(make_config(tmp_path, "run.threads=2"), healthy)
+    out, err = capfd.readouterr()
+    assert outcome == Outcome("done", TOTAL_STEPS)
+    lines = out.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["ranks_sum 3", "right_threads 2", "on_cpu 2"]
+    assert err == ""
+    logs = [tmp_path / "run" / "logs" / f"worker-{rank}.log" for rank in (0, 1)]
+    assert [log.read_text().strip() for log in logs] == [
+        f"rank {rank} of 2 in {os.getcwd()}" for rank in (0, 1)
+    ]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_user_error_keeps_class_and_message(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="^data.train=/nowhere: no such corpus$"):
+        launch(make_config(tmp_path), user_error)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_crash_is_one_line_and_a_traceback_in_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        launch(make_config(tmp_path), crash)
+    log = tmp_path / "run" / "logs" / "worker-1.log"
+    expected = f"worker 1 of 2 crashed: ValueError: first line; traceback in {log}"
+    assert str(caught.value) == expected
+    assert caught.value.exit_code == 1
+    assert "in crash\n" in log.read_text()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_killed_worker_is_named_and_status_corrected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="worker 1 of 2 died: its process is gone"):
+        launch(make_config(tmp_path), killed)
+    status = RunFolder(tmp_path / "run").read_status()
+    assert status is not None
+    assert (status.state, status.step, status.exit_code) == ("failed", 7, 1)
+    assert "worker 1 of 2 died" in status.reason
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.device=cuda", "run.device=cuda, but the Ray cluster has no GPU"),
+        ("run.workers=3", "engine.global_batch=4 is not divisible by workers"),
+    ],
+)
+def test_impossible_clusters_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    if int(ray.cluster_resources().get("GPU", 0)):
+        pytest.skip("written for machines without a GPU")
+    with pytest.raises(ConfigError, match=message):
+        launch(make_config(tmp_path, override), healthy)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_addresses_of_other_protocols_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    if ray.is_initialized():
+        pytest.skip("the module's cluster is still up")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}"):
+        launch(make_config(tmp_path), healthy)
+
+
+def run_here_until(line_start: str, process: subprocess.Popen[str]) -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(line_start):
+            break
+    return lines
+
+
+@pytest.mark.parametrize("launcher", ["ray", "local"])
+def test_ctrl_c_stops_cleanly(tmp_path: Path, launcher: str) -> None:
+    """The terminal's Ctrl-C reaches every process of the group, Ray's included."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_ray_launch as here, ray\n"
+        "from gear_cluster.launch import launch\n"
+        "from pathlib import Path\n"
+        "ray.cloudpickle.register_pickle_by_value(here)\n"
+        f"config = here.make_config(Path({str(tmp_path)!r}), 'run.launcher={launcher}')\n"
+        "print(launch(config, here.polite))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"RAY_memory_monitor_refresh_ms": "0"},
+    )
+    watchdog = threading.Timer(150, process.kill)
+    watchdog.start()
+    try:
+        run_here_until("step ", process)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.communicate()[0].splitlines()
+    finally:
+        watchdog.cancel()
+        process.kill()
+    assert rest[-1].startswith("Outcome(state='interrupted', step=")
+    assert rest[-1].endswith("reason='asked')")
+    unexpected = [line for line in rest if not line.startswith(("step ", "SIGINT: ", "Outcome("))]
+    assert unexpected == []
+    assert process.returncode == 0

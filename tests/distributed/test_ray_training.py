@@ -1,0 +1,85 @@
+"""`gear-dist train` on Ray: real training, Ctrl-C, and the same command again."""
+
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from ray_training_case import GEAR_DIST, Case, make_case
+
+from gear_dist.run_folder import RunFolder
+
+TOTAL_STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("ray-training"))
+
+
+def start(case: Case, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*GEAR_DIST, "train", str(case.config), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=case.environment,
+        start_new_session=True,
+    )
+
+
+def test_interrupted_and_resumed(case: Case, tmp_path: Path) -> None:
+    words = case.settings(tmp_path)
+    process = start(case, *words)
+    watchdog = threading.Timer(200, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith("step 6/"):
+                break
+        signal_group(process)
+        rest, _ = process.communicate()
+    finally:
+        watchdog.cancel()
+    assert process.returncode == 75, "".join(seen) + rest
+    folder = RunFolder(tmp_path / "run")
+    status = folder.read_status()
+    assert status is not None
+    assert (status.state, status.exit_code) == ("interrupted", 75)
+    assert 6 <= status.step < TOTAL_STEPS
+    assert f"interrupted at step {status.step} " in rest
+    assert any(folder.checkpoints.iterdir())
+
+    again = start(case, *words)
+    out, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, out
+    steps = [int(line.split()[1].split("/")[0]) for line in out.splitlines() if line[:5] == "step "]
+    assert steps[0] > status.step - 2
+    assert steps[-1] == TOTAL_STEPS
+    recorded = [record["step"] for record in folder.read_metrics()]
+    assert recorded == sorted(set(recorded))
+    assert recorded[-1] == TOTAL_STEPS
+    final = folder.read_status()
+    assert final is not None
+    assert final.state == "done"
+
+
+def signal_group(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C as a terminal sends it: to every process of the group."""
+    import os
+
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def test_data_error_keeps_its_exit_code(case: Case, tmp_path: Path) -> None:
+    words = [*case.settings(tmp_path), f"data.train=file://{tmp_path}/nowhere"]
+    process = start(case, *words)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 3
+    lines = out.strip().splitlines()
+    assert len(lines) == 1, out
+    assert lines[0].startswith(f"gear-dist: file://{tmp_path}/nowhere: no sharded corpus is there")

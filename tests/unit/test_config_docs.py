@@ -1,0 +1,28 @@
+"""Every setting is described, and docs/configuration.md is what config.py says."""
+
+from pathlib import Path
+
+from gear_dist.config import RunConfig, to_dict
+from gear_dist.config_docs import list_settings, render
+from gear_dist.run_folder import flatten
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_setting_has_a_line_under_it():
+    assert [item.name for item in list_settings() if not item.meaning] == []
+
+
+def test_every_setting_is_listed():
+    assert {item.name for item in list_settings()} == set(flatten(to_dict(RunConfig())))
+
+
+def test_the_page_is_current():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == render(), "run: python -m gear_dist.config_docs > docs/configuration.md"
+
+
+def test_tables_are_whole():
+    rows = [line for line in render().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(list_settings())
+    assert {row.replace("\\|", "").count("|") for row in rows} == {5}

@@ -1,0 +1,81 @@
+"""The environment record names versions and hardware, and keeps secrets out."""
+
+import json
+import subprocess
+
+import pytest
+
+from gear_dist import environment
+from gear_dist.config import load_config
+from gear_dist.environment import collect_environment, redact_command, setting_names
+
+
+def test_the_record_holds_what_a_reader_needs_to_repeat_a_run():
+    config = load_config(None, ["run.seed=7"])
+    record = collect_environment(config, {"world_size": 2}, ["/some/bin/gear-dist", "train"])
+    assert record["versions"]["torch"]
+    assert record["versions"]["gear-dist"]
+    assert record["seed"] == 7
+    assert record["world_size"] == 2
+    assert record["hardware"]["cores"] >= 1
+    assert record["hardware"]["memory_bytes"] > 0
+    assert record["command"] == "gear-dist train"
+    json.dumps(record)
+
+
+def test_no_environment_variable_reaches_the_record(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t-in-environment")
+    record = collect_environment(load_config(), {}, ["gear-dist"])
+    assert "s3cr3t" not in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["train", "AWS_SECRET_ACCESS_KEY=abc"], ["train", "AWS_SECRET_ACCESS_KEY=***"]),
+        (["--auth-key", "user,pass", "x"], ["--auth-key", "***", "x"]),
+        (["--token=abc"], ["--token=***"]),
+        (["--token", "--json"], ["--token", "--json"]),
+        (["data.endpoint=http://k:s@h:1/x"], ["data.endpoint=http://***@h:1/x"]),
+        (
+            ["HF_TOKEN=abc", "stages.tokenizer.steps=3"],
+            ["HF_TOKEN=***", "stages.tokenizer.steps=3"],
+        ),
+        (["tokenizer.misspelt=3"], ["tokenizer.misspelt=3"]),
+        (["generator.token_dropout=0.2"], ["generator.token_dropout=0.2"]),
+        (["log.usage_window_tokens=64"], ["log.usage_window_tokens=64"]),
+        (["data.train=s3://bucket/a@b"], ["data.train=s3://bucket/a@b"]),
+        (["other.api_key=abc"], ["other.api_key=***"]),
+    ],
+)
+def test_secrets_are_hidden_and_settings_are_not(command, expected):
+    assert redact_command(command, setting_names(load_config())) == expected
+
+
+def test_git_state_tells_a_clean_checkout_from_a_dirty_one(tmp_path, monkeypatch):
+    package = tmp_path / "gear_dist"
+    package.mkdir()
+    module = package / "environment.py"
+    module.write_text("")
+    monkeypatch.setattr(environment, "__file__", str(module))
+    assert environment.git_state() is None, "the folder is no checkout"
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    state = environment.git_state()
+    assert len(state["revision"]) == 40
+    assert state["dirty"] is False
+    module.write_text("changed")
+    assert environment.git_state() == {"revision": state["revision"], "dirty": True}
+
+
+def test_memory_stays_within_the_container(monkeypatch):
+    files = {
+        "/proc/meminfo": ["MemTotal: 1000 kB", "MemAvailable: 900 kB"],
+        "/sys/fs/cgroup/memory.max": ["512000"],
+        "/sys/fs/cgroup/memory.current": ["112000"],
+    }
+    monkeypatch.setattr(environment, "_lines", lambda path: files.get(str(path), []))
+    assert environment.memory_bytes() == (512000, 400000)
+    files["/sys/fs/cgroup/memory.max"] = ["max"]
+    assert environment.memory_bytes() == (1024000, 921600)

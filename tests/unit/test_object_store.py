@@ -1,0 +1,148 @@
+"""The embedded object store: one server a folder, kept credentials, no secrets on show."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gear_cluster import object_store, store_cli
+from gear_cluster.object_store import StoreEndpoint
+
+from gear_dist.errors import DataError, StorageError
+from gear_dist.storage_s3 import make_client
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "store"
+    object_store.stop(tmp_path / "store")
+
+
+def client_of(store: StoreEndpoint) -> object:
+    return make_client(
+        store.endpoint,
+        aws_access_key_id=store.access_key,
+        aws_secret_access_key=store.secret_key,
+    )
+
+
+def run_command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    store_cli.add_commands(parser.add_subparsers())
+    args = parser.parse_args(["store", *words])
+    return args.run(args)
+
+
+def test_start_stop_start_keeps_all(folder: Path) -> None:
+    assert object_store.status(folder) == ("stopped", "", 0)
+    store = object_store.ensure_running(folder)
+    state = object_store.status(folder)
+    assert (state.state, state.endpoint) == ("running", store.endpoint)
+    client = client_of(store)
+    client.create_bucket(Bucket="bucket")
+    client.put_object(Bucket="bucket", Key="k", Body=b"1")
+    assert object_store.ensure_running(folder) == store
+    assert object_store.status(folder).pid == state.pid
+    assert object_store.stop(folder)
+    assert object_store.status(folder).state == "stopped"
+    assert not object_store.stop(folder)
+    assert object_store.ensure_running(folder) == store
+    assert client_of(store).get_object(Bucket="bucket", Key="k")["Body"].read() == b"1"
+
+
+def test_secrets_stay_secret(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command("start", "--folder", str(folder)) == 0
+    store = object_store.load_endpoint(folder)
+    assert store is not None
+    shown = capfd.readouterr().out
+    assert f"export AWS_ENDPOINT_URL={store.endpoint}" in shown
+    everything = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    assert str(folder / "buckets") in everything
+    log = (folder / "server.log").read_text()
+    for secret in (store.secret_key, store.access_key):
+        assert len(secret) >= 20
+        assert not any(secret in text for text in (shown, everything, log, repr(store), f"{store}"))
+    assert (folder / "credentials.json").stat().st_mode & 0o777 == 0o600
+    assert run_command("env", "--folder", str(folder)) == 0
+    exports = dict(
+        line.removeprefix("export ").split("=", 1) for line in capfd.readouterr().out.splitlines()
+    )
+    assert exports == store.environment()
+    assert run_command("status", "--folder", str(folder)) == 0
+    assert run_command("stop", "--folder", str(folder)) == 0
+    assert run_command("status", "--folder", str(folder)) != 0
+
+
+def test_env_without_a_store(folder: Path) -> None:
+    with pytest.raises(DataError, match="gear-dist store start"):
+        run_command("env", "--folder", str(folder))
+
+
+def test_recycled_pid_is_left_alone(folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        folder.mkdir()
+        (folder / "server.pid").write_text(str(other.pid))
+        assert not object_store.stop(folder)
+        (folder / "server.pid").write_text(str(other.pid))
+        store = object_store.ensure_running(folder)
+        assert other.poll() is None
+        assert object_store.status(folder).pid not in (0, other.pid)
+        assert client_of(store).list_buckets()["Buckets"] == []
+        other.communicate(b"\n")
+
+
+def test_crashed_server_is_replaced(folder: Path) -> None:
+    store = object_store.ensure_running(folder)
+    pid = object_store.status(folder).pid
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    assert object_store.ensure_running(folder) == store
+    assert object_store.status(folder).pid not in (0, pid)
+
+
+def test_port_taken_by_another_program(folder: Path) -> None:
+    store = object_store.ensure_running(folder)
+    object_store.stop(folder)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", int(store.endpoint.rpartition(":")[2])))
+        other.listen()
+        moved = object_store.ensure_running(folder)
+    assert moved.endpoint != store.endpoint
+    assert moved[1:] == store[1:]
+    assert object_store.load_endpoint(folder) == moved
+
+
+def test_one_server_for_simultaneous_starts(folder: Path) -> None:
+    found: list[StoreEndpoint] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(object_store.ensure_running(folder)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    servers = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    assert servers.count(str(folder / "buckets")) == 1
+
+
+def test_server_that_does_not_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "_rclone", lambda: "/bin/false")
+    with pytest.raises(StorageError, match="does not start"):
+        object_store.ensure_running(folder)
+    assert not (folder / "server.pid").exists()
+
+
+def test_damaged_credentials(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "credentials.json").write_text("{")
+    with pytest.raises(DataError, match=r"credentials.json: .*remove it"):
+        object_store.ensure_running(folder)

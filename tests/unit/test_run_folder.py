@@ -1,0 +1,268 @@
+"""The run folder survives kills, refuses other runs, and explains disk failures."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from gear_dist import storage
+from gear_dist.config import load_config
+from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.run_folder import RunFolder, Status
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run", load_config())
+
+
+def trained(path, overrides=()):
+    folder = RunFolder.create(path, load_config(None, list(overrides)))
+    folder.append_metrics({"step": 20, "l1": 0.5})
+    folder.close()
+    return folder
+
+
+def test_create_makes_every_part_and_a_config_that_reads_back(tmp_path):
+    config = load_config(None, ["data.image_size=64", "optimizer.betas=[0.8,0.95]"])
+    folder = RunFolder.create(tmp_path / "deep" / "run", config)
+    assert all(part.is_dir() for part in (folder.grids, folder.checkpoints, folder.weights))
+    assert folder.read_config() == config
+    assert RunFolder.open(folder.path).read_config_dict()["data"]["image_size"] == 64
+
+
+def test_open_refuses_what_is_no_run_folder(tmp_path):
+    with pytest.raises(DataError, match="no such run folder"):
+        RunFolder.open(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"not a run folder.*config\.yaml"):
+        RunFolder.open(tmp_path)
+
+
+def test_another_configuration_is_refused_and_named(tmp_path):
+    trained(tmp_path, ["run.seed=1", "tokenizer.codebook_size=256"])
+    with pytest.raises(ConfigError) as caught:
+        RunFolder.create(tmp_path, load_config(None, ["tokenizer.codebook_size=512"]))
+    message = str(caught.value)
+    assert "tokenizer.codebook_size=512 (the run has 256)" in message
+    assert "run.seed=0 (the run has 1)" in message
+    assert "run.name" in message
+    assert "\n" not in message
+    assert RunFolder(tmp_path).read_config().tokenizer.codebook_size == 256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "run.workers=2",
+        "run.launcher=local",
+        "log.every_steps=5",
+        "data.endpoint=http://127.0.0.1:9",
+        "sampling.guidance=1",
+        "stages.joint.steps=200",
+    ],
+)
+def test_what_does_not_define_the_run_may_change(tmp_path, change):
+    trained(tmp_path, ["stages.joint.steps=100"])
+    base = [] if change.startswith("stages") else ["stages.joint.steps=100"]
+    config = load_config(None, [*base, change])
+    assert RunFolder.create(tmp_path, config).read_config() == config
+
+
+def test_a_stage_may_not_shrink(tmp_path):
+    trained(tmp_path, ["stages.joint.steps=100"])
+    with pytest.raises(ConfigError, match=r"stages\.joint\.steps=50 \(the run has 100\)"):
+        RunFolder.create(tmp_path, load_config(None, ["stages.joint.steps=50"]))
+
+
+def test_a_setting_that_an_older_version_did_not_have_counts_as_its_default(tmp_path):
+    folder = trained(tmp_path)
+    text = folder.config_path.read_text()
+    folder.config_path.write_text(text.replace("  ema_decay: 0.9999\n", ""))
+    RunFolder.create(tmp_path, load_config())
+    folder.config_path.write_text(text.replace("  ema_decay: 0.9999\n", ""))
+    with pytest.raises(ConfigError, match=r"optimizer\.ema_decay=0\.9 \(the run has 0\.9999\)"):
+        RunFolder.create(tmp_path, load_config(None, ["optimizer.ema_decay=0.9"]))
+
+
+def test_resume_none_is_refused_where_a_run_is(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ConfigError, match=r"run\.resume=none.*already holds a run"):
+        RunFolder.create(tmp_path, load_config(None, ["run.resume=none"]))
+
+
+def test_a_start_may_be_asked_about_without_touching_anything(tmp_path):
+    assert RunFolder(tmp_path / "new").check_may_start(load_config()) is False
+    assert list(tmp_path.iterdir()) == []
+    assert trained(tmp_path / "old").check_may_start(load_config()) is True
+
+
+def test_a_start_that_trained_nothing_may_be_corrected(tmp_path):
+    RunFolder.create(tmp_path, load_config(None, ["data.image_size=64"]))
+    config = load_config(None, ["data.image_size=128", "run.resume=none"])
+    assert RunFolder.create(tmp_path, config).read_config() == config
+
+
+def test_metrics_are_json_lines_visible_at_once(folder):
+    record = {
+        "step": 20,
+        "stage": "joint",
+        "l1": float("nan"),
+        "vq": np.float32(0.5),
+        "codes": np.int64(7),
+        "align": torch.tensor(-0.25),
+    }
+    folder.append_metrics(record)
+    line = folder.metrics_path.read_text()
+    assert line.endswith("\n")
+    expected = {"step": 20, "stage": "joint", "l1": None, "vq": 0.5, "codes": 7, "align": -0.25}
+    assert json.loads(line) == expected
+    assert "NaN" not in line
+
+
+def test_a_line_torn_by_a_kill_is_ignored_and_overwritten(folder):
+    folder.append_metrics({"step": 20})
+    folder.append_metrics({"step": 40})
+    folder.close()
+    with folder.metrics_path.open("a") as file:
+        file.write('{"step": 60, "l1": 0.')
+    assert [r["step"] for r in folder.read_metrics()] == [20, 40]
+    resumed = RunFolder(folder.path)
+    resumed.append_metrics({"step": 60})
+    assert [json.loads(line)["step"] for line in folder.metrics_path.open()] == [20, 40, 60]
+
+
+def test_a_killed_writer_loses_no_finished_record(folder):
+    program = f"""
+    import os, signal
+    from gear_dist.run_folder import RunFolder
+    folder = RunFolder({str(folder.path)!r})
+    for step in range(1, 101):
+        folder.append_metrics({{"step": step}})
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)])
+    assert result.returncode == -9
+    assert [r["step"] for r in folder.read_metrics()] == list(range(1, 101))
+
+
+def test_rewind_drops_later_records_and_grids_and_appending_goes_on(folder):
+    for step in (20, 40, 60):
+        folder.append_metrics({"step": step, "try": 1})
+        folder.sample_grid_path(step).write_bytes(b"png")
+    folder.rewind(40)
+    folder.append_metrics({"step": 60, "try": 2})
+    records = [(r["step"], r["try"]) for r in folder.read_metrics()]
+    assert records == [(20, 1), (40, 1), (60, 2)]
+    assert [grid.step for grid in folder.list_grids()] == [20, 40]
+
+
+def test_rewind_of_an_empty_folder_is_nothing(folder):
+    folder.rewind(0)
+    assert folder.read_metrics() == []
+
+
+def test_status_is_replaced_whole(folder):
+    assert folder.read_status() is None
+    folder.write_status("running", 1, 10)
+    folder.write_status("failed", 3, 10, exit_code=4, reason="loss is not finite")
+    status = folder.read_status()
+    assert status[:5] == ("failed", 3, 10, 4, "loss is not finite")
+    assert status.updated.endswith("+00:00")
+    assert [p.name for p in folder.path.iterdir() if "status" in p.name] == ["status.json"]
+
+
+def test_status_of_a_later_version_is_read(folder):
+    node = {"state": "done", "step": 1, "total_steps": 1, "new_fact": 1}
+    folder.status_path.write_text(json.dumps(node))
+    assert folder.read_status() == Status("done", 1, 1)
+
+
+def test_garbage_in_json_is_named(folder):
+    folder.evaluation_path.write_text("{")
+    with pytest.raises(DataError, match=r"evaluation\.json: not a JSON object"):
+        folder.read_evaluation()
+
+
+def test_environment_and_evaluation_read_back(folder):
+    assert folder.read_environment() == {}
+    assert folder.read_evaluation() is None
+    folder.write_environment({"device": torch.device("cpu"), "dtype": torch.bfloat16})
+    folder.write_evaluation({"psnr_db": 22.5, "folder": folder.path})
+    assert folder.read_environment() == {"device": "cpu", "dtype": "torch.bfloat16"}
+    assert folder.read_evaluation() == {"psnr_db": 22.5, "folder": str(folder.path)}
+
+
+def test_grids_are_listed_by_step_and_strangers_ignored(folder):
+    for step in (200, 1000, 30):
+        folder.reconstruction_grid_path(step).write_bytes(b"")
+    folder.sample_grid_path(30).write_bytes(b"")
+    (folder.grids / "notes.png").write_bytes(b"")
+    assert [grid.step for grid in folder.list_grids("reconstruction")] == [30, 200, 1000]
+    assert [grid.kind for grid in folder.list_grids("samples")] == ["samples"]
+
+
+def test_a_file_in_the_way_is_explained(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError, match=r"a file is where a folder is needed.*run\.root"):
+        RunFolder.create(tmp_path / "runs" / "a", load_config())
+
+
+def test_a_folder_that_refuses_is_explained(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(StorageError, match=r"Permission denied.*run\.root"):
+        RunFolder.create(tmp_path / "a", load_config())
+
+
+def test_a_full_disk_stops_the_log_with_one_line_and_leaves_whole_lines(folder):
+    """The file-size limit of a child process stands in for the end of a real disk."""
+    program = f"""
+    import resource, sys
+    from gear_dist.errors import StorageError
+    from gear_dist.run_folder import RunFolder
+    folder = RunFolder({str(folder.path)!r})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        for step in range(1000):
+            folder.append_metrics({{"step": step}})
+    except StorageError as error:
+        sys.exit(f"StorageError: {{error}}")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stderr.startswith(f"StorageError: {folder.metrics_path}")
+    assert len(result.stderr.splitlines()) == 1
+    assert folder.metrics_path.stat().st_size == 1000
+    steps = [r["step"] for r in folder.read_metrics()]
+    assert steps == list(range(len(steps)))
+    folder.append_metrics({"step": len(steps)})
+    assert all(json.loads(line) for line in folder.metrics_path.open())
+
+
+def test_a_disk_that_fills_up_keeps_the_old_status(folder, monkeypatch):
+    folder.write_status("running", 1, 10)
+    old = folder.status_path.read_bytes()
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        folder.write_status("running", 2, 10)
+    assert folder.status_path.read_bytes() == old
+    names = [p.name for p in folder.path.iterdir()]
+    assert not [n for n in names if n.startswith(".")], "a temporary file stayed behind"
+
+
+def test_an_append_to_a_full_device_is_explained(folder):
+    folder.metrics_path.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="disk is full; free some space"):
+        folder.append_metrics({"step": 1})

@@ -1,0 +1,155 @@
+"""file:// storage: atomic writes, errors by name, nothing left behind."""
+
+import errno
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.storage import FileStorage, ObjectInfo, atomic_file, open_storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FileStorage:
+    return FileStorage(tmp_path / "root")
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_round_trip(storage: FileStorage, tmp_path: Path) -> None:
+    storage.write("a/b.bin", b"0123456789")
+    with storage.writer("a/c.bin") as stream:
+        stream.write(b"xy")
+    storage.upload("d.bin", storage.root / "a/b.bin")
+    storage.download("a/c.bin", tmp_path / "elsewhere/c.bin")
+    assert storage.read("a/b.bin") == storage.read("d.bin") == b"0123456789"
+    assert storage.read_range("a/b.bin", 3, 4) == b"3456"
+    assert storage.read_range("a/b.bin", 10, 0) == b""
+    assert (tmp_path / "elsewhere/c.bin").read_bytes() == b"xy"
+    assert list(storage.list()) == [
+        ObjectInfo("a/b.bin", 10),
+        ObjectInfo("a/c.bin", 2),
+        ObjectInfo("d.bin", 10),
+    ]
+    assert [item.key for item in storage.list("a/b")] == ["a/b.bin"]
+    storage.delete("a/b.bin")
+    storage.delete("a/b.bin")
+    assert not storage.exists("a/b.bin")
+    assert storage.size("a/c.bin") == 2
+    assert list(FileStorage(tmp_path / "none").list()) == []
+
+
+def test_addresses(tmp_path: Path) -> None:
+    plain, url = open_storage(str(tmp_path / "a b")), open_storage((tmp_path / "a b").as_uri())
+    plain.write("k", b"1")
+    assert url.read("k") == b"1"
+    assert plain.address == url.address == (tmp_path / "a b").as_uri()
+    assert pickle.loads(pickle.dumps(plain)).read("k") == b"1"
+    for address, word in (
+        ("gs://bucket/x", "gs://"),
+        ("file://folder", "file:///"),
+        ("s3:///x", "s3://BUCKET"),
+        ("", "empty"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            open_storage(address)
+
+
+@pytest.mark.parametrize("key", ["", "/etc/x", "../x", "a/../../x", "a//b", "."])
+def test_keys_stay_below_the_root(storage: FileStorage, key: str) -> None:
+    with pytest.raises(ValueError, match="bad object key"):
+        storage.write(key, b"")
+
+
+def test_missing_and_short(storage: FileStorage) -> None:
+    storage.write("file", b"abc")
+    for read in (storage.read, storage.size):
+        with pytest.raises(DataError, match="none: no such file"):
+            read("none")
+        with pytest.raises(DataError, match="file/below: no such file"):
+            read("file/below")
+    with pytest.raises(DataError, match="beyond its end"):
+        storage.read_range("file", 1, 3)
+
+
+def write_half(storage: FileStorage) -> None:
+    with storage.writer("k") as stream:
+        stream.write(b"new but unfinished")
+        raise KeyboardInterrupt
+
+
+def test_failed_write_keeps_the_old_object(storage: FileStorage) -> None:
+    storage.write("k", b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(storage)
+    assert storage.read("k") == b"old"
+    assert files_below(storage.root) == ["k"]
+
+
+def test_full_disk(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write("k", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"root/k: the disk is full") as caught:
+        storage.write("k", b"new")
+    assert caught.value.exit_code == 5
+    monkeypatch.undo()
+    assert storage.read("k") == b"old"
+    assert files_below(storage.root) == ["k"]
+
+
+def test_refused_write(storage: FileStorage) -> None:
+    storage.write("file", b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.write("file/below", b"")
+
+
+def test_listing_hides_unfinished_writes(storage: FileStorage) -> None:
+    with storage.writer("k") as stream:
+        stream.write(b"half")
+        stream.flush()
+        assert list(storage.list()) == []
+        assert len(files_below(storage.root)) == 1
+        assert storage.remove_leftovers() == 0
+    assert [item.key for item in storage.list()] == ["k"]
+
+
+def test_killed_writers_are_cleaned_up(storage: FileStorage) -> None:
+    code = (
+        "import os, sys; from gear_dist.storage import open_storage\n"
+        "with open_storage(sys.argv[1]).writer('shards/k') as stream:\n"
+        "    stream.write(b'half'); stream.flush(); os.kill(os.getpid(), 9)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(storage.root)], check=False)
+    assert run.returncode == -9
+    assert len(files_below(storage.root)) == 1
+    assert list(storage.list()) == []
+    assert storage.remove_leftovers() == 1
+    assert files_below(storage.root) == []
+
+
+def test_writers_of_other_machines_get_a_day(storage: FileStorage) -> None:
+    storage.write("k", b"")
+    assert socket.gethostname() != "elsewhere"
+    other = storage.root / ".k.elsewhere.1.abcd.gear-part"
+    other.write_bytes(b"")
+    assert storage.remove_leftovers() == 0
+    os.utime(other, (time.time() - 90_000,) * 2)
+    assert storage.remove_leftovers() == 1
+
+
+def test_atomic_file_mode(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "secret", 0o600) as stream:
+        stream.write(b"1")
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,200 @@
+"""s3:// storage against a real server, and its errors in terms of the settings to mend."""
+
+import http.server
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gear_cluster.object_store import StoreEndpoint
+
+from gear_dist import storage_s3
+from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.storage import ObjectInfo, Storage, open_storage
+from gear_dist.storage_s3 import S3Storage
+
+pytestmark = pytest.mark.usefixtures("object_store")
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest) -> Storage:
+    return open_storage(f"s3://gear-tests-storage/{request.node.name}")
+
+
+def test_round_trip(storage: Storage, tmp_path: Path) -> None:
+    storage.write("a/b.bin", b"0123456789")
+    with storage.writer("a/c.bin") as stream:
+        stream.write(b"xy")
+    (tmp_path / "local").write_bytes(b"local file")
+    storage.upload("d.bin", tmp_path / "local")
+    storage.download("a/c.bin", tmp_path / "elsewhere/c.bin")
+    assert storage.read("a/b.bin") == b"0123456789"
+    assert storage.read("d.bin") == b"local file"
+    assert storage.read_range("a/b.bin", 3, 4) == b"3456"
+    assert (tmp_path / "elsewhere/c.bin").read_bytes() == b"xy"
+    assert list(storage.list()) == [
+        ObjectInfo("a/b.bin", 10),
+        ObjectInfo("a/c.bin", 2),
+        ObjectInfo("d.bin", 10),
+    ]
+    assert [item.key for item in storage.list("a/b")] == ["a/b.bin"]
+    storage.delete("a/b.bin")
+    storage.delete("a/b.bin")
+    assert not storage.exists("a/b.bin")
+    assert storage.size("a/c.bin") == 2
+    assert pickle.loads(pickle.dumps(storage)).read("d.bin") == b"local file"
+
+
+def test_bucket_is_made_on_demand(object_store: StoreEndpoint) -> None:
+    storage = open_storage("s3://gear-tests-new-bucket/x")
+    assert not storage.exists("k")
+    assert list(storage.list()) == []
+    with pytest.raises(DataError, match="bucket gear-tests-new-bucket does not exist"):
+        storage.read("k")
+    storage.write("k", b"1")
+    assert storage.read("k") == b"1"
+
+
+def test_multipart(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_s3, "MULTIPART_BYTES", 5 << 20)
+    data = bytes(range(256)) * (12 << 12)
+    with storage.writer("big") as stream:
+        stream.write(data)
+    assert storage.read("big") == data
+    monkeypatch.undo()
+    storage.write("big", data[:-1])
+    assert storage.read("big") == data[:-1]
+
+
+def write_half(storage: Storage) -> None:
+    with storage.writer("k") as stream:
+        stream.write(b"new but unfinished")
+        raise KeyboardInterrupt
+
+
+def test_failed_writer_publishes_nothing(storage: Storage) -> None:
+    storage.write("k", b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(storage)
+    assert storage.read("k") == b"old"
+
+
+def test_missing_object(storage: Storage) -> None:
+    storage.write("k", b"abc")
+    for read in (storage.read, storage.size):
+        with pytest.raises(DataError, match="test_missing_object/none: no such object"):
+            read("none")
+    with pytest.raises(DataError, match="beyond its end"):
+        storage.read_range("k", 1, 3)
+    with pytest.raises(DataError, match="cannot be read"):
+        storage.read_range("k", 10, 3)
+
+
+def test_wrong_credentials(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-one")
+    for attempt in (storage.read, storage.exists, storage.delete, lambda k: storage.write(k, b"")):
+        with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY") as caught:
+            attempt("k")
+        assert "not-the-one" not in str(caught.value)
+    with pytest.raises(DataError, match="AWS_ACCESS_KEY_ID"):
+        list(storage.list())
+
+
+def test_no_credentials(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(DataError, match=r"no credentials are set.*AWS_ACCESS_KEY_ID"):
+        storage.read("k")
+
+
+def test_no_store_there() -> None:
+    start = time.monotonic()
+    storage = open_storage("s3://bucket/x", "http://127.0.0.1:9")
+    for attempt in (storage.read, storage.exists, lambda k: storage.write(k, b"")):
+        with pytest.raises(DataError, match=r"127.0.0.1:9 .*data.endpoint.*gear-dist store start"):
+            attempt("k")
+    with pytest.raises(DataError, match=r"data\.endpoint"):
+        list(storage.list())
+    assert time.monotonic() - start < 20
+
+
+def test_endpoint_that_is_no_url() -> None:
+    with pytest.raises(ConfigError, match=r"data\.endpoint='nonsense'"):
+        open_storage("s3://bucket/x", "nonsense").read("k")
+
+
+@pytest.mark.parametrize("bucket", ["b", "Bad_Name!"])
+def test_impossible_bucket_name(bucket: str) -> None:
+    with pytest.raises(ConfigError, match=f"{bucket} is no bucket name"):
+        open_storage(f"s3://{bucket}/x").write("k", b"")
+
+
+def test_full_local_disk(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(StorageError, match="TMPDIR"), storage.writer("k"):
+        pass
+    assert not storage.exists("k")
+
+
+class _FaultyHandler(http.server.BaseHTTPRequestHandler):
+    """Breaks bodies off, or refuses, for the first few requests."""
+
+    faults: list[str]
+
+    def do_GET(self) -> None:
+        fault = self.faults.pop(0) if self.faults else "none"
+        self.send_response(500 if fault == "error" else 200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        self.wfile.write(b"01234" if fault == "cut" else b"0123456789")
+
+    def do_PUT(self) -> None:
+        self.send_response(507)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faulty() -> Iterator[tuple[S3Storage, type[_FaultyHandler]]]:
+    handler = type("Handler", (_FaultyHandler,), {"faults": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield S3Storage("s3://bucket/x", f"http://127.0.0.1:{server.server_port}"), handler
+        server.shutdown()
+        thread.join()
+
+
+def test_broken_bodies_are_read_again(
+    faulty: tuple[S3Storage, type[_FaultyHandler]], tmp_path: Path
+) -> None:
+    storage, handler = faulty
+    handler.faults[:] = ["cut", "error", "cut"]
+    assert storage.read("k") == b"0123456789"
+    handler.faults[:] = ["cut"]
+    storage.download("k", tmp_path / "k")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("k", b"0123456789")]
+
+
+def test_bodies_that_stay_broken(
+    faulty: tuple[S3Storage, type[_FaultyHandler]], tmp_path: Path
+) -> None:
+    storage, handler = faulty
+    handler.faults[:] = ["cut"] * 9
+    with pytest.raises(DataError, match=r"s3://bucket/x/k: .*data.endpoint"):
+        storage.download("k", tmp_path / "k")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_store_that_refuses_a_write(faulty: tuple[S3Storage, type[_FaultyHandler]]) -> None:
+    with pytest.raises(StorageError, match="s3://bucket/x/k: cannot be written"):
+        faulty[0].write("k", b"data")
