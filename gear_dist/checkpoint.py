@@ -58,7 +58,7 @@ class CheckpointStore:
         dist.barrier()
         return folder
 
-    def list(self) -> list[CheckpointInfo]:
+    def published(self) -> list[CheckpointInfo]:
         """Published checkpoints, oldest first. Unreadable manifests are warned of and left out."""
         found = []
         for item in self._storage.list():
@@ -81,7 +81,7 @@ class CheckpointStore:
         Raises:
             ConfigError: it was written by another number of workers.
         """
-        published = dist.broadcast_object(self.list() if dist.rank() == 0 else None)
+        published = dist.broadcast_object(self.published() if dist.rank() == 0 else None)
         for info in reversed(published):
             if info.world_size != dist.world_size():
                 raise ConfigError(
@@ -113,7 +113,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Keep the newest; a folder is emptied manifest first, so that it never looks whole."""
-        kept = {info.folder for info in self.list()[-self._keep :]}
+        kept = {info.folder for info in self.published()[-self._keep :]}
         keys = [item.key for item in self._storage.list() if item.key != POINTER]
         stale = [key for key in keys if key.split("/")[0] not in kept]
         for key in sorted(stale, key=lambda key: not key.endswith(MANIFEST)):

@@ -110,6 +110,9 @@ class TokenizerConfig:
     """Residual blocks of an encoder level (the decoder has one more)."""
     latent_channels: int = 256
     """Channels between the encoder and the quantizer's 1x1 convolution."""
+    norm_groups: int = 32
+    """Groups of the group norms. The public checkpoints have 32; a narrow tokenizer needs fewer, \
+because a group of one channel loses its mean, and so the colours."""
     dropout: float = 0.0
     """Dropout inside residual blocks."""
     commit_weight: float = 0.25
@@ -121,6 +124,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         names = ("codebook_size", "code_width", "channels", "num_res_blocks", "latent_channels")
+        _require_at_least("tokenizer", self, 1, "norm_groups")
         _require_at_least("tokenizer", self, 1, *names)
         _require_fraction("tokenizer", self, "dropout")
         levels = self.channel_multipliers
@@ -128,9 +132,10 @@ class TokenizerConfig:
         _require(ok, f"tokenizer.channel_multipliers={list(levels)} must be integers >= 1")
         for width in sorted({self.channels * m for m in levels}):
             _require(
-                width % 32 == 0,
+                width % self.norm_groups == 0,
                 f"tokenizer.channels={self.channels} with channel_multipliers={list(levels)} "
-                f"gives a level of {width} channels: group norm needs a multiple of 32",
+                f"gives a level of {width} channels, not divisible by tokenizer.norm_groups="
+                f"{self.norm_groups}",
             )
         ok = self.entropy_temperature > 0
         _require(ok, f"tokenizer.entropy_temperature={self.entropy_temperature} must be > 0")
@@ -188,7 +193,7 @@ class DiscriminatorConfig:
     weight: float = 0.1
     """Weight of the adversarial loss in the tokenizer's."""
     start_step: int = 0
-    """Step of a stage from which the adversarial loss counts (the discriminator trains before)."""
+    """Step of the run from which the adversarial loss counts; the discriminator trains before."""
 
     def __post_init__(self) -> None:
         _require_at_least("discriminator", self, 1, "width", "num_layers")
@@ -436,7 +441,8 @@ def _leaf_keys(schema: type, prefix: str = "") -> list[str]:
     for item in dataclasses.fields(schema):
         key = prefix + item.name
         kind = hints[item.name]
-        keys += _leaf_keys(kind, key + ".") if dataclasses.is_dataclass(kind) else [key]
+        is_section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        keys += _leaf_keys(kind, key + ".") if is_section else [key]
     return keys
 
 
@@ -466,7 +472,7 @@ def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
     if path in seen:
         raise ConfigError(f"{path}: base files form a circle")
     try:
-        node = OmegaConf.to_container(OmegaConf.load(path))
+        node: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:

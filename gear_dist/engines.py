@@ -129,9 +129,9 @@ class TrainingEngine:
             ),
             dist_init_required=False,
         )
-        if self.zero_stage == 0:
-            # Convolutions on CPU, and bf16 ones on CUDA, are about twice as fast so. Only here do
-            # weights have memory of their own; elsewhere channels-last inputs bring most of it.
+        if on_cuda and self.zero_stage == 0:
+            # bf16 convolutions on tensor cores want it. Only at this stage do weights have memory
+            # of their own; elsewhere channels-last inputs bring most of it.
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.grad_norm: float | Tensor = 0.0
 

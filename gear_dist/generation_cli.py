@@ -116,7 +116,7 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     rebuilt = pair.reconstruct(images)
     out = args.out or folder.path / "reconstruction.png"
     save_grid(pair_rows(images.numpy(), rebuilt.numpy(), args.columns), out, args.columns)
-    print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt):.2f} dB)")
+    print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt).mean():.2f} dB)")
     return 0
 
 
@@ -126,10 +126,12 @@ def read_images(folder: Path, config: RunConfig, count: int) -> Any:
     Raises:
         DataError: there is none, or one does not decode.
     """
+    import numpy as np
     import torch
 
-    from gear_dist.data.images import centre_crop, decode_image
+    from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 
+    size = config.data.image_size
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:count]
     if not paths:
         raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
@@ -137,9 +139,10 @@ def read_images(folder: Path, config: RunConfig, count: int) -> Any:
     for path in paths:
         try:
             image = decode_image(path.read_bytes(), config.data.max_pixels)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: does not decode: {error}") from None
-        arrays.append(torch.from_numpy(centre_crop(image, config.data.image_size)))
+        except (OSError, BadImageError) as error:
+            raise DataError(f"{path}: {error}") from None
+        square = crop(resize_short_side(image, size), size)
+        arrays.append(torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy()))
     return torch.stack(arrays)
 
 

@@ -20,7 +20,6 @@ from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.perceptual import LPIPS
 from gear_dist.losses.reconstruction import gradient_loss, l1_loss
 from gear_dist.networks import Networks
-from gear_dist.schedule import Stage
 from gear_dist.tokenizers import Quantized, TokenizerOutput
 
 Metrics = dict[str, Tensor]
@@ -146,7 +145,6 @@ def train_micro_batch(
     networks: Networks,
     batch: MicroBatch,
     config: RunConfig,
-    stage: Stage,
     step: int,
     lpips: LPIPS | None,
 ) -> tuple[Metrics, Tensor]:
@@ -166,7 +164,7 @@ def train_micro_batch(
             engines.get("generator"),
             batch,
             config,
-            adversarial=step - stage.start >= config.discriminator.start_step,
+            adversarial=step >= config.discriminator.start_step,
             lpips=lpips,
         )
         indices_BL = done.indices_BL

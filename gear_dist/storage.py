@@ -6,6 +6,7 @@ are atomic on both: an object appears whole, under its final name, or not at all
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -137,12 +138,13 @@ def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     Raises:
         StorageError: the disk is full or refuses the write.
     """
-    name = f".{path.name}.{_writer_id()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    name = f".{path.name}.{_host()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
     temporary = path.parent / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(descriptor, "wb") as stream:
+            _try_lock(descriptor)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -250,28 +252,29 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(reader, writer, COPY_BYTES)
 
 
-def _writer_id() -> str:
-    return f"{socket.gethostname().replace('.', '-')}.{os.getpid()}"
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a temporary file: the lock ends with its writer, however that ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether the writer of a temporary file is gone: its process, or for other machines a day."""
-    host, _, rest = path.name.removesuffix(_TEMPORARY_SUFFIX).rpartition(".")[0].rpartition(".")
-    if host.rpartition(".")[2] == _writer_id().rpartition(".")[0] and rest.isdigit():
-        return not _is_running(int(rest))
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > _STALE_SECONDS
-    return False
-
-
-def _is_running(pid: int) -> bool:
+    """Whether a temporary file's writer is gone: by its lock, or for other machines a day."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        if path.name.removesuffix(_TEMPORARY_SUFFIX).split(".")[-2] == _host():
+            with open(path, "rb") as stream:
+                if _try_lock(stream.fileno()):
+                    return True
+        return time.time() - path.stat().st_mtime > _STALE_SECONDS
+    except FileNotFoundError:
         return False
-    except OSError:
-        return True
-    return True
 
 
 def _remove(path: Path) -> None:

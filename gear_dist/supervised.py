@@ -109,10 +109,15 @@ def predict(
 def accuracies(
     model: nn.Module, data: LabelledImages, *, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Share of known targets that the model's heads predict, by target name; nan: none known."""
+    """Share of known targets that the model's heads predict, by target name.
+
+    nan where no sample knows the target; targets that the data does not have are left out.
+    """
     result = {}
     targets = data.targets()
     for name, logits in predict(model, data.images, device=device).items():
+        if name not in targets:
+            continue
         known = targets[name] != UNKNOWN
         hits = logits.argmax(1)[known] == targets[name][known]
         result[name] = hits.float().mean().item()

@@ -79,7 +79,7 @@ class TrainedPair:
             kernels=config.engine.kernels,
         )
         self.tokenizer.load_state_dict(states["tokenizer"])
-        self.tokenizer.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.tokenizer.to(device).eval()
         self.generator: Generator | None = None
         if "generator" in states:
             state = states["generator"]

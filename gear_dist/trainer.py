@@ -13,7 +13,7 @@ from torch import Tensor
 from gear_dist import dist
 from gear_dist.checkpoint import CheckpointStore
 from gear_dist.config import RunConfig
-from gear_dist.data.loader import Batch, build_loader
+from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.engines import prepare_deepspeed, resolve_precision
 from gear_dist.environment import collect_environment
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
@@ -21,7 +21,7 @@ from gear_dist.grids import GridPainter
 from gear_dist.host import Host, Outcome, Progress
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.metrics import MetricWindow, Speedometer
-from gear_dist.metrics_log import open_metrics_log
+from gear_dist.metrics_log import MetricsLog, open_metrics_log
 from gear_dist.networks import Networks, NetworkStates
 from gear_dist.run_folder import RunFolder
 from gear_dist.schedule import Stage, plan_stages, rate_factor
@@ -29,6 +29,7 @@ from gear_dist.steps import MicroBatch, to_model_range, train_micro_batch
 from gear_dist.storage import open_storage
 from gear_dist.teachers import Teacher, load_teacher
 from gear_dist.trained_pair import save_weights
+from gear_kernels import resolve
 
 
 def resolve_device(config: RunConfig, local_rank: int) -> torch.device:
@@ -69,8 +70,9 @@ class Trainer:
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
         self.folder = RunFolder(config.run.folder)
-        self.log = None
-        self.loader = None
+        self.log: MetricsLog | None = None
+        self.loader: ShardLoader | None = None
+        self._owns_folder = False
 
     @property
     def is_main(self) -> bool:
@@ -89,6 +91,7 @@ class Trainer:
         prepare_deepspeed(self.device)
         if self.is_main:
             RunFolder.create(config.run.folder, config)
+            self._owns_folder = True
         dist.barrier()
         self.micro_batch = config.engine.micro_batch(dist.world_size())
         self.loader = build_loader(
@@ -115,8 +118,8 @@ class Trainer:
         if self.is_main:
             self.folder.rewind(self.step)
             self.folder.write_environment(self._environment())
-            self.log = open_metrics_log(self.folder, config)
-            self.painter = GridPainter(config, self.folder, self.log, self.device)
+            log = self.log = open_metrics_log(self.folder, config)
+            self.painter = GridPainter(config, self.folder, log, self.device)
 
     def _load_teacher(self) -> Teacher:
         config = self.config
@@ -126,8 +129,7 @@ class Trainer:
         return teacher.to(self.device)
 
     def _environment(self) -> dict[str, Any]:
-        from gear_kernels import resolve
-
+        assert self.loader is not None
         extra = {
             "device": str(self.device),
             "world_size": dist.world_size(),
@@ -198,7 +200,7 @@ class Trainer:
         factor = rate_factor(self.config.optimizer, stage, self.step)
         for batch in itertools.islice(batches, self.config.engine.accumulation):
             metrics, indices = train_micro_batch(
-                self.networks, self._to_device(batch), self.config, stage, self.step, self.lpips
+                self.networks, self._to_device(batch), self.config, self.step, self.lpips
             )
             self.networks.step(factor)
             self.window.add(metrics, indices)
@@ -217,7 +219,8 @@ class Trainer:
     @torch.no_grad()
     def _to_device(self, batch: Batch) -> MicroBatch:
         images = to_model_range(batch.images.to(self.device, non_blocking=True))
-        images = images.contiguous(memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.labels.to(self.device, non_blocking=True)
         stage = self._stage_at(self.step)
         features = [] if stage.name == "tokenizer" else self._features(images)
@@ -266,8 +269,8 @@ class Trainer:
         return Outcome(state, self.step, reason)
 
     def record_failure(self, error: BaseException) -> None:
-        """Leave the reason in status.json, where there is a run folder to write to."""
-        if not self.is_main or not self.folder.holds_run():
+        """Leave the reason in status.json, unless the folder is another run's."""
+        if not self._owns_folder:
             return
         code = error.exit_code if isinstance(error, UserError) else 1
         reason = str(error) if isinstance(error, UserError) else repr(error)

@@ -1,6 +1,7 @@
 """`gear-dist train --dry-run`: everything that can be known without training."""
 
 import os
+from typing import Literal
 
 from gear_dist.config import RunConfig
 from gear_dist.data.manifest import Manifest, load_manifest
@@ -36,11 +37,15 @@ def dry_run(config: RunConfig) -> None:
     if config.data.validation:
         check_corpus(config, config.data.validation)
     counts = count_parameters(config)
-    precision = config.engine.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
+    on_cuda = device == "cuda"
+    wanted = config.engine.precision
+    usual: Literal["bf16", "fp32"] = "bf16" if on_cuda else "fp32"
     estimate = estimate_memory(
-        config, counts, world_size=world_size, precision=precision, on_cuda=device == "cuda"
+        config,
+        counts,
+        world_size=world_size,
+        precision=usual if wanted == "auto" else wanted,
+        on_cuda=on_cuda,
     )
     print(format_estimate(estimate))
     print("dry run: nothing was trained or written")
@@ -82,7 +87,7 @@ def _placement(config: RunConfig) -> tuple[int, str]:
     from gear_cluster.local_launch import resolve_device
 
     if config.run.launcher == "ray" and os.environ.get("RAY_ADDRESS"):
-        device = "cpu" if config.run.device == "auto" else config.run.device
+        device: str = "cpu" if config.run.device == "auto" else config.run.device
         print(f"RAY_ADDRESS is set: the cluster is not asked; {device} is assumed")
     else:
         device = resolve_device(config.run.device)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from gear_cluster.local_launch import Worker, launch_local
 from gear_dist.config import RunConfig
+from gear_dist.data.manifest import load_manifest
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
 from gear_dist.host import Host, Outcome
 from gear_dist.run_folder import RunFolder, State
+from gear_dist.storage import open_storage
 
 
 def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = False) -> Outcome:
@@ -22,6 +24,8 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
     Raises:
         UserError: of any worker, with its class and message; a crash of a worker as one line.
     """
+    if worker is None and config.run.launcher == "ray":
+        _check_corpora(config)
     with _settled_status(config):
         outcome = _dispatch(config, worker or train, verbose)
     if outcome.state == "interrupted":
@@ -34,6 +38,13 @@ def train(config: RunConfig, host: Host) -> Outcome:
     from gear_dist.trainer import train_worker
 
     return train_worker(config, host)
+
+
+def _check_corpora(config: RunConfig) -> None:
+    """Find a wrong address or credential before Ray takes its time to start."""
+    for address in (config.data.train, config.data.validation):
+        if address:
+            load_manifest(open_storage(address, config.data.endpoint))
 
 
 def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> Outcome:

@@ -27,6 +27,7 @@ STATE = Path(".gear")
 BUCKET = "s3://gear"
 SAMPLE_CORPUS = "sample"
 NUM_STEPS = 6
+MAX_THREADS = 8
 
 
 class QuickstartRequest(NamedTuple):
@@ -98,15 +99,19 @@ def quickstart(request: QuickstartRequest) -> int:
     steps.begin("training")
     if not _train(config, request.verbose):
         return EXIT_INTERRUPTED
-    folder = str(config.run.folder)
+    folder = RunFolder(config.run.folder)
+    samples = folder.path / "samples.png"
     steps.begin("evaluation")
-    _run("gear_dist.evaluation.cli", "evaluate", folder)
+    if not _is_up_to_date(folder.evaluation_path, folder):
+        threads = str(min(MAX_THREADS, os.cpu_count() or 1))
+        _run("gear_dist.evaluation.cli", "evaluate", str(folder.path), "--threads", threads)
     steps.begin("samples and report")
-    _run("gear_dist.generation_cli", "sample", folder)
-    _run("gear_dist.report.cli", "report", folder)
+    if not _is_up_to_date(samples, folder):
+        _run("gear_dist.generation_cli", "sample", str(folder.path), "--out", str(samples))
+    _run("gear_dist.report.cli", "report", str(folder.path))
     print(f"\ndone in {format_duration(steps.elapsed_s)}")
-    print(f"sample grid: {config.run.folder / 'samples.png'}")
-    print(f"report:      {RunFolder(config.run.folder).report_path}")
+    print(f"sample grid: {samples}")
+    print(f"report:      {folder.report_path}")
     return EXIT_DONE
 
 
@@ -222,6 +227,15 @@ def _train(config: RunConfig, verbose: bool) -> bool:
     if outcome.state == "interrupted":
         print(f"interrupted at step {outcome.step}; run the same command to go on")
     return outcome.state == "done"
+
+
+def _is_up_to_date(path: Path, folder: RunFolder) -> bool:
+    """Whether a file was made from the run's present weights; says so."""
+    weights = list(folder.weights.glob("*.safetensors"))
+    if not path.is_file() or any(w.stat().st_mtime > path.stat().st_mtime for w in weights):
+        return False
+    print(f"{path} is up to date")
+    return True
 
 
 def default_config() -> Path:

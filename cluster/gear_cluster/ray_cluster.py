@@ -57,9 +57,11 @@ def ray_cluster(config: RunConfig, verbose: bool) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     _check_address(address)
     # Read when Ray is imported first, which is below.
-    with environment({} if verbose else SKIP_OUTPUT):
-        with _connected(address, verbose) if address else _started(config, verbose):
-            yield
+    with (
+        environment({} if verbose else SKIP_OUTPUT),
+        _connected(address, verbose) if address else _started(config, verbose),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -88,7 +90,7 @@ def _started(config: RunConfig, verbose: bool) -> Iterator[None]:
         import ray
 
         # Where Ray was imported before, it has already read RAY_AUTH_MODE.
-        ray._raylet.Config.initialize("")
+        getattr(ray._raylet, "Config").initialize("")  # noqa: B009 - in no type stub
         try:
             ray.init(
                 address="local",

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gear_cluster.local_launch import Worker, environment
@@ -33,7 +34,7 @@ TRAIN_VARIABLES = {
 }
 
 
-class WorkerCrash(UserError):
+class WorkerCrashError(UserError):
     """A worker ended by an error that is not the user's; its log holds the traceback."""
 
 
@@ -45,7 +46,7 @@ def launch_ray(
     Raises:
         UserError: as a worker raised it.
         ConfigError: the cluster cannot run what run.workers and run.device ask for.
-        WorkerCrash: a worker died or raised anything else.
+        WorkerCrashError: a worker died or raised anything else.
     """
     variables = {name: os.environ.get(name, value) for name, value in TRAIN_VARIABLES.items()}
     with environment(variables), ray_cluster(config, verbose):
@@ -123,8 +124,7 @@ class _Fit:
         self._thread.start()
 
     def _make_trainer(self, config: RunConfig, worker: Worker, use_gpu: bool, verbose: bool) -> Any:
-        from ray.train import FailureConfig, ScalingConfig
-        from ray.train import RunConfig as TrainRunConfig
+        import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from gear_cluster.ray_worker import WorkerJob, run_worker
@@ -139,17 +139,20 @@ class _Fit:
             verbose=verbose,
         )
 
+        # Type checkers see the classes of Train V1, which V2 replaces at run time.
+        train: Any = ray.train
+
         def train_loop() -> None:
             run_worker(job)
 
         return TorchTrainer(
             train_loop,
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=self.num_workers, use_gpu=use_gpu),
-            run_config=TrainRunConfig(
+            scaling_config=train.ScalingConfig(num_workers=self.num_workers, use_gpu=use_gpu),
+            run_config=train.RunConfig(
                 name=config.run.name,
                 storage_path=self._scratch.name,
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=train.FailureConfig(max_failures=0),
                 worker_runtime_env={"env_vars": worker_environment(config, use_gpu)},
             ),
         )
@@ -245,26 +248,33 @@ class _Watch:
         assert state.outcome is not None, "rank 0 returned without an outcome"
         return state.outcome
 
-    def _crash(self, failure: WorkerFailure | None, error: BaseException) -> WorkerCrash:
+    def _crash(self, failure: WorkerFailure | None, error: BaseException) -> WorkerCrashError:
         """One line for the likeliest cause: a silent death, then the first error, then Ray's.
 
         A worker that was killed reports nothing, while its peers report lost connections.
         """
-        of = f"of {self._fit.num_workers}"
+        of, logs = f"of {self._fit.num_workers}", _short(self._fit.log_folder)
         dead = find_dead_worker(error)
         if dead is not None:
             rank, why = dead
-            return WorkerCrash(f"worker {rank} {of} died: {why}; logs in {self._fit.log_folder}")
+            return WorkerCrashError(f"worker {rank} {of} died: {why}; logs in {logs}")
         if failure is not None:
-            return WorkerCrash(
-                f"worker {failure.rank} {of} crashed: {failure.summary}; traceback in {failure.log}"
+            return WorkerCrashError(
+                f"worker {failure.rank} {of} crashed: {failure.summary}; "
+                f"traceback in {_short(failure.log)}"
             )
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return WorkerCrash(f"Ray Train failed: {lines[-1]}; logs in {self._fit.log_folder}")
+        return WorkerCrashError(f"Ray Train failed: {lines[-1]}; logs in {logs}")
 
     def _give_up(self, why: str) -> Outcome:
         sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
         return Outcome("interrupted", self._step, f"{why}; no checkpoint was written")
+
+
+def _short(path: str | Path) -> str:
+    """Relative to the working folder where it lies below that, else as it is."""
+    path = Path(os.path.normpath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def find_dead_worker(error: BaseException) -> tuple[int, str] | None:

@@ -1,5 +1,6 @@
 """What runs inside a Ray Train worker around the one worker function."""
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -48,11 +49,9 @@ class RayHost:
         threading.Thread(target=self._wait, name="stop-request", daemon=True).start()
 
     def _wait(self) -> None:
-        try:
+        # The board ends with its driver, and Ray then ends this worker: that is a stop too.
+        with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._board.wait_for_stop.remote())
-        except ray.exceptions.RayError:
-            # The board ends with its driver, and Ray then ends this worker: a last chance to save.
-            pass
         self._stop.set()
 
     def report(self, progress: Progress) -> None:

@@ -22,22 +22,28 @@ def _add_shard(subparsers: Any) -> None:
     parser = subparsers.add_parser("shard", help=text, description=_SHARD_TEXT)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="ImageFolder tree")
     parser.add_argument("destination", metavar="DESTINATION", help="s3://BUCKET/PREFIX or a folder")
-    option = parser.add_argument
-    option("--endpoint", default="", help="S3 endpoint (default: AWS_ENDPOINT_URL, else AWS)")
-    option("--shard-samples", type=int, default=1000, help="most samples of a shard (%(default)s)")
-    option("--shard-bytes", default="256M", help="most bytes of a shard, K/M/G (%(default)s)")
-    option("--seed", type=int, default=0, help="seed of the order (%(default)s)")
-    option(
-        "--validation-share",
-        type=float,
-        default=0.1,
-        help="share held out where SOURCE has no val folder (%(default)s)",
-    )
-    option("--max-pixels", type=int, default=64_000_000, help="larger images are bad (%(default)s)")
-    option("--max-bad-share", type=float, default=0.01, help="more bad ones stop it (%(default)s)")
-    option("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    option("--overwrite", action="store_true", help="replace a corpus of another plan")
+    for name, kind, default, text in (
+        ("--endpoint", str, "", "S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS"),
+        ("--shard-samples", int, 1000, "most samples of a shard"),
+        ("--shard-bytes", str, "256M", "most bytes of a shard, with K, M or G"),
+        ("--seed", int, 0, "seed of the order"),
+        ("--validation-share", float, 0.1, "share held out where SOURCE has no val folder"),
+        ("--max-pixels", int, 64_000_000, "images with more are bad"),
+        ("--max-bad-share", float, 0.01, "a larger share of bad images stops it"),
+        ("--workers", int, os.cpu_count() or 1, "processes"),
+    ):
+        _add_option(parser, name, kind, default, text)
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus of another plan")
     parser.set_defaults(run=_shard)
+
+
+def _add_option(
+    parser: argparse.ArgumentParser, name: str, kind: type, default: object, text: str
+) -> None:
+    metavar = {int: "N", float: "SHARE", str: "TEXT"}[kind]
+    parser.add_argument(
+        name, type=kind, default=default, metavar=metavar, help=f"{text} (default: %(default)r)"
+    )
 
 
 _SHARD_TEXT = (
@@ -52,13 +58,17 @@ def _add_sample_corpus(subparsers: Any) -> None:
     text = "write the procedural sample corpus, an ImageFolder tree"
     parser = subparsers.add_parser("sample-corpus", help=text, description=text)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    option = parser.add_argument
-    option("--size", type=int, default=32, help="side of the images, pixels (%(default)s)")
-    option("--train", type=int, default=12_000, help="training images (%(default)s)")
-    option("--validation", type=int, default=3_000, help="validation images (%(default)s)")
-    option("--seed", type=int, default=0, help="(%(default)s)")
-    option("--workers", type=int, default=2, help="processes (%(default)s)")
-    option("--overwrite", action="store_true", help="replace a sample corpus of other settings")
+    for name, default, text in (
+        ("--size", 32, "side of the images, pixels"),
+        ("--train", 12_000, "training images"),
+        ("--validation", 3_000, "validation images"),
+        ("--seed", 0, "seed of the images"),
+        ("--workers", 2, "processes"),
+    ):
+        _add_option(parser, name, int, default, text)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a sample corpus of other settings"
+    )
     parser.set_defaults(run=_sample_corpus)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
-from gear_dist.data.manifest import Manifest, ShardInfo, load_manifest
+from gear_dist.data.manifest import DatasetFacts, Manifest, ShardInfo, load_manifest
 from gear_dist.data.shard_reader import Sample, read_shard
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage, open_storage
@@ -95,6 +95,17 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
         plan_hash=facts.plan_hash,
         num_sources=num_sources,
     )
+
+
+def check_same_classes(
+    address: str, facts: DatasetFacts, other_address: str, other: DatasetFacts
+) -> None:
+    """Raise DataError where class indices of two corpora do not mean the same classes."""
+    if facts.classes != other.classes:
+        raise DataError(
+            f"{other_address}: its classes are not those of {address}; shard both from one source "
+            "folder"
+        )
 
 
 def _decoded(

@@ -14,9 +14,13 @@ import xxhash
 from torch import Tensor, nn
 
 from gear_dist.config import DataConfig
-from gear_dist.data.labelled import LabelledImages, LoadSettings, load_labelled
-from gear_dist.data.manifest import DatasetFacts, load_manifest
-from gear_dist.errors import DataError
+from gear_dist.data.labelled import (
+    LabelledImages,
+    LoadSettings,
+    check_same_classes,
+    load_labelled,
+)
+from gear_dist.data.manifest import load_manifest
 from gear_dist.storage import open_storage
 from gear_dist.supervised import (
     FitSettings,
@@ -41,7 +45,7 @@ class ClassifierRecipe(NamedTuple):
     image_size: int
     train_plan_hash: str
     validation_plan_hash: str
-    steps: int = 600
+    steps: int
     batch: int = 64
     seed: int = _SEED
 
@@ -150,7 +154,7 @@ def prepare_judge(
     cache: Path,
     *,
     device: torch.device | str = "cpu",
-    steps: int = ClassifierRecipe._field_defaults["steps"],
+    steps: int,
     seconds: float = 120.0,
     report: Callable[[str], None] = lambda line: None,
 ) -> Judge | None:
@@ -173,7 +177,7 @@ def prepare_judge(
     """
     train = load_manifest(open_storage(data.train, data.endpoint)).facts
     held_out = load_manifest(open_storage(data.validation or data.train, data.endpoint)).facts
-    _check_classes(data, train, held_out)
+    check_same_classes(data.train, train, data.validation, held_out)
     if len(train.classes) < 2:
         return None
     recipe = ClassifierRecipe(data.image_size, train.plan_hash, held_out.plan_hash, steps)
@@ -251,14 +255,6 @@ def load_validation(data: DataConfig, max_images: int = 5000) -> LabelledImages:
     """
     settings = LoadSettings(data.image_size, max_images=max_images, max_pixels=data.max_pixels)
     return load_labelled(data.validation or data.train, settings, endpoint=data.endpoint)
-
-
-def _check_classes(data: DataConfig, train: DatasetFacts, held_out: DatasetFacts) -> None:
-    if train.classes != held_out.classes:
-        raise DataError(
-            f"{data.validation}: its classes are not those of {data.train}; shard both from one "
-            "source folder"
-        )
 
 
 def _digest(recipe: ClassifierRecipe) -> str:

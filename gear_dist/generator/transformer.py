@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gear_kernels import soft_readout, vocabulary_cross_entropy
 from torch import Tensor, nn
 
 from gear_dist.config import GeneratorConfig
 from gear_dist.generator.rotary import rotary_table, rotate
+from gear_kernels import soft_readout, vocabulary_cross_entropy
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02

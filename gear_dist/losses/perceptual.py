@@ -30,7 +30,8 @@ class LPIPS(nn.Module):
         stages, channels = [], 3
         for widths in STAGE_WIDTHS:
             sizes = [channels, *widths]
-            stages.append(nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes)))
+            convs = (nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes))
+            stages.append(nn.Sequential(*(nn.Sequential(conv, nn.ReLU()) for conv in convs)))
             channels = widths[-1]
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(
@@ -45,9 +46,7 @@ class LPIPS(nn.Module):
         x = (images - self.shift) / self.scale
         outputs: list[Tensor] = []
         for i, stage in enumerate(self.stages):
-            x = F.max_pool2d(x, 2) if i > 0 else x
-            for conv in stage:  # type: ignore[union-attr]
-                x = F.relu(conv(x))
+            x = stage(F.max_pool2d(x, 2) if i > 0 else x)
             outputs.append(x)
         return outputs
 
@@ -78,7 +77,7 @@ def load_lpips(config: LossConfig) -> LPIPS | None:
     if config.lpips_weight == 0:
         return None
     model = LPIPS()
-    convs = [conv for stage in model.stages for conv in stage]  # type: ignore[union-attr]
+    convs: list[nn.Module] = [m for m in model.stages.modules() if isinstance(m, nn.Conv2d)]
     vgg = _read(config.lpips_vgg16_path, "losses.lpips_vgg16_path")
     indices = sorted({int(k.split(".")[1]) for k in vgg if k.startswith("features.")})
     _copy(convs, vgg, [f"features.{i}" for i in indices], "losses.lpips_vgg16_path")

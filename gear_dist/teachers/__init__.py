@@ -1,33 +1,39 @@
-"""Frozen encoders whose features the generator's tap is aligned to: the registry."""
+"""Frozen encoders whose features the generator's tap is aligned to: the registry.
+
+Importing it does not import torch, so that the command line stays quick.
+"""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gear_dist.config import TeacherConfig
-from gear_dist.teachers.base import Teacher
-from gear_dist.teachers.normalisation import normalise_features
+
+if TYPE_CHECKING:
+    from gear_dist.teachers.base import Teacher
+    from gear_dist.teachers.normalisation import normalise_features
 
 __all__ = ["TEACHERS", "Teacher", "load_teacher", "normalise_features"]
 
 
-def _dinov2(path: str, image_size: int, grid_size: int) -> Teacher:
+def _dinov2(path: str, image_size: int, grid_size: int) -> "Teacher":
     from gear_dist.teachers.dinov2 import DinoV2Teacher
 
     return DinoV2Teacher(path, image_size=image_size, grid_size=grid_size)
 
 
-def _convnet(path: str, image_size: int, grid_size: int) -> Teacher:
+def _convnet(path: str, image_size: int, grid_size: int) -> "Teacher":
     from gear_dist.teachers.convnet import load_convnet
 
     return load_convnet(path, image_size=image_size, grid_size=grid_size)
 
 
-TEACHERS: dict[str, Callable[[str, int, int], Teacher]] = {
+TEACHERS: dict[str, Callable[[str, int, int], "Teacher"]] = {
     "convnet": _convnet,
     "dinov2": _dinov2,
 }
 
 
-def load_teacher(config: TeacherConfig, *, image_size: int, grid_size: int) -> Teacher:
+def load_teacher(config: TeacherConfig, *, image_size: int, grid_size: int) -> "Teacher":
     """Load the frozen teacher that `teacher.name` and `teacher.path` name, in fp32 on the CPU.
 
     Args:
@@ -38,7 +44,16 @@ def load_teacher(config: TeacherConfig, *, image_size: int, grid_size: int) -> T
     Raises:
         ConfigError: the weights are not reachable or do not fit the sizes.
     """
-    if config.name not in TEACHERS:
-        known = ", ".join(TEACHERS)
-        raise ValueError(f"teacher.name={config.name!r} is not known: use one of {known}")
     return TEACHERS[config.name](config.path, image_size, grid_size)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Teacher":
+        from gear_dist.teachers.base import Teacher
+
+        return Teacher
+    if name == "normalise_features":
+        from gear_dist.teachers.normalisation import normalise_features
+
+        return normalise_features
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gear_kernels import assign
 from torch import Tensor, nn
+
+from gear_kernels import assign
 
 NORMALISE_EPS = 1e-12
 

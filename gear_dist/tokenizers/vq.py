@@ -26,14 +26,7 @@ class VQTokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig, *, soft_temperature: float, kernels: str):
         super().__init__()
-        shape = (
-            config.channels,
-            config.channel_multipliers,
-            config.num_res_blocks,
-            config.latent_channels,
-            config.dropout,
-        )
-        self.encoder = Encoder(*shape)
+        self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_width, 1)
         self.quantize = VectorQuantizer(
             config.codebook_size,
@@ -44,7 +37,7 @@ class VQTokenizer(nn.Module):
             kernels=kernels,
         )
         self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_channels, 1)
-        self.decoder = Decoder(*shape)
+        self.decoder = Decoder(config)
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Images (B, 3, H, W) in [-1, 1] to their reconstruction and the assignment."""

@@ -55,7 +55,7 @@ def assign(
         "soft_temperature": soft_temperature,
     }
     check_temperatures(**temperatures)
-    chosen = resolve_for(implementation, latents_NC, codebook_KC)
+    chosen = resolve_for(implementation, latents_NC, codebook_KC, code_width=codebook_KC.shape[1])
     with full_precision(latents_NC.device):
         if chosen == "reference":
             return reference.assign(latents_NC, codebook_KC, affinity=affinity, **temperatures)

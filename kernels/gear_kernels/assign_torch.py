@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from gear_kernels.blocked import (
+    EXPONENT_FLOOR,
     ScoreGradient,
     Scorer,
     first_duplicates,
@@ -32,9 +33,9 @@ def statistics(
         tile_nK = scorer.tile(latents_NC[rows])
         best_N[rows], indices_N[rows] = tile_nK.max(1)
         tile_nK -= best_N[rows, None]
-        log_mass_one_N[rows] = tile_nK.exp().sum(1).log_()
-        log_mass_soft_N[rows] = (tile_nK / soft_temperature).exp_().sum(1).log_()
-        tile_nK /= entropy_temperature
+        log_mass_one_N[rows] = _log_mass(tile_nK, 1.0)
+        log_mass_soft_N[rows] = _log_mass(tile_nK, soft_temperature)
+        tile_nK.mul_(1 / entropy_temperature).clamp_(min=EXPONENT_FLOOR)
         weights_nK = tile_nK.exp()
         mass_n = weights_nK.sum(1)
         mean_K.addmv_(weights_nK.T, mass_n.reciprocal())
@@ -52,6 +53,10 @@ def statistics(
     )
 
 
+def _log_mass(scores_nK: Tensor, temperature: float) -> Tensor:
+    return (scores_nK * (1 / temperature)).clamp_(min=EXPONENT_FLOOR).exp_().sum(1).log_()
+
+
 def gradients(
     latents_NC: Tensor,
     codebook_KC: Tensor,
@@ -67,17 +72,21 @@ def gradients(
     """Gradients of latents and codebook from those of the token entropy and mean probabilities.
 
     With p the probabilities and q = dL/d(mean p)_k - dL/dH log p[n, k], each 1/N per token:
-    ds = p (q - sum_k p q) / (N temperature).
+    ds = p (q - sum_k p q) / (N temperature). A block holds all codes, so shift and mass are found
+    anew: the forward's may come from another order of additions.
     """
+    del shift_N, log_mass_N
     scorer = Scorer(codebook_KC, affinity)
     gradient = ScoreGradient(latents_NC, scorer, needs)
     num_tokens, num_codes = len(latents_NC), len(codebook_KC)
     for rows in row_blocks(num_tokens, num_codes, latents_NC.device):
         log_probabilities_nK = scorer.tile(latents_NC[rows])
-        log_probabilities_nK -= shift_N[rows, None]
-        log_probabilities_nK /= temperature
-        log_probabilities_nK -= log_mass_N[rows, None]
+        log_probabilities_nK -= log_probabilities_nK.amax(1, keepdim=True)
+        log_probabilities_nK.mul_(1 / temperature).clamp_(min=EXPONENT_FLOOR)
         probabilities_nK = log_probabilities_nK.exp()
+        mass_n1 = probabilities_nK.sum(1, keepdim=True)
+        probabilities_nK *= mass_n1.reciprocal()
+        log_probabilities_nK -= mass_n1.log()
         pull_nK = log_probabilities_nK
         pull_nK *= 0.0 if entropy_grad is None else -entropy_grad
         if mean_grad_K is not None:

@@ -23,7 +23,7 @@ def vocabulary_cross_entropy(
         hidden_ND: (N, D), any floating dtype.
         weight_VD: (V, D), the head's weight, without bias.
         targets_N: (N,) int64 in 0 .. V - 1 (not checked on CUDA: that would synchronise).
-        implementation: triton is liger-kernel; auto takes it on CUDA where it is installed.
+        implementation: auto, triton, torch or reference; see `resolve_cross_entropy`.
 
     Returns:
         A float32 scalar (float64 for such inputs). Products are in the inputs' common dtype,
@@ -41,23 +41,25 @@ def vocabulary_cross_entropy(
         inputs = hidden_ND.to(dtype), weight_VD.to(dtype)
         if chosen == "reference":
             return reference.vocabulary_cross_entropy(*inputs, targets_N)
-        if chosen == "triton":
+        if chosen == "liger":
             return _liger(*inputs, targets_N)
         return _BlockedCrossEntropy.apply(*inputs, targets_N, torch.is_grad_enabled())
 
 
 def resolve_cross_entropy(implementation: str, *tensors: Tensor) -> str:
-    """As `resolve`, but Triton means liger-kernel, an optional package.
+    """As `resolve`, but there is no Triton kernel of our own: 'liger', 'torch' or 'reference'.
+
+    Where `resolve` says Triton, liger-kernel (an optional package) runs on CUDA if it is
+    installed, and the blocked torch path else.
 
     Raises:
-        ValueError: see `resolve`; implementation='triton' without liger-kernel.
+        ValueError: see `resolve`.
     """
     chosen = resolve_for(implementation, *tensors)
-    if chosen != "triton" or importlib.util.find_spec(_LIBRARY) is not None:
+    if chosen != "triton":
         return chosen
-    if implementation == "triton":
-        raise ValueError("implementation='triton' of the vocabulary loss needs liger-kernel")
-    return "torch"
+    available = tensors[0].is_cuda and importlib.util.find_spec(_LIBRARY) is not None
+    return "liger" if available else "torch"
 
 
 def _check(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> None:
@@ -71,7 +73,9 @@ def _check(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> None:
 def _liger(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
-    return LigerFusedLinearCrossEntropyFunction.apply(hidden_ND, weight_VD, targets_N)[0]
+    # apply takes positions only; the last asks for float32 sums of the weight's gradient.
+    options = (None, None, -100, 0.0, 0.0, "mean", None, False, torch.float32)
+    return LigerFusedLinearCrossEntropyFunction.apply(hidden_ND, weight_VD, targets_N, *options)[0]
 
 
 class _BlockedCrossEntropy(torch.autograd.Function):

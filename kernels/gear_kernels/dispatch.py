@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "triton", "torch", "reference")
+MAX_TRITON_WIDTH = 256
+"""Widest codes that the Triton kernels take."""
 
 
 class Affinity(StrEnum):
@@ -52,18 +54,24 @@ def resolve(implementation: str, device: torch.device | str) -> str:
     return "triton"
 
 
-def resolve_for(implementation: str, *tensors: Tensor) -> str:
-    """`resolve` for these inputs; `auto` leaves float64 to the torch path.
+def resolve_for(implementation: str, *tensors: Tensor, code_width: int = 0) -> str:
+    """`resolve` for these inputs; `auto` leaves to the torch path what Triton does not take.
 
     Raises:
-        ValueError: see `resolve`; Triton asked for by name with float64 inputs.
+        ValueError: see `resolve`; Triton asked for by name with float64 inputs or wider codes
+            than its tiles hold.
     """
     chosen = resolve(implementation, tensors[0].device)
-    if chosen != "triton" or compute_dtype(*tensors) != torch.float64:
+    if chosen != "triton":
         return chosen
-    if implementation == "triton":
-        raise ValueError("implementation='triton' computes in float32: use 'torch' for float64")
-    return "torch"
+    reason = ""
+    if compute_dtype(*tensors) == torch.float64:
+        reason = "computes in float32, not float64"
+    elif code_width > MAX_TRITON_WIDTH:
+        reason = f"takes codes of at most {MAX_TRITON_WIDTH} entries, not {code_width}"
+    if reason and implementation == "triton":
+        raise ValueError(f"implementation='triton' {reason}: use 'auto' or 'torch'")
+    return "torch" if reason else "triton"
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -75,7 +83,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Products of float32 tensors in float32: no autocast, no TF32, no bf16 shortcuts."""
-    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     # Settings that do not shorten float32 stay untouched: assigning one marks it as set by hand.
     shortened = [(item, item.fp32_precision) for item in settings]
     shortened = [(item, value) for item, value in shortened if value in ("tf32", "bf16")]

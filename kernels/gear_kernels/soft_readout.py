@@ -45,8 +45,9 @@ def soft_readout(
     Returns:
         (N, D) in the table's dtype; affinities and softmax are float32 (float64 for such inputs),
         sums accumulate in float32. Gradients to latents, codebook and table (the table's by the
-        torch path, whatever the implementation). The backward recomputes; nothing (N, K) is allocated, except by
-        the reference. Neither communicates nor synchronises. No second derivatives.
+        torch path, whatever the implementation). The backward recomputes; nothing (N, K) is
+        allocated, except by the reference. Neither communicates nor synchronises. No second
+        derivatives.
 
     Raises:
         ValueError: shapes that do not fit, a temperature <= 0, an implementation that cannot run.
@@ -54,7 +55,9 @@ def soft_readout(
     check_codes(latents_NC, codebook_KC)
     check_table(len(codebook_KC), table_KD)
     check_temperatures(temperature=temperature)
-    chosen = resolve_for(implementation, latents_NC, codebook_KC, table_KD)
+    chosen = resolve_for(
+        implementation, latents_NC, codebook_KC, table_KD, code_width=codebook_KC.shape[1]
+    )
     with full_precision(latents_NC.device):
         if chosen == "reference":
             return reference.soft_readout(latents_NC, codebook_KC, table_KD, temperature, affinity)

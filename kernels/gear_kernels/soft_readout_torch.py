@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gear_kernels.blocked import ScoreGradient, Scorer, row_blocks, softmax_gradient
+from gear_kernels.blocked import ScoreGradient, Scorer, row_blocks, softmax_, softmax_gradient
 from gear_kernels.dispatch import Affinity
 
 
@@ -23,7 +23,7 @@ def forward(
     scorer = Scorer(codebook_KC, affinity, temperature)
     out_ND = table_KD.new_empty(len(latents_NC), table_KD.shape[1])
     for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
-        probabilities_nK = torch.softmax(scorer.tile(latents_NC[rows]), 1)
+        probabilities_nK = softmax_(scorer.tile(latents_NC[rows]))
         torch.mm(probabilities_nK.to(table_KD.dtype), table_KD, out=out_ND[rows])
     return out_ND, ()
 
@@ -49,7 +49,7 @@ def score_gradients(
     scorer = Scorer(codebook_KC, affinity, temperature)
     gradient = ScoreGradient(latents_NC, scorer, needs)
     for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
-        probabilities_nK = torch.softmax(scorer.tile(latents_NC[rows]), 1)
+        probabilities_nK = softmax_(scorer.tile(latents_NC[rows]))
         pull_nK = (out_grad_ND[rows] @ table_KD.T).to(latents_NC.dtype)
         gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK))
     return gradient.finish(1 / temperature)
@@ -68,6 +68,6 @@ def table_gradient(
     scorer = Scorer(codebook_KC, affinity, temperature)
     table_grad_KD = torch.zeros_like(table_KD, dtype=latents_NC.dtype)
     for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
-        probabilities_nK = torch.softmax(scorer.tile(latents_NC[rows]), 1)
+        probabilities_nK = softmax_(scorer.tile(latents_NC[rows]))
         table_grad_KD.addmm_(probabilities_nK.T, out_grad_ND[rows].to(latents_NC.dtype))
     return table_grad_KD.to(table_KD.dtype)

@@ -62,7 +62,9 @@ def straight_through_readout(
     check_temperatures(temperature=temperature)
     if indices_N.shape != latents_NC.shape[:1]:
         raise ValueError(f"expected {len(latents_NC)} indices, got {tuple(indices_N.shape)}")
-    chosen = resolve_for(implementation, latents_NC, codebook_KC, table_KD)
+    chosen = resolve_for(
+        implementation, latents_NC, codebook_KC, table_KD, code_width=codebook_KC.shape[1]
+    )
     with full_precision(latents_NC.device):
         if chosen == "reference":
             return reference.straight_through_readout(

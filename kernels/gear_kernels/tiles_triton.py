@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gear_kernels.dispatch import Affinity, interpreting
 
-MAX_WIDTH = 256
 # Wider codes' gradients are dominated by products with C, which the library's do faster than tiles
 # that spill registers: they take the blocked torch path.
 GRADIENT_WIDTH = 32
@@ -91,17 +90,8 @@ class Problem(NamedTuple):
 
 
 def prepare(latents_NC: Tensor, codebook_KC: Tensor, affinity: Affinity) -> Problem:
-    """The `Problem` of float32 latents and codes.
-
-    Raises:
-        ValueError: a code width beyond what the kernels hold in registers.
-    """
-    num_codes, width = codebook_KC.shape
-    if width > MAX_WIDTH:
-        raise ValueError(
-            f"implementation='triton' takes codes of at most {MAX_WIDTH} entries, got {width}: "
-            "use implementation='torch'"
-        )
+    """The `Problem` of float32 latents and codes."""
+    num_codes = len(codebook_KC)
     if affinity == Affinity.INNER_PRODUCT:
         return Problem(latents_NC, codebook_KC, codebook_KC.new_zeros(num_codes), 1.0)
     return Problem(latents_NC, codebook_KC, -codebook_KC.square().sum(1), 2.0)

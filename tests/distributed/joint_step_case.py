@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from reference_numbers import part, read_reference
 from torch import Tensor
 
 from gear_dist.config import (
@@ -23,6 +22,7 @@ from gear_dist.engines import prepare_deepspeed
 from gear_dist.networks import Networks, NetworkStates
 from gear_dist.schedule import Stage
 from gear_dist.steps import MicroBatch, train_micro_batch
+from reference_numbers import part, read_reference
 
 STAGE = Stage("joint", 0, 100)
 RATE = 0.1
@@ -131,7 +131,7 @@ def take_steps(
     metrics: dict[str, Tensor] = {}
     for step in range(steps):
         for batch in micro_batches:
-            metrics, _ = train_micro_batch(networks, batch, config, STAGE, step, None)
+            metrics, _ = train_micro_batch(networks, batch, config, step, None)
             networks.step(1.0)
         networks.update_averages()
     numbers = {name: value.item() for name, value in metrics.items()}

@@ -122,16 +122,13 @@ def submit(head: Head, checkout: Path, *words: str) -> tuple[int, str, dict[str,
     return done.returncode, done.stdout + done.stderr, job
 
 
-@pytest.mark.parametrize("command", [("gear-dist",), ("python", "-m", "gear_dist")])
-def test_trains_with_two_workers(
-    head: Head, checkout: Path, tmp_path: Path, command: tuple[str, ...]
-) -> None:
+def test_trains_with_two_workers(head: Head, checkout: Path, tmp_path: Path) -> None:
     shutil.copy(head.case.config, checkout / "configs" / "tiny.yaml")
     marker = "used by this job"
     with open(checkout / "gear_dist" / "grids.py", "a") as file:
         file.write(f"\nprint({marker!r})\n")
     words = [*head.case.settings(tmp_path), "stages.tokenizer.steps=2", "stages.joint.steps=4"]
-    code, out, job = submit(head, checkout, *command, "train", "configs/tiny.yaml", *words)
+    code, out, job = submit(head, checkout, "gear-dist", "train", "configs/tiny.yaml", *words)
     assert code == 0, out
     assert job["driver_exit_code"] == 0
     assert "step 6/6" in out
@@ -144,6 +141,16 @@ def test_trains_with_two_workers(
     # The uploaded packages ran, not those that the environment has installed.
     logs = sorted(folder.path.glob("logs/worker-*.log"))
     assert [marker in log.read_text() for log in logs] == [True, True]
+
+
+def test_runs_as_a_module(head: Head, checkout: Path, tmp_path: Path) -> None:
+    """As on a cluster where the package is not installed and `gear-dist` is not on PATH."""
+    shutil.copy(head.case.config, checkout / "configs" / "tiny.yaml")
+    words = ["train", "configs/tiny.yaml", *head.case.settings(tmp_path), "--dry-run"]
+    code, out, job = submit(head, checkout, "python", "-m", "gear_dist", *words)
+    assert code == 0, out
+    assert job["driver_exit_code"] == 0
+    assert "ray: 2 workers on cpu, 4 images each" in out
 
 
 def test_failure_keeps_its_exit_code(head: Head, checkout: Path, tmp_path: Path) -> None:

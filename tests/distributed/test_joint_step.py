@@ -3,8 +3,9 @@
 import joint_step_case as case
 import pytest
 import torch
-from reference_numbers import assert_close, read_reference
 from worker_processes import run_workers
+
+from reference_numbers import assert_close, read_reference
 
 LOSSES = {
     "l1": "l1",

@@ -182,8 +182,9 @@ def test_corpora_with_other_classes_are_refused(sample_shards, tmp_path, one_cla
         train=sample_shards.file + "/train", validation=one_class_shards, image_size=32
     )
     with pytest.raises(DataError, match="its classes are not those of"):
-        prepare_judge(data, tmp_path)
-    assert prepare_judge(DataConfig(train=one_class_shards, image_size=32), tmp_path) is None
+        prepare_judge(data, tmp_path, steps=1)
+    single = DataConfig(train=one_class_shards, image_size=32)
+    assert prepare_judge(single, tmp_path, steps=1) is None
 
 
 @pytest.fixture(scope="module")

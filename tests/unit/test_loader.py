@@ -14,10 +14,9 @@ import pytest
 import torch
 import webdataset
 import xxhash
-from gear_data_prep.shards import TarWriter
 from PIL import Image
-from sample_shards import SampleShards
 
+from gear_data_prep.shards import TarWriter
 from gear_dist.config import DataConfig
 from gear_dist.data import loader as loader_module
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
@@ -35,6 +34,7 @@ from gear_dist.data.manifest import (
 from gear_dist.data.shard_reader import list_members, read_shard
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, Storage, open_storage
+from sample_shards import SampleShards
 
 
 def make_loader(address: str, *, batch_size: int = 16, **options: int | float) -> ShardLoader:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gear_cluster import object_store, store_cli
 from gear_cluster.object_store import StoreEndpoint
-
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage_s3 import make_client
 

@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gear_kernels import soft_readout
-from reference_numbers import assert_close, part, read_reference
 
 from gear_dist.config import DiscriminatorConfig, GeneratorConfig, SamplingConfig, TokenizerConfig
 from gear_dist.generator.sampling import sample
@@ -13,6 +11,8 @@ from gear_dist.losses.adversarial import PatchDiscriminator, adversarial_loss, h
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.reconstruction import l1_loss
 from gear_dist.tokenizers import build_tokenizer
+from gear_kernels import soft_readout
+from reference_numbers import assert_close, part, read_reference
 
 
 def tokenizer_config(config: dict) -> TokenizerConfig:

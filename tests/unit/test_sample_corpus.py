@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gear_data_prep import sample_corpus
-from gear_data_prep.sample_corpus import CLASSES, CorpusSettings, draw_sample, make_corpus
 from PIL import Image
 
+from gear_data_prep import sample_corpus
+from gear_data_prep.sample_corpus import CLASSES, CorpusSettings, draw_sample, make_corpus
 from gear_dist.errors import ConfigError, DataError, StorageError
 
 SMALL = CorpusSettings(size=32, train=48, validation=16)

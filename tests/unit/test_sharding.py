@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import webdataset
 import xxhash
+from PIL import Image
+
 from gear_data_prep import corpus
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.plan import PlanSettings, make_plan
 from gear_data_prep.sources import read_image_folder
-from PIL import Image
-from sample_shards import SampleShards
-
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import open_storage
+from sample_shards import SampleShards
 
 
 def shard(source: Path, destination: Path | str, *options: str, workers: int = 1) -> int:

@@ -1,6 +1,9 @@
 """The convolutional teacher: its shapes, its training, its file, its command."""
 
 import json
+import subprocess
+import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from gear_dist.cli import main
 from gear_dist.config import TeacherConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
-from gear_dist.teachers import load_teacher
+from gear_dist.teachers import TEACHERS, load_teacher
 from gear_dist.teachers.convnet import (
     WIDTH,
     ConvNet,
@@ -183,7 +186,28 @@ def test_command_refuses_bad_settings(sample_shards, tmp_path, capsys, extra, co
     assert not list(tmp_path.iterdir())
 
 
+def test_held_out_corpus_without_the_attributes_is_measured_on_the_rest(tmp_path):
+    plain = striped_images()._replace(attributes={}, attribute_sizes={})
+    recipe = RECIPE._replace(steps=2)
+    path = tmp_path / "t.safetensors"
+    facts = train_convnet(striped_images(), recipe, path, seconds=9, held_out=plain)
+    assert set(facts["held_out_accuracy"]) == {"class"}
+
+
 def test_command_names_a_missing_corpus(tmp_path, capsys):
     out = tmp_path / "t.safetensors"
     assert main(["teacher", str(tmp_path / "none"), "--out", str(out)]) == 3
     assert "no sharded corpus is there" in capsys.readouterr().err
+
+
+def test_every_teacher_of_the_configuration_is_registered():
+    names = typing.get_args(typing.get_type_hints(TeacherConfig)["name"])
+    assert sorted(names) == sorted(TEACHERS)
+    with pytest.raises(ImportError, match="no_such"):
+        from gear_dist.teachers import no_such  # noqa: F401
+
+
+def test_registry_and_command_do_not_import_torch():
+    code = "import sys, gear_dist.teachers.cli, gear_dist.evaluation.cli; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

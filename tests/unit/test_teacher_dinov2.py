@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference_numbers import assert_close, read_reference
 from transformers import Dinov2Config, Dinov2Model, ViTConfig
 
 from gear_dist.config import TeacherConfig
 from gear_dist.errors import ConfigError
 from gear_dist.teachers import load_teacher, normalise_features
 from gear_dist.teachers.dinov2 import dinov2_input, resample_positions
+from reference_numbers import assert_close, read_reference
 
 WIDTH = 24
 

@@ -1,0 +1,55 @@
+"""`gear-dist quickstart` on a small folder of images, twice."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from gear_cluster import object_store
+from gear_data_prep.sample_corpus import CorpusSettings, make_corpus
+from gear_dist.cli import main
+
+SMALL = (
+    "run.launcher=local run.device=cpu data.image_size=16 tokenizer.channel_multipliers=[1,1] "
+    "tokenizer.codebook_size=32 tokenizer.latent_channels=32 generator.width=32 "
+    "generator.num_layers=2 generator.num_heads=2 generator.tap_layer=1 alignment.soft_weight=0 "
+    "alignment.hard_weight=0 stages.tokenizer.steps=3 stages.joint.steps=3 log.every_steps=1 "
+    "log.grid_every_steps=0 optimizer.warmup_steps=1"
+).split()
+
+
+def test_from_images_to_report_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "pictures"
+    # Fewer images than demo.yaml's batch, so that it must be lowered.
+    make_corpus(images, CorpusSettings(size=16, train=24, validation=16, seed=0), workers=1)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_ADDRESS"))]:
+        monkeypatch.delenv(name)
+    # What the command sets is undone with the rest.
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")
+    command = ["quickstart", "--data", str(images), "--run-name", "first", *SMALL]
+    try:
+        assert main(command) == 0, capsys.readouterr().err
+        first = capsys.readouterr().out
+        assert main(command) == 0
+        second = capsys.readouterr().out
+    finally:
+        object_store.stop(tmp_path / ".gear" / "object_store")
+    assert re.findall(r"^\[(\d)/6\]", first, re.MULTILINE) == list("123456")
+    assert "engine.global_batch=24, because there are 24 images" in first
+    assert "step 6/6" in first
+    assert first.splitlines()[-2:] == [
+        "sample grid: runs/first/samples.png",
+        "report:      runs/first/report.html",
+    ]
+    assert (tmp_path / "runs/first/samples.png").stat().st_size > 500
+    assert "<html" in (tmp_path / "runs/first/report.html").read_text()[:200]
+    assert (tmp_path / "runs/first/evaluation.json").is_file()
+    assert "runs/first is done (6 steps): not trained again" in second
+    assert second.count("finished before, reused") == 2
+    assert second.count("is up to date") == 2
+    assert "step " not in second.replace("6 steps", "")

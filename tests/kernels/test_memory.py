@@ -1,0 +1,84 @@
+"""No operation of the torch path ever holds a tensor near the size of the (N, K) matrix."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gear_kernels import (
+    assign,
+    lfq_assign,
+    lfq_soft_readout,
+    soft_readout,
+    straight_through_readout,
+    vocabulary_cross_entropy,
+)
+
+TOKENS, CODES, WIDTH, COLUMNS = 2048, 16384, 14, 24
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned, views by what they show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+def _assign(latents, codebook, table, implementation: str) -> torch.Tensor:
+    found = assign(latents, codebook, implementation=implementation)
+    return found.token_entropy + found.mean_probabilities_K.square().sum()
+
+
+def _soft_readout(latents, codebook, table, implementation: str) -> torch.Tensor:
+    return soft_readout(latents, codebook, table, implementation=implementation).sum()
+
+
+def _straight_through(latents, codebook, table, implementation: str) -> torch.Tensor:
+    indices = torch.zeros(len(latents), dtype=torch.int64)
+    return straight_through_readout(
+        latents, codebook, table, indices, implementation=implementation
+    ).sum()
+
+
+def _lfq(latents, codebook, table, implementation: str) -> torch.Tensor:
+    found = lfq_assign(latents, implementation=implementation)
+    out = lfq_soft_readout(latents, table, implementation=implementation)
+    return out.sum() + found.token_entropy + found.mean_probabilities_K.square().sum()
+
+
+def _cross_entropy(latents, codebook, table, implementation: str) -> torch.Tensor:
+    targets = torch.zeros(len(latents), dtype=torch.int64)
+    return vocabulary_cross_entropy(latents, codebook, targets, implementation)
+
+
+LOSSES = [_assign, _soft_readout, _straight_through, _lfq, _cross_entropy]
+
+
+def largest_tensor(loss: Callable[..., torch.Tensor], tokens: int, implementation: str) -> int:
+    """Elements of the largest tensor in forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (tokens, WIDTH), (CODES, WIDTH), (CODES, COLUMNS)
+    inputs = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    with LargestTensor() as watch:
+        loss(*inputs, implementation).backward()
+    return watch.elements
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_no_large_tensor(loss) -> None:
+    assert largest_tensor(loss, TOKENS, "torch") < TOKENS * CODES / 10
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_the_watch_sees_the_reference_matrix(loss) -> None:
+    assert largest_tensor(loss, 64, "reference") >= 64 * CODES

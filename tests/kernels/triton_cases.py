@@ -1,0 +1,139 @@
+"""The Triton kernels against the float64 reference. Not collected by name:
+
+test_triton.py runs this file in a process of its own, because Triton decides at import whether it
+interprets: on the CPU under TRITON_INTERPRET=1, and on a CUDA device where there is one.
+"""
+
+import pytest
+import torch
+from kernel_cases import (
+    HARD,
+    INNER,
+    SQUARED,
+    Case,
+    assert_nearest,
+    assert_parity,
+    error,
+    make_problem,
+    run_assign,
+    run_lfq,
+    run_soft_readout,
+    run_straight_through,
+    sharp_tolerance,
+)
+
+from gear_kernels import Affinity, assign, resolve, soft_readout_triton, tiles_triton
+from gear_kernels.soft_readout import soft_readout
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter multiplies the bit patterns of bfloat16 as integers: float16 there.
+HALF_TYPES = [torch.float16, torch.bfloat16] if DEVICE == "cuda" else [torch.float16]
+# Several blocks each way, none of them full, and both sides of the widths that change the path.
+SHAPES = [
+    Case(1, 1, 1, 1),
+    Case(1, 150, 8, 17),
+    Case(70, 1, 8, 17),
+    Case(70, 150, 1, 1),
+    Case(130, 150, 8, 70),
+    Case(33, 150, 14, 17),
+    Case(40, 100, 32, 300),
+    Case(40, 100, 40, 17),
+    Case(20, 70, 256, 33),
+]
+SQUARED_RUNS = [(run, case) for run in (run_assign, run_soft_readout) for case in SHAPES + HARD]
+INNER_CASES = [case._replace(affinity=INNER) for case in (*SHAPES[4:6], *HARD[:2])]
+INNER_RUNS = [
+    (run, case)
+    for run in (run_assign, run_soft_readout, run_straight_through)
+    for case in INNER_CASES
+]
+
+
+@pytest.fixture(autouse=True)
+def device() -> None:
+    """New tensors on the device under test, the generators' too."""
+    torch.set_default_device(DEVICE)
+
+
+def test_the_kernels_run_at_all() -> None:
+    assert resolve("triton", DEVICE) == "triton"
+
+
+@pytest.mark.parametrize(("run", "case"), SQUARED_RUNS + INNER_RUNS, ids=str)
+def test_float32(run, case: Case) -> None:
+    if run is run_assign:
+        assert_nearest(case, run_assign("triton", case, torch.float32)["indices_N"])
+    if case.kind != "wide":
+        assert_parity(run, "triton", case, tolerance=sharp_tolerance(case))
+
+
+@pytest.mark.parametrize("affinity", [SQUARED, INNER])
+@pytest.mark.parametrize("temperature", [1e-3, 10.0])
+def test_wide_affinities_stay_finite(temperature: float, affinity: Affinity) -> None:
+    case = Case(40, 96, 8, 17, affinity, "wide", temperature, temperature)
+    found = run_assign("triton", case, torch.float32)
+    found |= run_soft_readout("triton", case, torch.float32)
+    for name, value in found.items():
+        assert value.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("case", [Case(40, 100, 8, 70), Case(40, 100, 40, 17)], ids=str)
+def test_half_precision_table(case: Case, dtype: torch.dtype) -> None:
+    found = run_soft_readout("triton", case, torch.float32, dtype)
+    assert found["out"].dtype == dtype
+    assert_parity(run_soft_readout, "triton", case, dtype, tolerance=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("affinity", [SQUARED, INNER])
+def test_given_log_sum_exp(affinity: Affinity) -> None:
+    """Neither the output nor the gradients depend on it, even where it is a little off."""
+    case = Case(70, 150, 8, 17, affinity)
+    results = []
+    for offset in (None, 0.0, 0.5):
+        problem = make_problem(case, torch.float32)
+        found = assign(*problem[:2], affinity=affinity, implementation="triton")
+        given = None if offset is None else found.soft_log_sum_exp_N + offset
+        out = soft_readout(*problem[:3], given, affinity=affinity, implementation="triton")
+        out.backward(problem.probe)
+        results.append([out.detach(), *(item.grad for item in problem[:3])])
+    for result in results[1:]:
+        for value, expected in zip(result, results[0], strict=True):
+            assert error("grad", value, expected) < 5e-6
+
+
+@pytest.mark.parametrize(
+    "case", [Case(1, 0, 1, 1), Case(70, 0, 6, 17), Case(20, 0, 9, 70)], ids=str
+)
+def test_lfq(case: Case) -> None:
+    assert_parity(run_lfq, "triton", case, tolerance=sharp_tolerance(case))
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+def test_lfq_half_precision_table(dtype: torch.dtype) -> None:
+    tolerance = torch.finfo(dtype).eps
+    assert_parity(run_lfq, "triton", Case(40, 0, 6, 17), dtype, tolerance=tolerance)
+
+
+def test_several_launches_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partial gradients of the codebook that would take too much memory are written in turns."""
+    monkeypatch.setattr(soft_readout_triton, "_PARTIAL_BYTES", 1)
+    assert_parity(run_soft_readout, "triton", Case(260, 100, 8, 17))
+
+
+def test_same_gradients_every_time() -> None:
+    case = Case(130, 150, 8, 17)
+    runs = [
+        run_assign("triton", case, torch.float32) | run_soft_readout("triton", case, torch.float32)
+        for _ in range(2)
+    ]
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_too_wide_codes_are_refused_by_name_only() -> None:
+    problem = make_problem(Case(4, 5, 300, 2), torch.float32)
+    with pytest.raises(ValueError, match="at most 256 entries, not 300"):
+        assign(*problem[:2], implementation="triton")
+    with pytest.raises(ValueError, match="float32, not float64"):
+        assign(*make_problem(SHAPES[4], torch.float64)[:2], implementation="triton")
+    assert tiles_triton.padded_width(9) == 16

@@ -1,0 +1,146 @@
+"""Launching without Ray: what is refused, what the local launcher sets up, how it stops."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gear_cluster.launch import launch
+from gear_cluster.ray_cluster import ray_cluster
+from gear_cluster.ray_launch import find_dead_worker, worker_environment
+from gear_cluster.stop import StopSignals
+from gear_dist.config import RunConfig, load_config
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.host import Host, Outcome, Progress
+from gear_dist.run_folder import RunFolder
+
+
+def local_config(root: Path, *overrides: str) -> RunConfig:
+    words = ["run.launcher=local", f"run.root={root}", "run.device=cpu", *overrides]
+    return load_config(None, words)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_addresses_of_other_protocols_are_refused(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}"),
+        ray_cluster(RunConfig(), verbose=False),
+    ):
+        pass
+
+
+def test_corpora_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
+    config = load_config(None, [f"run.root={tmp_path}", f"data.train={tmp_path}/none"])
+    with pytest.raises(DataError, match="no sharded corpus is there"):
+        launch(config)
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_workers_other_than_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run.workers=2, but run.launcher=local runs 1"):
+        launch(local_config(tmp_path, "run.workers=2"), lambda config, host: Outcome("done", 1))
+
+
+def test_local_worker_has_a_group_of_one_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    def worker(config: RunConfig, host: Host) -> Outcome:
+        dist = torch.distributed
+        assert (host.rank, host.world_size, host.local_rank) == (0, 1, 0)
+        assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
+        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+        host.report(Progress(1, 2, "joint", {"l1": 0.5, "eta_s": 3.0}))
+        return Outcome("done", 2)
+
+    assert launch(local_config(tmp_path), worker) == Outcome("done", 2)
+    assert capsys.readouterr().out == "step 1/2  stage joint  eta 3s  l1 0.5\n"
+    assert not torch.distributed.is_initialized()
+    assert "MASTER_ADDR" not in os.environ
+
+
+def test_failure_corrects_a_status_that_says_running(tmp_path: Path) -> None:
+    config = local_config(tmp_path)
+
+    def worker(config: RunConfig, host: Host) -> Outcome:
+        RunFolder.create(config.run.folder, config).write_status("running", 5, 9)
+        raise DataError("shard 3: gone")
+
+    with pytest.raises(DataError):
+        launch(config, worker)
+    status = RunFolder(config.run.folder).read_status()
+    assert status is not None
+    assert status[:5] == ("failed", 5, 9, 3, "shard 3: gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def worker(config: RunConfig, host: Host) -> Outcome:
+        assert not host.stop_requested()
+        os.kill(os.getpid(), number)
+        assert host.stop_requested()
+        return Outcome("interrupted", 3, "asked")
+
+    assert launch(local_config(tmp_path), worker).state == "interrupted"
+    assert signal.getsignal(number) is before
+
+
+def test_second_interrupt_insists_and_sigterm_does_not() -> None:
+    insisted = []
+    with StopSignals(lambda: insisted.append(1)) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert insisted == []
+        os.kill(os.getpid(), signal.SIGINT)
+    assert insisted == [1]
+    assert stop.reason == "SIGTERM"
+
+
+def test_second_interrupt_ends_a_worker_that_hangs(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from gear_cluster.launch import launch\n"
+        "from gear_dist.config import load_config\n"
+        "def worker(config, host):\n"
+        "    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
+        "    raise AssertionError('still there')\n"
+        f"launch(load_config(None, ['run.launcher=local', 'run.root={tmp_path}']), worker)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 75
+    assert done.stderr == "\ngear-dist: stopped at once, without a checkpoint\n"
+
+
+def test_worker_environment_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    config = load_config(None, ["run.threads=3"])
+    on_cpu, on_gpu = worker_environment(config, False), worker_environment(config, True)
+    assert on_cpu["OMP_NUM_THREADS"] == on_gpu["OMP_NUM_THREADS"] == "3"
+    assert (on_cpu["DS_ACCELERATOR"], on_cpu["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
+    assert "DS_ACCELERATOR" not in on_gpu
+    assert "CUDA_VISIBLE_DEVICES" not in on_gpu
+    folders = on_cpu["PYTHONPATH"].split(os.pathsep)
+    assert [Path(folder).name for folder in folders[1:4]] == ["kernels", "cluster", "data_prep"]
+    assert folders[-1] == "/elsewhere"
+
+
+def test_silent_death_is_told_from_an_error() -> None:
+    class FailedError(Exception):
+        worker_failures: dict[int, Exception]
+
+    died, error = Exception("health"), FailedError("x")
+    died.health_check_failure = Exception("node was running low on memory")  # type: ignore[attr-defined]
+    error.worker_failures = {0: RuntimeError("connection closed"), 1: died}
+    assert find_dead_worker(error) == (1, "Ray ended it because memory ran out")
+    error.worker_failures = {0: RuntimeError("connection closed")}
+    assert find_dead_worker(error) is None
