@@ -40,13 +40,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
     parser.add_argument("--version", action="version", version=f"gear-dist {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMAND_MODULES:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:  # TEMPORARY until every room has landed
-            if error.name and name.startswith(error.name):
-                continue
-            raise
-        module.add_commands(commands)
+        importlib.import_module(name).add_commands(commands)
     return parser, tuple(commands.choices)
 
 

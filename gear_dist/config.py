@@ -287,9 +287,11 @@ class OptimizerConfig:
 class StageConfig:
     steps: int = 0
     """Optimizer steps; 0: the stage is left out."""
+    lr_scale: float = 1.0
+    """Multiplies every learning rate in this stage."""
 
     def __post_init__(self) -> None:
-        _require_at_least("stages.*", self, 0, "steps")
+        _require_at_least("stages.*", self, 0, "steps", "lr_scale")
 
 
 @dataclass(frozen=True)

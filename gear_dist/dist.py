@@ -1,5 +1,6 @@
 """Collectives that the worker needs; each is a no-op in a single process."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,3 +64,16 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_rank_0(action: Callable[[], Any]) -> None:
+    """Run something on rank 0 alone; where it raises, the same error is raised on every rank."""
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            action()
+        except Exception as raised:
+            error = raised
+    error = broadcast_object(error)
+    if error is not None:
+        raise error

@@ -6,6 +6,7 @@ hooks its outputs, and a foreign backward would start its gradient reduction.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -28,6 +29,8 @@ def prepare_deepspeed(device: torch.device) -> None:
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    # DeepSpeed calls collectives by names that newer torch warns about, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed.ops
     from deepspeed.utils import logger
 
@@ -77,7 +80,7 @@ def deepspeed_config(
     return result
 
 
-def _optimizer(config: RunConfig, module: nn.Module, on_cuda: bool) -> torch.optim.Optimizer:
+def _optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
     settings = config.optimizer
     parameters = [p for p in module.parameters() if p.requires_grad]
     # The rate is set before every step; this one is never used.
@@ -89,7 +92,7 @@ def _optimizer(config: RunConfig, module: nn.Module, on_cuda: bool) -> torch.opt
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
-        fused=on_cuda,
+        fused=True,  # on CPU, too: stage 0 has hundreds of small tensors, each several calls else
     )
 
 
@@ -123,7 +126,7 @@ class TrainingEngine:
         module.to(device).train()
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=_optimizer(config, module, on_cuda),
+            optimizer=_optimizer(config, module),
             config=deepspeed_config(
                 config, world_size=world_size, bf16_weights=bf16_weights, on_cuda=on_cuda
             ),

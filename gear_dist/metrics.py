@@ -33,21 +33,30 @@ class MetricWindow:
             self._counts.index_add_(0, flat, torch.ones_like(flat, dtype=self._counts.dtype))
             self._tokens += flat.numel()
 
-    def flush(self, step: int) -> dict[str, float]:
+    def flush(self, step: int, norms: dict[str, float | Tensor]) -> dict[str, float]:
         """Means over micro-batches and ranks, and codebook usage. One all-reduce, one sync.
+
+        Empty where nothing was added since the last flush.
 
         Usage is the share of codes that occur in at least the last `usage_window_tokens` tokens of
         all ranks, in whole log intervals; `usage_window_tokens` of the result says how many.
 
+        Args:
+            step: for the message.
+            norms: the last step's gradient norms, equal on all ranks.
+
         Raises:
-            NumericError: on every rank alike, where a mean is not finite.
+            NumericError: on every rank alike, where a mean or a norm is not finite.
         """
+        if self._batches == 0:
+            return {}
         names = sorted(self._sums)
         packed = torch.stack([self._sums[name].float() for name in names]) / self._batches
         sums = torch.cat([packed, self._counts])
         dist.sum_over_ranks(sums)
         means = (sums[: len(names)] / dist.world_size()).tolist()
         record = dict(zip(names, means, strict=True))
+        record |= {name: float(value) for name, value in norms.items()}
         self._remember(sums[len(names) :], record)
         self._sums, self._batches = {}, 0
         bad = [name for name, value in record.items() if not math.isfinite(value)]

@@ -175,14 +175,6 @@ def _optimizer_states(engine: TrainingEngine) -> list[dict[str, Any]]:
 def _load_optimizer_states(engine: TrainingEngine, saved: list[dict[str, Any]]) -> None:
     for parameter, values in zip(engine.optimizer_parameters(), saved, strict=True):
         engine.optimizer.state[parameter] = {
-            # AdamW keeps its step count on the CPU unless it is fused.
-            key: value.to(_state_device(engine, key, parameter), copy=True)
-            if isinstance(value, Tensor)
-            else value
+            key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
             for key, value in values.items()
         }
-
-
-def _state_device(engine: TrainingEngine, key: str, parameter: Tensor) -> torch.device:
-    fused = any(group.get("fused") for group in engine.optimizer.param_groups)
-    return torch.device("cpu") if key == "step" and not fused else parameter.device

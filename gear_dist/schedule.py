@@ -15,6 +15,7 @@ class Stage(NamedTuple):
     start: int
     """First step, counted over the whole run."""
     steps: int
+    lr_scale: float
 
     @property
     def end(self) -> int:
@@ -28,15 +29,20 @@ def plan_stages(config: StagesConfig) -> list[Stage]:
     stages: list[Stage] = []
     start = 0
     for name in names:
-        steps = getattr(config, name).steps
-        if steps:
-            stages.append(Stage(name, start, steps))
-            start += steps
+        stage = getattr(config, name)
+        if stage.steps:
+            stages.append(Stage(name, start, stage.steps, stage.lr_scale))
+            start += stage.steps
     return stages
 
 
 def rate_factor(config: OptimizerConfig, stage: Stage, step: int) -> float:
-    """What the rates are multiplied by at a step: linear warm-up, then the schedule."""
+    """What the rates are multiplied by at a step: the stage's scale times `_shape`."""
+    return stage.lr_scale * _shape(config, stage, step)
+
+
+def _shape(config: OptimizerConfig, stage: Stage, step: int) -> float:
+    """Linear warm-up, then the schedule, 1 at the most."""
     done = step - stage.start
     if done < config.warmup_steps:
         return (done + 1) / (config.warmup_steps + 1)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from gear_dist.config import RunConfig
@@ -173,9 +172,3 @@ def train_micro_batch(
     if "generator" in engines:
         metrics |= generator_step(engines["generator"], indices_BL, batch, config)
     return metrics, indices_BL
-
-
-@torch.no_grad()
-def to_model_range(images_u8: Tensor) -> Tensor:
-    """uint8 images to floats in [-1, 1]."""
-    return images_u8.float() / 127.5 - 1.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gear_dist.data.labelled import UNKNOWN, LabelledImages
 from gear_dist.errors import ConfigError, NumericError
+from gear_dist.pixel_range import to_model_range
 from gear_dist.storage import write_file
 
 
@@ -76,7 +77,7 @@ def fit(
         picked, epoch = epoch[: settings.batch], epoch[settings.batch :]
         images = augment(data.images[picked], settings, order).to(device)
         with convolution_autocast(device):
-            logits = model(to_model_range(images))
+            logits = model(_model_input(images))
         loss = _total_loss(logits, targets, picked.to(device), settings.label_smoothing)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _one_cycle(progress)
@@ -101,7 +102,7 @@ def predict(
     parts: list[dict[str, Tensor]] = []
     with torch.inference_mode(), convolution_autocast(device):
         for chunk in images.split(batch):
-            logits = model(to_model_range(chunk.to(device)))
+            logits = model(_model_input(chunk.to(device)))
             parts.append({name: values.float().cpu() for name, values in logits.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -124,9 +125,9 @@ def accuracies(
     return result
 
 
-def to_model_range(images: Tensor) -> Tensor:
+def _model_input(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) to float32 in [-1, 1], channels last."""
-    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return to_model_range(images).contiguous(memory_format=torch.channels_last)
 
 
 def augment(images: Tensor, settings: FitSettings, generator: torch.Generator) -> Tensor:

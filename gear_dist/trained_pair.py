@@ -15,8 +15,8 @@ from gear_dist.config import RunConfig, SamplingConfig, to_dict
 from gear_dist.errors import DataError
 from gear_dist.generator import Generator, build_generator, sample
 from gear_dist.networks import NetworkStates
+from gear_dist.pixel_range import to_model_range, to_u8
 from gear_dist.run_folder import RunFolder
-from gear_dist.steps import to_model_range
 from gear_dist.storage import write_file
 from gear_dist.tokenizers import VQTokenizer, build_tokenizer
 
@@ -133,8 +133,3 @@ class TrainedPair:
             indices = sample(self.generator, labels.to(self.device), sampling, random)
             parts.append(self.tokenizer.decode(indices))
         return to_u8(torch.cat(parts))
-
-
-def to_u8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8 on the CPU, clamped and rounded."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

@@ -16,16 +16,17 @@ from gear_dist.config import RunConfig
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.engines import prepare_deepspeed, resolve_precision
 from gear_dist.environment import collect_environment
-from gear_dist.errors import EXIT_INTERRUPTED, UserError
+from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from gear_dist.grids import GridPainter
 from gear_dist.host import Host, Outcome, Progress
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.metrics import MetricWindow, Speedometer
 from gear_dist.metrics_log import MetricsLog, open_metrics_log
 from gear_dist.networks import Networks, NetworkStates
+from gear_dist.pixel_range import to_model_range
 from gear_dist.run_folder import RunFolder
 from gear_dist.schedule import Stage, plan_stages, rate_factor
-from gear_dist.steps import MicroBatch, to_model_range, train_micro_batch
+from gear_dist.steps import MicroBatch, train_micro_batch
 from gear_dist.storage import open_storage
 from gear_dist.teachers import Teacher, load_teacher
 from gear_dist.trained_pair import save_weights
@@ -89,10 +90,8 @@ class Trainer:
         torch.set_num_threads(config.run.threads)
         torch.use_deterministic_algorithms(config.engine.deterministic)
         prepare_deepspeed(self.device)
-        if self.is_main:
-            RunFolder.create(config.run.folder, config)
-            self._owns_folder = True
-        dist.barrier()
+        dist.on_rank_0(lambda: RunFolder.create(config.run.folder, config))
+        self._owns_folder = self.is_main
         self.micro_batch = config.engine.micro_batch(dist.world_size())
         self.loader = build_loader(
             config.data,
@@ -165,17 +164,19 @@ class Trainer:
         self.build()
         if self.step >= self.total_steps:
             return self._finish("done")
-        assert self.networks is not None
+        assert self.loader is not None
         self._write_status("running")
-        batches = self._micro_batches()
+        batches = iter(self.loader)
         while self.step < self.total_steps:
             stage = self._stage_at(self.step)
-            while self.step < stage.end:
-                self._train_step(stage, batches)
-                if self._stop_requested():
-                    self._checkpoint()
-                    return self._finish("interrupted")
-            self._leave(stage)
+            self._train_step(stage, batches)
+            stop = self._stop_requested()
+            if self.step == stage.end:
+                self._leave(stage)
+            elif stop:
+                self._checkpoint(stage)
+            if stop and self.step < self.total_steps:
+                return self._finish("interrupted")
         return self._finish("done")
 
     def _leave(self, stage: Stage) -> None:
@@ -191,38 +192,36 @@ class Trainer:
 
     # -- one step ---------------------------------------------------------------------------
 
-    def _micro_batches(self) -> Iterator[Batch]:
-        assert self.loader is not None
-        return iter(self.loader)
-
     def _train_step(self, stage: Stage, batches: Iterator[Batch]) -> None:
         assert self.networks is not None
         factor = rate_factor(self.config.optimizer, stage, self.step)
         for batch in itertools.islice(batches, self.config.engine.accumulation):
             metrics, indices = train_micro_batch(
-                self.networks, self._to_device(batch), self.config, self.step, self.lpips
+                self.networks, self._to_device(batch, stage), self.config, self.step, self.lpips
             )
             self.networks.step(factor)
             self.window.add(metrics, indices)
         self.networks.update_averages()
         self.step += 1
         self.speed.count_step()
-        if self.step % self.config.log.every_steps == 0 or self.step == stage.end:
-            self._log(stage, factor)
-        if self.step == stage.end:
+        if self._is_due("checkpoint_every_steps") and self.step < stage.end:
+            self._checkpoint(stage)
             return
-        if self.step % self.config.log.checkpoint_every_steps == 0:
-            self._checkpoint()
-        elif self.config.log.grid_every_steps and self.step % self.config.log.grid_every_steps == 0:
+        if self._is_due("every_steps") or self.step == stage.end:
+            self._log(stage)
+        if self._is_due("grid_every_steps") and self.step < stage.end:
             self._paint(self.networks.carry())
 
+    def _is_due(self, setting: str) -> bool:
+        interval = getattr(self.config.log, setting)
+        return interval > 0 and self.step % interval == 0
+
     @torch.no_grad()
-    def _to_device(self, batch: Batch) -> MicroBatch:
+    def _to_device(self, batch: Batch, stage: Stage) -> MicroBatch:
         images = to_model_range(batch.images.to(self.device, non_blocking=True))
         if self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.labels.to(self.device, non_blocking=True)
-        stage = self._stage_at(self.step)
         features = [] if stage.name == "tokenizer" else self._features(images)
         return MicroBatch(images, labels, features)
 
@@ -238,18 +237,27 @@ class Trainer:
 
     # -- records ----------------------------------------------------------------------------
 
-    def _log(self, stage: Stage, factor: float) -> None:
-        """One record. Collective; the only regular synchronisation."""
+    def _log(self, stage: Stage) -> None:
+        """One record of the steps since the last. Collective; the only regular synchronisation.
+
+        Raises:
+            NumericError: on all ranks, where a loss or a gradient norm is not finite.
+        """
         assert self.networks is not None
         assert self.loader is not None
-        means = self.window.flush(self.step)
+        norms = {
+            f"grad_norm_{name}": engine.grad_norm for name, engine in self.networks.engines.items()
+        }
+        means = self.window.flush(self.step, norms)
+        if not means:
+            return
+        factor = rate_factor(self.config.optimizer, stage, self.step - 1)
         if not self.is_main:
             return
         assert self.log is not None
         record: dict[str, Any] = {"step": self.step, "stage": stage.name}
         record |= self.speed.read(self.total_steps - self.step) | means
-        for name, engine in self.networks.engines.items():
-            record[f"grad_norm_{name}"] = float(engine.grad_norm)
+        for name in self.networks.engines:
             record[f"learning_rate_{name}"] = self.networks.learning_rate(name) * factor
         record["epoch"] = self.loader.state_dict()["epoch"]
         self.log.log(record)
@@ -305,7 +313,13 @@ class Trainer:
         assert self.loader is not None
         first, mine = parts
         self.step = mine["step"]
-        networks = self._enter(self._stage_at(self.step), {})
+        stage = self._stage_at(self.step)
+        if mine["stage"] != stage.name and self.step < self.total_steps:
+            raise ConfigError(
+                f"the checkpoint of step {self.step} is in the {mine['stage']} stage, and the "
+                f"stages.*.steps now put it into {stage.name}: restore the earlier stages' steps"
+            )
+        networks = self._enter(stage, {})
         networks.load_state_dict(mine["networks"] or first["networks"])
         self.loader.load_state_dict(mine["loader"])
         self.speed = Speedometer(self.config.engine.global_batch, mine["elapsed_s"])
@@ -313,9 +327,13 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(mine["random"]["cuda"], self.device)
 
-    def _checkpoint(self) -> None:
-        """Weights for users, pictures, and everything that resuming needs. Collective."""
+    def _checkpoint(self, stage: Stage) -> None:
+        """Weights for users, pictures, and everything that resuming needs. Collective.
+
+        Logs first: a network that is no longer finite is never saved.
+        """
         assert self.networks is not None
+        self._log(stage)
         self._publish(self.networks.carry())
         self._save()
 
@@ -332,9 +350,14 @@ class Trainer:
             self.host.report(Progress(self.step, self.total_steps, stage, {}, message))
 
     def _paint(self, states: NetworkStates) -> None:
-        """Grids at fixed seeds; rank 0 alone, the others wait at their next collective."""
+        """Grids at fixed seeds; rank 0 alone, the others wait at their next collective.
+
+        Leaves the random state as it was: a run does not depend on when it is looked at.
+        """
         if self.is_main:
-            self.painter.paint(states, self.step)
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                self.painter.paint(states, self.step)
 
     def close(self) -> None:
         """Stop the loader's thread and release the engines."""

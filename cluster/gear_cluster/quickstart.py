@@ -27,7 +27,6 @@ STATE = Path(".gear")
 BUCKET = "s3://gear"
 SAMPLE_CORPUS = "sample"
 NUM_STEPS = 6
-MAX_THREADS = 8
 
 
 class QuickstartRequest(NamedTuple):
@@ -103,8 +102,7 @@ def quickstart(request: QuickstartRequest) -> int:
     samples = folder.path / "samples.png"
     steps.begin("evaluation")
     if not _is_up_to_date(folder.evaluation_path, folder):
-        threads = str(min(MAX_THREADS, os.cpu_count() or 1))
-        _run("gear_dist.evaluation.cli", "evaluate", str(folder.path), "--threads", threads)
+        _run("gear_dist.evaluation.cli", "evaluate", str(folder.path))
     steps.begin("samples and report")
     if not _is_up_to_date(samples, folder):
         _run("gear_dist.generation_cli", "sample", str(folder.path), "--out", str(samples))

@@ -54,6 +54,7 @@ def launch_ray(
             logging.getLogger("ray").setLevel(logging.ERROR)
         num_workers, use_gpu = choose_workers(config)
         _note_missing_cpus(num_workers)
+        _note_passing_folder(config)
         fit = _Fit(config, worker, num_workers, use_gpu, verbose)
         try:
             with _insisting() as stop:
@@ -91,6 +92,16 @@ def _note_missing_cpus(num_workers: int) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < num_workers:
         print(f"waiting for {num_workers} CPUs: the Ray cluster has {cpus}", flush=True)
+
+
+def _note_passing_folder(config: RunConfig) -> None:
+    """Inside `ray job submit` the working folder is a copy that goes when the job's files go."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.root).is_absolute():
+        print(
+            f"run.root={config.run.root} is below this job's temporary copy of the working folder "
+            f"({Path.cwd()}): set run.root to a folder that stays and that all nodes share",
+            flush=True,
+        )
 
 
 def worker_environment(config: RunConfig, use_gpu: bool) -> dict[str, str]:

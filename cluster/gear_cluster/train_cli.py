@@ -1,6 +1,7 @@
 """`gear-dist train CONFIG [key=value ...]`."""
 
 import argparse
+import os
 from typing import Any
 
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED
@@ -42,10 +43,10 @@ def _train(args: argparse.Namespace) -> int:
         dry_run(config)
         return EXIT_DONE
     outcome = launch(config, verbose=args.verbose)
-    if outcome.state == "interrupted":
-        print(
-            f"interrupted at step {outcome.step} ({outcome.reason}); run the same command to go on"
-        )
-        return EXIT_INTERRUPTED
-    print(f"done: {outcome.step} steps; run folder {config.run.folder}")
-    return EXIT_DONE
+    interrupted = outcome.state == "interrupted"
+    # Under torchrun this runs once a worker.
+    if os.environ.get("RANK", "0") == "0":
+        where = f"step {outcome.step} ({outcome.reason}); run the same command to go on"
+        done = f"done: {outcome.step} steps; run folder {config.run.folder}"
+        print(f"interrupted at {where}" if interrupted else done, flush=True)
+    return EXIT_INTERRUPTED if interrupted else EXIT_DONE

@@ -21,6 +21,7 @@ from gear_dist.data.labelled import (
     load_labelled,
 )
 from gear_dist.data.manifest import load_manifest
+from gear_dist.pixel_range import to_model_range
 from gear_dist.storage import open_storage
 from gear_dist.supervised import (
     FitSettings,
@@ -28,7 +29,6 @@ from gear_dist.supervised import (
     fit,
     load_classifier,
     save_classifier,
-    to_model_range,
 )
 
 KIND = "gear-dist evaluation classifier, version 1"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gear_dist.config import SamplingConfig
+from gear_dist.errors import ConfigError
 from gear_dist.generator.transformer import Generator, KeyValueCache
 
 
@@ -49,11 +50,11 @@ def sample(
     the class half alone. Greedy where `random` is None.
 
     Raises:
-        ValueError: guidance is asked of a generator without a null class.
+        ConfigError: guidance is asked of a generator without a null class.
     """
     guided = config.guidance != 1
     if guided and generator.config.class_dropout == 0:
-        raise ValueError(
+        raise ConfigError(
             f"sampling.guidance={config.guidance} needs a null class, and this generator was "
             "trained with generator.class_dropout=0: use sampling.guidance=1"
         )

@@ -80,15 +80,13 @@ def gradients(
     gradient = ScoreGradient(latents_NC, scorer, needs)
     num_tokens, num_codes = len(latents_NC), len(codebook_KC)
     for rows in row_blocks(num_tokens, num_codes, latents_NC.device):
-        log_probabilities_nK = scorer.tile(latents_NC[rows])
-        log_probabilities_nK -= log_probabilities_nK.amax(1, keepdim=True)
-        log_probabilities_nK.mul_(1 / temperature).clamp_(min=EXPONENT_FLOOR)
-        probabilities_nK = log_probabilities_nK.exp()
-        mass_n1 = probabilities_nK.sum(1, keepdim=True)
-        probabilities_nK *= mass_n1.reciprocal()
-        log_probabilities_nK -= mass_n1.log()
-        pull_nK = log_probabilities_nK
-        pull_nK *= 0.0 if entropy_grad is None else -entropy_grad
+        exponents_nK = scorer.tile(latents_NC[rows])
+        exponents_nK -= exponents_nK.amax(1, keepdim=True)
+        exponents_nK.mul_(1 / temperature).clamp_(min=EXPONENT_FLOOR)
+        probabilities_nK = exponents_nK.exp()
+        probabilities_nK *= probabilities_nK.sum(1, keepdim=True).reciprocal_()
+        # log p up to a row's constant, which the softmax's gradient takes out.
+        pull_nK = exponents_nK.mul_(0.0 if entropy_grad is None else -entropy_grad)
         if mean_grad_K is not None:
             pull_nK += mean_grad_K
         gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK))

@@ -23,6 +23,7 @@ from gear_kernels.dispatch import (
     full_precision,
     resolve_for,
 )
+from gear_kernels.products import product
 from gear_kernels.results import Assignment
 
 MAX_BITS = 30
@@ -110,18 +111,16 @@ def factors(logits_NC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pattern_probabilities(logits_Nc: Tensor) -> Tensor:
-    signs_Pc = reference.sign_codes(logits_Nc.shape[1], logits_Nc)
-    log_on_Nc, log_off_Nc = functional.logsigmoid(logits_Nc), functional.logsigmoid(-logits_Nc)
-    return (
-        log_on_Nc @ (signs_Pc.T > 0).to(logits_Nc) + log_off_Nc @ (signs_Pc.T < 0).to(logits_Nc)
-    ).exp()
+    on_cP = (reference.sign_codes(logits_Nc.shape[1], logits_Nc).T > 0).to(logits_Nc)
+    log_on_NP = product(functional.logsigmoid(logits_Nc), on_cP)
+    return (log_on_NP + product(functional.logsigmoid(-logits_Nc), 1 - on_cP)).exp()
 
 
 def _closed_form(
     latents_NC: Tensor, entropy_temperature: float, soft_temperature: float
 ) -> Assignment:
     high_NH, low_NL = factors((4 / entropy_temperature) * latents_NC)
-    mean_K = (high_NH.T @ low_NL).flatten() / len(latents_NC)
+    mean_K = product(high_NH.T, low_NL).flatten() / len(latents_NC)
     # H is even in the logit; this form has no cancellation for large ones.
     sizes_NC = (4 / entropy_temperature) * latents_NC.abs()
     entropies_NC = functional.softplus(-sizes_NC) + sizes_NC * torch.sigmoid(-sizes_NC)

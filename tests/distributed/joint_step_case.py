@@ -24,7 +24,7 @@ from gear_dist.schedule import Stage
 from gear_dist.steps import MicroBatch, train_micro_batch
 from reference_numbers import part, read_reference
 
-STAGE = Stage("joint", 0, 100)
+STAGE = Stage("joint", 0, 100, 1.0)
 RATE = 0.1
 GENTLE_RATE = 0.01
 """At the reference's rate five steps amplify fp32 rounding a thousandfold, one rank or two."""

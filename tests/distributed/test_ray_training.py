@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from ray_training_case import GEAR_DIST, Case, make_case
+from safetensors.torch import load_file
 
 from gear_dist.run_folder import RunFolder
 
@@ -30,7 +32,7 @@ def start(case: Case, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_interrupted_and_resumed(case: Case, tmp_path: Path) -> None:
+def test_interrupted_and_resumed_equals_straight(case: Case, tmp_path: Path) -> None:
     words = case.settings(tmp_path)
     process = start(case, *words)
     watchdog = threading.Timer(200, process.kill)
@@ -67,6 +69,30 @@ def test_interrupted_and_resumed(case: Case, tmp_path: Path) -> None:
     final = folder.read_status()
     assert final is not None
     assert final.state == "done"
+
+    straight = train_under_torchrun(case, "run.name=straight", *words)
+    for name in ("tokenizer", "generator"):
+        expected = load_file(straight.weights / f"{name}.safetensors")
+        found = load_file(folder.weights / f"{name}.safetensors")
+        assert expected.keys() == found.keys()
+        assert [key for key in found if not found[key].equal(expected[key])] == []
+
+
+def train_under_torchrun(case: Case, *words: str) -> RunFolder:
+    """The same training by the other launcher, undisturbed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", "-m", "gear_dist", "train", str(case.config), *words]
+    done = subprocess.run(
+        [*command, "run.launcher=local"],
+        env=case.environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"done: {TOTAL_STEPS} steps")
+    root = next(word.split("=")[1] for word in words if word.startswith("run.root="))
+    return RunFolder(Path(root) / "straight")
 
 
 def signal_group(process: subprocess.Popen[str]) -> None:

@@ -4,28 +4,52 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gear_cluster import object_store
-from gear_data_prep.sample_corpus import CorpusSettings, make_corpus
 from gear_dist.cli import main
 
-SMALL = (
-    "run.launcher=local run.device=cpu data.image_size=16 tokenizer.channel_multipliers=[1,1] "
-    "tokenizer.codebook_size=32 tokenizer.latent_channels=32 generator.width=32 "
-    "generator.num_layers=2 generator.num_heads=2 generator.tap_layer=1 alignment.soft_weight=0 "
-    "alignment.hard_weight=0 stages.tokenizer.steps=3 stages.joint.steps=3 log.every_steps=1 "
-    "log.grid_every_steps=0 optimizer.warmup_steps=1"
-).split()
+SMALL = [
+    "run.launcher=local",
+    "run.device=cpu",
+    "data.image_size=16",
+    "tokenizer.channel_multipliers=[1,1,1]",
+    "tokenizer.codebook_size=32",
+    "tokenizer.latent_channels=32",
+    "generator.width=32",
+    "generator.num_layers=2",
+    "generator.num_heads=2",
+    "generator.tap_layer=1",
+    "alignment.soft_weight=0",
+    "alignment.hard_weight=0",
+    "stages.tokenizer.steps=3",
+    "stages.joint.steps=3",
+    "log.every_steps=1",
+    "log.grid_every_steps=0",
+    "optimizer.warmup_steps=1",
+]
+
+
+def draw_pictures(folder: Path) -> None:
+    """Two classes; fewer images than demo.yaml's batch, so that it must be lowered."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for name, low in (("bright", 128), ("dark", 0)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(low, low + 128, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
 
 
 def test_from_images_to_report_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "pictures"
-    # Fewer images than demo.yaml's batch, so that it must be lowered.
-    make_corpus(images, CorpusSettings(size=16, train=24, validation=16, seed=0), workers=1)
+    draw_pictures(images)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gear_dist.evaluation.cli.CLASSIFIER_STEPS", 20)
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_ADDRESS"))]:
         monkeypatch.delenv(name)
     # What the command sets is undone with the rest.

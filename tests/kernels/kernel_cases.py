@@ -216,11 +216,12 @@ def error(name: str, actual: Tensor, truth: Tensor, case: Case | None = None) ->
     """max |actual - truth| / max |truth|, but not relative to less than rounding can resolve.
 
     Affinities, log-sum-exps and entropies: 1, the size of the terms that cancel in them.
-    Gradients, which can be 0 in theory: a tenth of 1 / (tokens temperature), their usual size.
+    Gradients, which can be 0 in theory: a share of their usual size, of products of D columns.
     """
     floor = 1.0 if name in ("affinity_N", "soft_log_sum_exp_N", "token_entropy") else 1e-30
     if case is not None and name.startswith("grad"):
-        floor = 0.1 / (case.tokens * max(case.entropy_temperature, case.soft_temperature))
+        temperature = max(case.entropy_temperature, case.soft_temperature)
+        floor = 0.2 * case.columns**0.5 / (case.tokens * temperature)
     scale = truth.double().abs().max().clamp_min(floor)
     return ((actual.double() - truth.double()).abs().max() / scale).item()
 

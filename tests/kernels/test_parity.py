@@ -46,7 +46,7 @@ def test_float32(run, case: Case, affinity) -> None:
     case = case._replace(affinity=affinity)
     if run is run_assign:
         assert_nearest(case, run_assign("torch", case, torch.float32)["indices_N"])
-    # Two exponents of 1e4 / 0.01 differ by rounding alone: values mean nothing, see below.
+    # Exponents of 1e4 / 0.01 differ by rounding alone: their values mean nothing.
     if case.kind != "wide":
         tolerance = sharp_tolerance(case) if case in HARD_BOTH else 3e-6
         assert_parity(run, "torch", case, tolerance=tolerance)

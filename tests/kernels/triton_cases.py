@@ -22,7 +22,15 @@ from kernel_cases import (
     sharp_tolerance,
 )
 
-from gear_kernels import Affinity, assign, resolve, soft_readout_triton, tiles_triton
+from gear_kernels import (
+    Affinity,
+    assign,
+    lfq_torch,
+    lfq_triton,
+    resolve,
+    soft_readout_triton,
+    tiles_triton,
+)
 from gear_kernels.soft_readout import soft_readout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +48,7 @@ SHAPES = [
     Case(40, 100, 40, 17),
     Case(20, 70, 256, 33),
 ]
+STRICT = [case._replace(affinity=affinity) for case in SHAPES for affinity in (SQUARED, INNER)]
 SQUARED_RUNS = [(run, case) for run in (run_assign, run_soft_readout) for case in SHAPES + HARD]
 INNER_CASES = [case._replace(affinity=INNER) for case in (*SHAPES[4:6], *HARD[:2])]
 INNER_RUNS = [
@@ -63,8 +72,10 @@ def test_the_kernels_run_at_all() -> None:
 def test_float32(run, case: Case) -> None:
     if run is run_assign:
         assert_nearest(case, run_assign("triton", case, torch.float32)["indices_N"])
+    tolerance = 1e-5 if case in STRICT else sharp_tolerance(case)
+    # Exponents of 1e4 / 0.01 differ by rounding alone: their values mean nothing.
     if case.kind != "wide":
-        assert_parity(run, "triton", case, tolerance=sharp_tolerance(case))
+        assert_parity(run, "triton", case, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("affinity", [SQUARED, INNER])
@@ -85,10 +96,11 @@ def test_half_precision_table(case: Case, dtype: torch.dtype) -> None:
     assert_parity(run_soft_readout, "triton", case, dtype, tolerance=torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("kind", ["normal", "wide"])
 @pytest.mark.parametrize("affinity", [SQUARED, INNER])
-def test_given_log_sum_exp(affinity: Affinity) -> None:
+def test_given_log_sum_exp(affinity: Affinity, kind: str) -> None:
     """Neither the output nor the gradients depend on it, even where it is a little off."""
-    case = Case(70, 150, 8, 17, affinity)
+    case = Case(40, 70, 8, 17, affinity, kind)
     results = []
     for offset in (None, 0.0, 0.5):
         problem = make_problem(case, torch.float32)
@@ -97,8 +109,11 @@ def test_given_log_sum_exp(affinity: Affinity) -> None:
         out = soft_readout(*problem[:3], given, affinity=affinity, implementation="triton")
         out.backward(problem.probe)
         results.append([out.detach(), *(item.grad for item in problem[:3])])
+    # Wide affinities leave one code: gradients are 0 but for rounding.
+    compared = 4 if kind == "normal" else 1
     for result in results[1:]:
-        for value, expected in zip(result, results[0], strict=True):
+        assert all(value.isfinite().all() for value in result)
+        for value, expected in zip(result[:compared], results[0], strict=False):
             assert error("grad", value, expected) < 5e-6
 
 
@@ -107,6 +122,20 @@ def test_given_log_sum_exp(affinity: Affinity) -> None:
 )
 def test_lfq(case: Case) -> None:
     assert_parity(run_lfq, "triton", case, tolerance=sharp_tolerance(case))
+
+
+def test_lfq_with_several_blocks_of_the_low_half() -> None:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    shapes = (20, 2), (20, 128), (256, 17), (20, 17)
+    high, low, table, grad = (torch.randn(*shape, generator=generator) for shape in shapes)
+    found = (
+        lfq_triton.forward(high, low, table),
+        *lfq_triton.factor_gradients(high, low, table, grad),
+    )
+    truth = [item.double() for item in (high, low, table)]
+    expected = lfq_torch.forward(*truth), *lfq_torch.factor_gradients(*truth, grad.double())
+    for value, true in zip(found, expected, strict=True):
+        assert error("", value, true) < 2e-6
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)

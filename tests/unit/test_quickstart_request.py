@@ -12,7 +12,7 @@ from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder
 
 
-def request(data: Path | None = None, name: str = "", seed: int = 0, *overrides: str):  # noqa: ANN201
+def request(data: Path | None = None, name: str = "", seed: int = 0, *overrides: str):
     return QuickstartRequest(data, default_config(), name, seed, list(overrides))
 
 

@@ -208,6 +208,7 @@ def test_every_teacher_of_the_configuration_is_registered():
 
 
 def test_registry_and_command_do_not_import_torch():
-    code = "import sys, gear_dist.teachers.cli, gear_dist.evaluation.cli; print('torch' in sys.modules)"
+    rooms = "gear_dist.teachers.cli, gear_dist.evaluation.cli"
+    code = f"import sys, {rooms}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -1,0 +1,174 @@
+"""Whole runs by real worker processes: resume, precision, arms, accumulation, failures."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import training_case as case
+from safetensors.torch import load_file
+from worker_processes import run_workers
+
+from gear_dist.cli import main
+from gear_dist.config import RunConfig, save_config
+from gear_dist.run_folder import RunFolder
+from sample_shards import SampleShards
+
+JOINT = ("stages.tokenizer.steps=3", "stages.joint.steps=4")
+
+
+@pytest.fixture(scope="module")
+def teacher(sample_shards: SampleShards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    words = ["teacher", f"{sample_shards.file}/train", "--out", str(path), "--steps", "2"]
+    assert main(words) == 0
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, sample_shards: SampleShards, teacher: Path) -> RunConfig:
+    return case.tiny_config(tmp_path, sample_shards.file, teacher, *JOINT)
+
+
+def test_stopped_and_resumed_equals_straight_bit_for_bit(config: RunConfig) -> None:
+    """Two ranks, every ZeRO stage, stopped in both stages and at their border, dropouts on."""
+    variants = [(f"engine.zero_stage={stage}",) for stage in range(4)]
+    variants.append(("engine.zero_stage=1", "engine.precision=bf16", "engine.accumulation=2"))
+    found = run_workers(2, case.straight_and_resumed_each, 2, config, variants, [2, 3, 5])
+    for by_rank in found:
+        assert dict(zip(variants, by_rank, strict=True)) == {v: [] for v in variants}
+
+
+def test_bf16_keeps_fp32_masters_averages_and_codebook(config: RunConfig) -> None:
+    """At every ZeRO stage; losses stay near fp32's, and are not fp32's."""
+    settings = [(p, s) for p in ("fp32", "bf16") for s in range(4)]
+    configs = [
+        case.with_overrides(
+            case.named(config, f"{precision}{stage}"),
+            f"engine.precision={precision}",
+            f"engine.zero_stage={stage}",
+        )
+        for precision, stage in settings
+    ]
+    [results] = run_workers(1, case.train_each, 1, configs)
+    losses = {}
+    for setting, changed, (_, part) in zip(settings, configs, results, strict=True):
+        for name, network in part["networks"].items():
+            for kind in ("masters", "averages"):
+                assert {t.dtype for t in network.get(kind, [])} <= {torch.float32}, (setting, name)
+        codebook = load_file(changed.run.folder / "weights" / "tokenizer.safetensors")
+        assert codebook["quantize.embedding.weight"].dtype == torch.float32
+        last = RunFolder(changed.run.folder).read_metrics()[-1]
+        losses[setting] = (last["l1"], last["cross_entropy"], last["align_soft"])
+    for stage in range(4):
+        for exact, rounded in zip(losses["fp32", stage], losses["bf16", stage], strict=True):
+            assert rounded == pytest.approx(exact, rel=0.03, abs=0.01)
+            assert rounded != exact
+
+
+def test_frozen_tokenizer_arm_trains_the_generator_alone(config: RunConfig) -> None:
+    """LlamaGen-REPA: stage 0, then the generator stage on its averaged, frozen tokenizer."""
+    arm = case.with_overrides(config, "stages.joint.steps=0", "stages.generator.steps=4")
+    first = case.with_overrides(arm, "stages.generator.steps=0")
+    [[(outcome, _)]] = run_workers(1, case.train_each, 1, [first])
+    assert outcome.step == 3
+    before = load_file(arm.run.folder / "weights" / "tokenizer.safetensors")
+    [[(outcome, part)]] = run_workers(1, case.train_each, 1, [arm])
+    assert outcome.step == 7
+    after = load_file(arm.run.folder / "weights" / "tokenizer.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert set(part["networks"]) == {"generator", "frozen_tokenizer"}
+    last = RunFolder(arm.run.folder).read_metrics()[-1]
+    assert last["stage"] == "generator"
+    assert {"cross_entropy", "align_hard"} <= set(last)
+    assert not {"l1", "align_soft", "discriminator_loss"} & set(last)
+
+
+def test_accumulation_equals_the_larger_batch(config: RunConfig) -> None:
+    """Where nothing is per micro-batch (no batch norm, no average entropy): the generator stage.
+
+    The loader yields the same images either way; rounding alone differs.
+    """
+    base = case.with_overrides(
+        config,
+        "stages.tokenizer.steps=0",
+        "stages.joint.steps=0",
+        "stages.generator.steps=4",
+        "generator.residual_dropout=0.0",
+        "generator.feed_forward_dropout=0.0",
+        "generator.token_dropout=0.0",
+        "generator.class_dropout=0.0",
+        "optimizer.name=sgd",
+        "optimizer.generator_lr=0.1",
+    )
+    configs = [
+        case.with_overrides(case.named(base, f"parts{n}"), f"engine.accumulation={n}")
+        for n in (1, 4)
+    ]
+    [[(_, whole), (_, parts)]] = run_workers(1, case.train_each, 1, configs)
+    pairs = zip(
+        whole["networks"]["generator"]["masters"],
+        parts["networks"]["generator"]["masters"],
+        strict=True,
+    )
+    for a, b in pairs:
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_cover_all_ranks(config: RunConfig) -> None:
+    """Usage and its window count both ranks' tokens; every figure of a record is a number."""
+    run_workers(2, case.train_each, 2, [config])
+    records = RunFolder(config.run.folder).read_metrics()
+    assert [record["step"] for record in records] == list(range(1, 8))
+    assert records[0]["usage_window_tokens"] == 8 * 64
+    assert records[1]["usage_window_tokens"] == 2 * 8 * 64
+    for record in records:
+        numbers = [v for k, v in record.items() if k != "stage"]
+        assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+    environment = RunFolder(config.run.folder).read_environment()
+    assert (environment["world_size"], environment["kernels"]) == (2, "torch")
+
+
+def test_a_run_that_diverges_stops_with_the_reason(config: RunConfig, capsys) -> None:
+    """Exit code 4, status failed, and no checkpoint of the broken state."""
+    words = _words(config, "optimizer.tokenizer_lr=1e30", "log.checkpoint_every_steps=2")
+    assert main(["train", *words]) == 4
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    assert "optimizer" in error
+    assert "Traceback" not in error
+    folder = RunFolder(config.run.folder)
+    status = folder.read_status()
+    assert status is not None
+    assert (status.state, status.exit_code) == ("failed", 4)
+    assert not list(folder.checkpoints.glob("*/manifest.json"))
+
+
+def test_a_checkpoint_of_other_workers_is_refused(config: RunConfig) -> None:
+    run_workers(2, case.train_each, 2, [case.with_overrides(config, "stages.joint.steps=1")])
+    with pytest.raises(AssertionError, match=r"written by 2 workers.*run\.workers=2"):
+        run_workers(1, case.train_each, 1, [config])
+
+
+def test_a_damaged_checkpoint_is_passed_over(config: RunConfig, tmp_path: Path) -> None:
+    """The one before serves, with a warning; the run ends as the undamaged one."""
+    often = case.with_overrides(config, "log.checkpoint_every_steps=2")
+    [[(_, straight)]] = run_workers(1, case.train_each, 1, [case.named(often, "straight")])
+    run_workers(1, case.train_each, 1, [case.with_overrides(often, "stages.joint.steps=2")])
+    newest = RunFolder(config.run.folder).checkpoints
+    pointer = json.loads((newest / "latest.json").read_text())
+    part = newest / pointer["folder"] / "part-00000.pt"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(bytes(data))
+    [[(_, resumed)]] = run_workers(1, case.train_each, 1, [often])
+    assert case.differences(straight, resumed) == []
+
+
+def _words(config: RunConfig, *overrides: str) -> list[str]:
+    Path(config.run.root).mkdir(parents=True, exist_ok=True)
+    path = Path(config.run.root) / f"{config.run.name}.yaml"
+    save_config(config, path)
+    return [str(path), *overrides]

@@ -1,0 +1,154 @@
+"""Which implementation runs, what is refused, and that numerics do not depend on surroundings."""
+
+import pytest
+import torch
+from kernel_cases import Case, make_problem
+
+from gear_kernels import (
+    Affinity,
+    assign,
+    dispatch,
+    lfq_assign,
+    lfq_soft_readout,
+    resolve,
+    soft_readout,
+    straight_through_readout,
+    vocabulary_cross_entropy,
+)
+from gear_kernels.blocked import first_duplicates, row_blocks
+from gear_kernels.cross_entropy import resolve_cross_entropy
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.usefixtures("no_interpreter")
+def test_resolve() -> None:
+    assert resolve("auto", "cpu") == "torch"
+    assert resolve("auto", torch.device("cuda", 1)) == "triton"
+    assert resolve("torch", "cuda") == "torch"
+    assert resolve("reference", "cuda") == "reference"
+    assert resolve_cross_entropy("auto", torch.zeros(1)) == "torch"
+    with pytest.raises(ValueError, match="implementation='fast' is not one of"):
+        resolve("fast", "cpu")
+    with pytest.raises(ValueError, match="needs a CUDA device, not 'cpu'"):
+        resolve("triton", "cpu")
+
+
+def test_resolve_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert resolve("auto", "cuda") == "torch"
+    with pytest.raises(ValueError, match="needs the triton package"):
+        resolve("triton", "cuda")
+
+
+def test_bad_inputs_are_named() -> None:
+    latents, codebook, table = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(5, 2)
+    with pytest.raises(ValueError, match=r"differ in width C: latents \(3, 4\), codebook \(5, 3\)"):
+        assign(latents, codebook[:, :3])
+    with pytest.raises(ValueError, match="must not be empty"):
+        assign(latents[:0], codebook)
+    with pytest.raises(ValueError, match=r"expected latents \(N, C\)"):
+        assign(latents[0], codebook)
+    with pytest.raises(ValueError, match="entropy_temperature=0 must be > 0"):
+        assign(latents, codebook, entropy_temperature=0)
+    with pytest.raises(ValueError, match="temperature=nan must be > 0"):
+        soft_readout(latents, codebook, table, temperature=float("nan"))
+    with pytest.raises(ValueError, match=r"expected a table \(5, D\), one row a code, got \(4, 2"):
+        soft_readout(latents, codebook, table[:4])
+    with pytest.raises(ValueError, match="expected 3 indices"):
+        straight_through_readout(latents, codebook, table, torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="1 to 30 bits"):
+        lfq_assign(torch.zeros(2, 31))
+    with pytest.raises(ValueError, match=r"expected a table \(16, D\)"):
+        lfq_soft_readout(latents, table)
+    with pytest.raises(ValueError, match=r"expected hidden \(N, D\)"):
+        vocabulary_cross_entropy(latents, codebook, torch.zeros(2, dtype=torch.int64))
+
+
+def everything(implementation: str, autocast_backward: bool = False) -> list[torch.Tensor]:
+    """Outputs and gradients of all operations on one problem."""
+    problem = make_problem(Case(64, 128, 7, 64), torch.float32)
+    options = {"implementation": implementation}
+    found = assign(*problem[:2], **options)
+    out = soft_readout(*problem[:3], **options)
+    hard = straight_through_readout(*problem[:3], found.indices_N, **options)
+    bits = lfq_soft_readout(problem.latents, problem.table, **options)
+    loss = found.token_entropy + found.mean_probabilities_K.square().sum()
+    loss = loss + ((out + hard + bits) * problem.probe).sum()
+    loss = loss + vocabulary_cross_entropy(out, problem.table, found.indices_N, implementation)
+    loss.backward()
+    return [*found, out.detach(), bits.detach(), *(item.grad for item in problem[:3])]
+
+
+@pytest.mark.parametrize("implementation", ["torch", "reference"])
+def test_autocast_does_not_reach_inside(implementation: str) -> None:
+    expected = everything("torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = everything("torch") if implementation == "torch" else None
+        reference = soft_readout(
+            *make_problem(Case(64, 128, 7, 64), torch.float32)[:3], implementation="reference"
+        )
+    assert reference.dtype == torch.float32
+    if found is not None:
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_shortened_float32_products_do_not_reach_inside() -> None:
+    """On processors with bfloat16 matrix units this setting rounds float32 products to bfloat16."""
+    expected = everything("torch")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = everything("torch")
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_first_duplicates() -> None:
+    codebook = torch.tensor([[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [-0.0, 1.0], [2.0, 1.0]])
+    assert first_duplicates(codebook).tolist() == [0, 1, 0, 1, 4]
+    assert first_duplicates(codebook.double()).tolist() == [0, 1, 0, 1, 4]
+    many = torch.randint(0, 3, (500, 3)).float()
+    expected = (many[:, None] == many[None]).all(2).int().argmax(1)
+    assert torch.equal(first_duplicates(many), expected)
+
+
+def test_row_blocks_cover_all_rows_once() -> None:
+    blocks = list(row_blocks(1000, 2**17, torch.device("cpu")))
+    rows = [row for block in blocks for row in range(1000)[block]]
+    assert rows == list(range(1000))
+    assert {block.stop - block.start for block in blocks[:-1]} == {16}
+
+
+def test_outputs_that_carry_no_gradient() -> None:
+    problem = make_problem(Case(6, 9, 4, 3), torch.float32)
+    for implementation in ("torch", "reference"):
+        found = assign(*problem[:2], implementation=implementation)
+        differentiable = [name for name, value in found._asdict().items() if value.requires_grad]
+        assert differentiable == ["token_entropy", "mean_probabilities_K"]
+        assert found.indices_N.dtype == torch.int64
+        assert {value.dtype for value in found[1:]} == {torch.float32}
+    bits = lfq_assign(problem.latents)
+    differentiable = [name for name, value in bits._asdict().items() if value.requires_grad]
+    assert differentiable == ["token_entropy", "mean_probabilities_K"]
+
+
+def test_low_precision_inputs_are_read_in_float32() -> None:
+    problem = make_problem(Case(6, 9, 4, 3), torch.float32)
+    low = [item.detach().bfloat16() for item in problem[:2]]
+    found, expected = assign(*low), assign(*(item.float() for item in low))
+    assert found.affinity_N.dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_inner_product_prefers_long_codes_and_distance_near_ones() -> None:
+    latents, codebook = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [9.0, 0.0]])
+    assert assign(latents, codebook).indices_N.item() == 0
+    longest = assign(latents, codebook, affinity=Affinity.INNER_PRODUCT)
+    assert longest.indices_N.item() == 1
+    assert longest.affinity_N.item() == 9
