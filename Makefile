@@ -59,7 +59,7 @@ lint: $(STAMP) ## ruff, mypy, codespell
 
 .PHONY: bench
 bench: $(STAMP) ## benchmarks of the kernels, as a table
-	$(TEST_ENV) $(BIN)/python -m bench
+	$(TEST_ENV) $(BIN)/python kernels/bench/run.py $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP) ## the slow tests

@@ -31,6 +31,8 @@ class BoardState(NamedTuple):
     """The first failure: later ones are mostly its consequences (lost connections)."""
     outcome: Outcome | None
     """Rank 0's, once it has returned."""
+    started: bool
+    """Whether a worker has entered the worker function."""
 
 
 class ProgressBoard:
@@ -40,8 +42,13 @@ class ProgressBoard:
         self._progress: deque[Progress] = deque(maxlen=KEPT_PROGRESS)
         self._failure: WorkerFailure | None = None
         self._outcome: Outcome | None = None
+        self._started = False
         self._stop = asyncio.Event()
         self._reason = ""
+
+    async def begin(self) -> None:
+        """A worker enters the worker function."""
+        self._started = True
 
     async def publish(self, progress: Progress) -> None:
         """Add a report of rank 0."""
@@ -59,7 +66,7 @@ class ProgressBoard:
         """Take what was reported since the last look."""
         news = list(self._progress)
         self._progress.clear()
-        return BoardState(news, self._failure, self._outcome)
+        return BoardState(news, self._failure, self._outcome, self._started)
 
     async def request_stop(self, reason: str) -> None:
         """Ask all workers to stop."""

@@ -4,25 +4,21 @@ import logging
 import os
 import sys
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gear_cluster.local_launch import Worker, environment
-from gear_cluster.progress import ProgressPrinter
-from gear_cluster.progress_board import BoardState, ProgressBoard, WorkerFailure
+from gear_cluster.progress_board import ProgressBoard, WorkerFailure
 from gear_cluster.ray_cluster import ray_cluster
+from gear_cluster.ray_watch import NOT_STARTED, Watch
 from gear_cluster.stop import StopSignals
 from gear_dist.config import RunConfig
 from gear_dist.errors import ConfigError, UserError
 from gear_dist.host import Outcome
+from gear_dist.run_folder import RunFolder
 from gear_dist.source_tree import source_folders
 
-POLL_S = 0.3
 STOP_GRACE_S = 600.0
 # Ray Train reads these in the driver and hands them on. A shorter look at the workers than its
 # 2 s ends runs and notices failures sooner; workers stay in the folder that paths are meant from.
@@ -49,18 +45,42 @@ def launch_ray(
         WorkerCrashError: a worker died or raised anything else.
     """
     variables = {name: os.environ.get(name, value) for name, value in TRAIN_VARIABLES.items()}
-    with environment(variables), ray_cluster(config, verbose):
+    # Signals wait while Ray starts: an exception in the midst of that leaves processes behind.
+    with (
+        environment(variables),
+        StopSignals(_interrupt) as stop,
+        ray_cluster(config, verbose),
+        tempfile.TemporaryDirectory(prefix="gear-train-") as scratch,
+    ):
+        # Ray has taken SIGTERM for itself.
+        stop.install()
+        if stop.requested.is_set():
+            return _given_up(config, NOT_STARTED)
         if not verbose:
             logging.getLogger("ray").setLevel(logging.ERROR)
         num_workers, use_gpu = choose_workers(config)
         _note_missing_cpus(num_workers)
         _note_passing_folder(config)
-        fit = _Fit(config, worker, num_workers, use_gpu, verbose)
+        run = _RayRun(config, worker, num_workers, use_gpu, verbose, scratch)
+        watch = Watch(run.board, stop, grace_s)
         try:
-            with _insisting() as stop:
-                return _Watch(fit, stop, grace_s).until_end()
-        finally:
-            fit.close()
+            with watch:
+                error = run.fit()
+        except KeyboardInterrupt:
+            return _given_up(config, watch.why_given_up or "a second Ctrl-C", watch.step)
+        return run.judge(watch, error)
+
+
+def _interrupt() -> None:
+    # Ray's waiting calls look for signals every second, so an exception gets through.
+    raise KeyboardInterrupt
+
+
+def _given_up(config: RunConfig, why: str, step: int = 0) -> Outcome:
+    sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
+    before = RunFolder(config.run.folder).read_status()
+    step = max(step, before.step if before else 0)
+    return Outcome("interrupted", step, f"{why}; no checkpoint was written")
 
 
 def choose_workers(config: RunConfig) -> tuple[int, bool]:
@@ -116,155 +136,95 @@ def worker_environment(config: RunConfig, use_gpu: bool) -> dict[str, str]:
     return variables
 
 
-class _Fit:
-    """Ray Train's fit() in a side thread: the main thread must stay free for signals."""
+class _RayRun:
+    """One call of Ray Train's fit() with the board that its workers report to."""
 
     def __init__(
-        self, config: RunConfig, worker: Worker, num_workers: int, use_gpu: bool, verbose: bool
+        self,
+        config: RunConfig,
+        worker: Worker,
+        num_workers: int,
+        use_gpu: bool,
+        verbose: bool,
+        scratch: str,
     ) -> None:
         import ray
 
-        self.log_folder = (config.run.folder / "logs").absolute()
-        self.num_workers = num_workers
-        self.error: BaseException | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="gear-train-")
+        from gear_cluster.ray_worker import WorkerJob
+
+        self._config = config
+        self._num_workers = num_workers
+        self._log_folder = (config.run.folder / "logs").absolute()
         name = f"gear-dist-{config.run.name}-{uuid.uuid4().hex[:8]}"
         self.board: Any = ray.remote(ProgressBoard).options(name=name, num_cpus=0).remote()
-        self._trainer = self._make_trainer(config, worker, use_gpu, verbose)
-        self._thread = threading.Thread(target=self._run, name="ray-train", daemon=True)
-        self._thread.start()
-
-    def _make_trainer(self, config: RunConfig, worker: Worker, use_gpu: bool, verbose: bool) -> Any:
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from gear_cluster.ray_worker import WorkerJob, run_worker
-
         job = WorkerJob(
             config=config,
             worker=worker,
             board=self.board,
             folder=os.getcwd(),
-            log_folder=str(self.log_folder),
+            log_folder=str(self._log_folder),
             command=sys.argv,
             verbose=verbose,
         )
+        self._trainer = self._make_trainer(job, use_gpu, scratch)
+
+    def _make_trainer(self, job: Any, use_gpu: bool, scratch: str) -> Any:
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from gear_cluster.ray_worker import run_worker
 
         # Type checkers see the classes of Train V1, which V2 replaces at run time.
         train: Any = ray.train
 
+        class Trainer(TorchTrainer):
+            def _register_sigint_handler(self, controller: Any) -> None:
+                """Ray's would abort the workers at the first Ctrl-C; StopSignals has it."""
+
         def train_loop() -> None:
             run_worker(job)
 
-        return TorchTrainer(
+        return Trainer(
             train_loop,
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=train.ScalingConfig(num_workers=self.num_workers, use_gpu=use_gpu),
+            scaling_config=train.ScalingConfig(num_workers=self._num_workers, use_gpu=use_gpu),
             run_config=train.RunConfig(
-                name=config.run.name,
-                storage_path=self._scratch.name,
+                name=self._config.run.name,
+                storage_path=scratch,
                 failure_config=train.FailureConfig(max_failures=0),
-                worker_runtime_env={"env_vars": worker_environment(config, use_gpu)},
+                worker_runtime_env={"env_vars": worker_environment(self._config, use_gpu)},
             ),
         )
 
-    def _run(self) -> None:
+    def fit(self) -> Exception | None:
+        """Train until the workers end; what Ray Train raised, if anything."""
         try:
             self._trainer.fit()
-        except BaseException as error:
-            # Judged in the main thread.
-            self.error = error
+        except Exception as error:
+            return error
+        return None
 
-    def running(self) -> bool:
-        """Whether fit() has not returned."""
-        return self._thread.is_alive()
+    def judge(self, watch: Watch, error: Exception | None) -> Outcome:
+        """The outcome that rank 0 reported, or the error that ended the run.
 
-    def look(self) -> BoardState:
-        """What workers reported since the last look."""
-        import ray
-
-        return ray.get(self.board.look.remote())
-
-    def request_stop(self, reason: str) -> None:
-        """Ask the workers to stop with a checkpoint."""
-        import ray
-
-        ray.get(self.board.request_stop.remote(reason))
-
-    def close(self) -> None:
-        """Remove Ray Train's scratch folder."""
-        self._scratch.cleanup()
-
-
-@contextmanager
-def _insisting() -> Iterator[StopSignals]:
-    def insist() -> None:
-        # Ray's wait calls return to Python often enough, so an exception can tidy up.
-        raise KeyboardInterrupt
-
-    with StopSignals(insist) as stop:
-        yield stop
-
-
-class _Watch:
-    """The main thread's loop: shows what comes, passes a stop on, judges the end."""
-
-    def __init__(self, fit: _Fit, stop: StopSignals, grace_s: float) -> None:
-        self._fit = fit
-        self._stop = stop
-        self._grace_s = grace_s
-        self._printer = ProgressPrinter()
-        self._step = 0
-
-    def until_end(self) -> Outcome:
-        """Watch until the workers have ended, were given up, or a second Ctrl-C came."""
-        try:
-            deadline = self._watch()
-        except KeyboardInterrupt:
-            return self._give_up("a second Ctrl-C")
-        finally:
-            self._printer.close()
-        if deadline:
-            return self._give_up(f"workers did not stop within {self._grace_s:.0f} s")
-        return self._judge()
-
-    def _watch(self) -> bool:
-        """Returns whether the time to stop cleanly ran out."""
-        asked_at: float | None = None
-        while self._fit.running():
-            self._show(self._fit.look())
-            if self._stop.requested.is_set() and asked_at is None:
-                asked_at = time.monotonic()
-                self._printer.say(f"{self._stop.reason}: stopping with a checkpoint ...")
-                self._fit.request_stop(self._stop.reason)
-            if asked_at is not None and time.monotonic() - asked_at > self._grace_s:
-                return True
-            time.sleep(POLL_S)
-        return False
-
-    def _show(self, state: BoardState) -> None:
-        for progress in state.progress:
-            self._step = progress.step
-            self._printer.show(progress)
-
-    def _judge(self) -> Outcome:
-        state = self._fit.look()
-        self._show(state)
-        self._printer.close()
-        failure, error = state.failure, self._fit.error
-        if failure is not None and failure.user_error is not None:
-            raise failure.user_error
+        Raises:
+            UserError: see `launch_ray`.
+        """
+        state = watch.look()
+        watch.close_line()
+        if state.failure is not None and state.failure.user_error is not None:
+            raise state.failure.user_error
         if error is not None:
-            raise self._crash(failure, error) from None
+            raise self._crash(state.failure, error) from None
         assert state.outcome is not None, "rank 0 returned without an outcome"
         return state.outcome
 
-    def _crash(self, failure: WorkerFailure | None, error: BaseException) -> WorkerCrashError:
+    def _crash(self, failure: WorkerFailure | None, error: Exception) -> WorkerCrashError:
         """One line for the likeliest cause: a silent death, then the first error, then Ray's.
 
         A worker that was killed reports nothing, while its peers report lost connections.
         """
-        of, logs = f"of {self._fit.num_workers}", _short(self._fit.log_folder)
+        of, logs = f"of {self._num_workers}", _short(self._log_folder)
         dead = find_dead_worker(error)
         if dead is not None:
             rank, why = dead
@@ -276,10 +236,6 @@ class _Watch:
             )
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return WorkerCrashError(f"Ray Train failed: {lines[-1]}; logs in {logs}")
-
-    def _give_up(self, why: str) -> Outcome:
-        sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
-        return Outcome("interrupted", self._step, f"{why}; no checkpoint was written")
 
 
 def _short(path: str | Path) -> str:

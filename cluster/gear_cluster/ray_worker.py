@@ -78,6 +78,7 @@ def run_worker(job: WorkerJob) -> None:
 
         torch.set_num_threads(job.config.run.threads)
         host = RayHost(job.board)
+        ray.get(job.board.begin.remote())
         outcome = job.worker(job.config, host)
         if rank == 0:
             ray.get(job.board.finish.remote(outcome))

@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM as a request: the first asks for a clean stop, a second Ctrl-C insists."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -18,22 +20,45 @@ class StopSignals:
         self.reason = ""
         self._insist = insist
         self._interrupts = 0
+        self._out_of_patience = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        self.install()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def install(self) -> None:
+        """Take the signals; again where a library has taken them since."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            replaced = signal.signal(number, self._handle)
+            self._previous.setdefault(number, replaced)
+
+    def insist_now(self) -> None:
+        """Call `insist` in the main thread, from another one."""
+        self._out_of_patience = True
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self._interrupts += 1
-        if self._interrupts > 1:
+        if self._interrupts > 1 or self._out_of_patience:
             self._insist()
-        self.reason = self.reason or signal.Signals(number).name
-        self.requested.set()
+        if not self.requested.is_set():
+            self.reason = signal.Signals(number).name
+            self.requested.set()
+            self._announce()
+
+    def _announce(self) -> None:
+        if os.environ.get("RANK", "0") != "0":
+            return
+        line = f"gear-dist: {self.reason}: stopping with a checkpoint; Ctrl-C again stops at once\n"
+        # print() could be what the signal has interrupted.
+        os.write(2, ("\n" + line if sys.stderr.isatty() else line).encode())

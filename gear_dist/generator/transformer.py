@@ -132,8 +132,17 @@ class Attention(nn.Module):
             # One new position sees all: no mask. Several are only ever the first ones.
             causal = cache.length == 0 and q.shape[2] > 1
             k, v = cache.append(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        y = _attend(q, k, v, causal).to(x_BSD.dtype)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(h)) v, heads second."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # In bf16 the backward of torch's attention on CPU takes three times as long as in fp32.
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
 
 
 class FeedForward(nn.Module):
@@ -175,9 +184,13 @@ class OutputHead(nn.Linear):
 
     def forward(self, hidden_BLD: Tensor, targets_BL: Tensor) -> Tensor:  # type: ignore[override]
         """Mean cross-entropy over all tokens, fp32 scalar."""
-        hidden_ND, targets_N = hidden_BLD.flatten(0, 1), targets_BL.flatten()
+        hidden_ND, weight, device = hidden_BLD.flatten(0, 1), self.weight, hidden_BLD.device.type
+        if torch.is_autocast_enabled(device):
+            # The fused loss is no operation that autocast knows: without this it runs in fp32.
+            dtype = torch.get_autocast_dtype(device)
+            hidden_ND, weight = hidden_ND.to(dtype), weight.to(dtype)
         return vocabulary_cross_entropy(
-            hidden_ND, self.weight, targets_N, implementation=self.kernels
+            hidden_ND, weight, targets_BL.flatten(), implementation=self.kernels
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -29,14 +29,14 @@ def statistics(
     columns_5N = latents_NC.new_empty(5, num_tokens)
     best_N, entropy_N, log_mass_N, log_mass_soft_N, log_mass_one_N = columns_5N
     mean_K = latents_NC.new_zeros(num_codes)
-    for rows in row_blocks(num_tokens, num_codes, latents_NC.device):
-        tile_nK = scorer.tile(latents_NC[rows])
+    for rows, (tile_nK, spare_nK) in row_blocks(num_tokens, num_codes, latents_NC, 2):
+        scorer.tile(latents_NC[rows], tile_nK)
         best_N[rows], indices_N[rows] = tile_nK.max(1)
         tile_nK -= best_N[rows, None]
-        log_mass_one_N[rows] = _log_mass(tile_nK, 1.0)
-        log_mass_soft_N[rows] = _log_mass(tile_nK, soft_temperature)
+        log_mass_one_N[rows] = _log_mass(tile_nK, 1.0, spare_nK)
+        log_mass_soft_N[rows] = _log_mass(tile_nK, soft_temperature, spare_nK)
         tile_nK.mul_(1 / entropy_temperature).clamp_(min=EXPONENT_FLOOR)
-        weights_nK = tile_nK.exp()
+        weights_nK = torch.exp(tile_nK, out=spare_nK)
         mass_n = weights_nK.sum(1)
         mean_K.addmv_(weights_nK.T, mass_n.reciprocal())
         log_mass_N[rows] = mass_n.log()
@@ -53,8 +53,9 @@ def statistics(
     )
 
 
-def _log_mass(scores_nK: Tensor, temperature: float) -> Tensor:
-    return (scores_nK * (1 / temperature)).clamp_(min=EXPONENT_FLOOR).exp_().sum(1).log_()
+def _log_mass(scores_nK: Tensor, temperature: float, spare_nK: Tensor) -> Tensor:
+    exponents_nK = torch.mul(scores_nK, 1 / temperature, out=spare_nK)
+    return exponents_nK.clamp_(min=EXPONENT_FLOOR).exp_().sum(1).log_()
 
 
 def gradients(
@@ -79,16 +80,16 @@ def gradients(
     scorer = Scorer(codebook_KC, affinity)
     gradient = ScoreGradient(latents_NC, scorer, needs)
     num_tokens, num_codes = len(latents_NC), len(codebook_KC)
-    for rows in row_blocks(num_tokens, num_codes, latents_NC.device):
-        exponents_nK = scorer.tile(latents_NC[rows])
+    for rows, tiles in row_blocks(num_tokens, num_codes, latents_NC, 3):
+        exponents_nK = scorer.tile(latents_NC[rows], tiles[0])
         exponents_nK -= exponents_nK.amax(1, keepdim=True)
         exponents_nK.mul_(1 / temperature).clamp_(min=EXPONENT_FLOOR)
-        probabilities_nK = exponents_nK.exp()
+        probabilities_nK = torch.exp(exponents_nK, out=tiles[1])
         probabilities_nK *= probabilities_nK.sum(1, keepdim=True).reciprocal_()
         # log p up to a row's constant, which the softmax's gradient takes out.
         pull_nK = exponents_nK.mul_(0.0 if entropy_grad is None else -entropy_grad)
         if mean_grad_K is not None:
             pull_nK += mean_grad_K
-        gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK))
+        gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK, tiles[2]))
     gradient_scale = 1 / (num_tokens * temperature)
     return gradient.finish(gradient_scale)

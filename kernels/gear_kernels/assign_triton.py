@@ -246,16 +246,9 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of latents and codebook, see assign_torch; wide codes take its path."""
     if latents_NC.shape[1] > GRADIENT_WIDTH:
+        inputs = latents_NC, codebook_KC, shift_N, log_mass_N, entropy_grad, mean_grad_K
         return assign_torch.gradients(
-            latents_NC,
-            codebook_KC,
-            shift_N,
-            log_mass_N,
-            entropy_grad,
-            mean_grad_K,
-            affinity=affinity,
-            temperature=temperature,
-            needs=needs,
+            *inputs, affinity=affinity, temperature=temperature, needs=needs
         )
     problem = prepare(latents_NC, codebook_KC, affinity)
     launch = _Launch(problem)
@@ -263,10 +256,10 @@ def gradients(
         latents_NC.new_zeros(()) if entropy_grad is None else entropy_grad.contiguous(),
         torch.zeros_like(problem.bias_K) if mean_grad_K is None else mean_grad_K.contiguous(),
     )
-    inputs = problem.arguments, (shift_N, log_mass_N), grads
+    arguments = problem.arguments, (shift_N, log_mass_N), grads
     centre_N, latents_grad_NC = torch.empty_like(shift_N), torch.empty_like(latents_NC)
     latents_gradient_kernel[launch.over_rows](
-        *inputs, centre_N, latents_grad_NC, 1 / temperature, **launch.options
+        *arguments, centre_N, latents_grad_NC, 1 / temperature, **launch.options
     )
     scale = problem.factor / (len(latents_NC) * temperature)
     latents_grad = latents_grad_NC.mul_(scale) if needs[0] else None
@@ -275,7 +268,7 @@ def gradients(
     partial_SKC = latents_NC.new_empty(launch.splits, *codebook_KC.shape)
     column_SK = latents_NC.new_empty(launch.splits, len(codebook_KC))
     codebook_gradient_kernel[launch.over_codes](
-        *inputs,
+        *arguments,
         centre_N,
         partial_SKC,
         column_SK,

@@ -21,14 +21,37 @@ _MIN_ROWS = 16
 EXPONENT_FLOOR = -60.0
 # Odd 64-bit multipliers (of splitmix64, as signed integers).
 _MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)
+# Columns hashed at a time, so that 64-bit copies stay small.
+_HASH_COLUMNS = 16
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def row_blocks(num_rows: int, num_codes: int, device: torch.device) -> Iterator[slice]:
-    """Slices of rows whose (n, K) tile fits the device's budget, at least 16 rows each."""
+def block_rows(num_codes: int, device: torch.device) -> int:
+    """Rows of a block: as many as fit the device's budget, at least 16."""
     budget = _CPU_TILE_ELEMENTS if device.type == "cpu" else _GPU_TILE_ELEMENTS
-    rows = max(_MIN_ROWS, budget // num_codes)
-    return (slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows))
+    return max(_MIN_ROWS, budget // num_codes)
+
+
+def row_blocks(
+    num_rows: int, num_codes: int, like: Tensor, num_tiles: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of rows, each with uninitialised (n, K) tiles of `like`'s dtype.
+
+    All blocks share the tiles' memory: fresh tiles cost page faults, and more memory than they
+    hold, because the allocator keeps what it cannot hand back.
+    """
+    rows = min(block_rows(num_codes, like.device), num_rows)
+    tiles = [like.new_empty(rows, num_codes) for _ in range(num_tiles)]
+    for start in range(0, num_rows, rows):
+        stop = min(start + rows, num_rows)
+        yield slice(start, stop), [tile[: stop - start] for tile in tiles]
+
+
+def product_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """out = left @ right, through a copy where `out` has another dtype."""
+    if out.dtype == left.dtype:
+        return torch.mm(left, right, out=out)
+    return out.copy_(left @ right)
 
 
 class Scorer:
@@ -46,11 +69,12 @@ class Scorer:
         self.scale = (2 if self.squared else 1) / temperature
         self.bias_K = -codebook_KC.square().sum(1) / temperature if self.squared else None
 
-    def tile(self, latents_nC: Tensor) -> Tensor:
-        """(s + |z|^2) / temperature, or z.c / temperature: (n, K)."""
+    def tile(self, latents_nC: Tensor, out_nK: Tensor) -> Tensor:
+        """(s + |z|^2) / temperature, or z.c / temperature, in `out_nK`."""
+        codes_CK = self.codebook_KC.T
         if self.bias_K is None:
-            return (latents_nC * self.scale) @ self.codebook_KC.T
-        return torch.addmm(self.bias_K, latents_nC, self.codebook_KC.T, alpha=self.scale)
+            return torch.mm(latents_nC * self.scale, codes_CK, out=out_nK)
+        return torch.addmm(self.bias_K, latents_nC, codes_CK, alpha=self.scale, out=out_nK)
 
     def row_term(self, latents_NC: Tensor) -> Tensor | float:
         """What `tile` leaves out of s at temperature 1: -|z|^2 (N,), or 0."""
@@ -97,16 +121,22 @@ def first_duplicates(codebook_KC: Tensor) -> Tensor:
 
     A matrix product may round equal columns differently, so ties are broken here, by value.
     """
-    # Adding zero turns -0.0 into 0.0; products of 64-bit integers wrap and stay exact.
-    bits_KC = (codebook_KC + 0.0).view(_BITS[codebook_KC.dtype]).long()
-    mix_C = torch.arange(1, bits_KC.shape[1] + 1, device=bits_KC.device) * _MIX[0]
-    mix_C = (mix_C ^ (mix_C >> 31)) * _MIX[1]
-    hashes_K = (bits_KC * mix_C).sum(1)
+    # Adding zero turns -0.0 into 0.0.
+    bits_KC = (codebook_KC + 0.0).view(_BITS[codebook_KC.dtype])
+    parts_Kc = bits_KC.split(_HASH_COLUMNS, dim=1)
+    hashes_K = torch.zeros(len(bits_KC), dtype=torch.int64, device=bits_KC.device)
+    for place, part_Kc in enumerate(parts_Kc):
+        # Products of 64-bit integers wrap and stay exact.
+        first = place * _HASH_COLUMNS + 1
+        mix_c = torch.arange(first, first + part_Kc.shape[1], device=bits_KC.device) * _MIX[0]
+        mix_c = (mix_c ^ (mix_c >> 31)) * _MIX[1]
+        hashes_K += (part_Kc.long() * mix_c).sum(1)
     sorted_K, order_K = torch.sort(hashes_K, stable=True)
     starts_K = torch.ones_like(sorted_K, dtype=torch.bool)
-    starts_K[1:] = (sorted_K[1:] != sorted_K[:-1]) | (
-        bits_KC[order_K[1:]] != bits_KC[order_K[:-1]]
-    ).any(1)
+    starts_K[1:] = sorted_K[1:] != sorted_K[:-1]
+    for part_Kc in parts_Kc:
+        ordered_Kc = part_Kc[order_K]
+        starts_K[1:] |= (ordered_Kc[1:] != ordered_Kc[:-1]).any(1)
     positions_K = torch.arange(len(order_K), device=order_K.device)
     run_starts_K = torch.where(starts_K, positions_K, 0).cummax(0).values
     return torch.empty_like(order_K).scatter_(0, order_K, order_K[run_starts_K])
@@ -119,7 +149,8 @@ def softmax_(scores_nK: Tensor) -> Tensor:
     return scores_nK.mul_(scores_nK.sum(1, keepdim=True).reciprocal_())
 
 
-def softmax_gradient(grad_nK: Tensor, probabilities_nK: Tensor) -> Tensor:
-    """p (g - sum_k p g), in one pass over the tile."""
+def softmax_gradient(grad_nK: Tensor, probabilities_nK: Tensor, out_nK: Tensor) -> Tensor:
+    """p (g - sum_k p g) in `out_nK`, in one pass over the tile."""
     dtype = probabilities_nK.dtype
-    return torch.ops.aten._softmax_backward_data(grad_nK, probabilities_nK, 1, dtype)
+    backward = torch.ops.aten._softmax_backward_data.out
+    return backward(grad_nK, probabilities_nK, 1, dtype, grad_input=out_nK)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gear_kernels import reference
-from gear_kernels.blocked import row_blocks
+from gear_kernels.blocked import product_into, row_blocks
 from gear_kernels.dispatch import compute_dtype, full_precision, resolve_for
 
 _LIBRARY = "liger_kernel"
@@ -91,16 +91,15 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=dtype, device=hidden_ND.device)
         hidden_grad = torch.empty_like(hidden_ND) if needs[0] else None
         weight_grad = torch.zeros_like(weight_VD, dtype=dtype) if needs[1] else None
-        for rows in row_blocks(num_tokens, len(weight_VD), hidden_ND.device):
-            logits_nV = (hidden_ND[rows] @ weight_VD.T).to(dtype)
+        for rows, (tile_nV,) in row_blocks(num_tokens, len(weight_VD), loss, 1):
+            logits_nV = product_into(tile_nV, hidden_ND[rows], weight_VD.T)
             target_n1 = targets_N[rows, None]
             log_mass_n1 = torch.logsumexp(logits_nV, 1, keepdim=True)
             loss += (log_mass_n1 - logits_nV.gather(1, target_n1)).sum()
             if not any(needs):
                 continue
             pull_nV = logits_nV.sub_(log_mass_n1).exp_()
-            # Each row has one target: no two additions meet, so this is deterministic.
-            pull_nV.scatter_add_(1, target_n1, pull_nV.new_full(target_n1.shape, -1.0))
+            pull_nV.scatter_(1, target_n1, pull_nV.gather(1, target_n1) - 1)
             pull_nV = pull_nV.div_(num_tokens).to(hidden_ND.dtype)
             if hidden_grad is not None:
                 torch.mm(pull_nV, weight_VD, out=hidden_grad[rows])

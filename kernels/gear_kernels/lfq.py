@@ -27,6 +27,9 @@ from gear_kernels.products import product
 from gear_kernels.results import Assignment
 
 MAX_BITS = 30
+# Keeps a product of two factors, and of its gradient, above the denormal numbers, which slow a
+# CPU's products tenfold. All patterns together add 1e-11 to a mass of 1 in float32.
+_FACTOR_FLOOR = {torch.float32: -30.0, torch.float64: -300.0}
 
 
 def lfq_assign(
@@ -113,7 +116,8 @@ def factors(logits_NC: Tensor) -> tuple[Tensor, Tensor]:
 def _pattern_probabilities(logits_Nc: Tensor) -> Tensor:
     on_cP = (reference.sign_codes(logits_Nc.shape[1], logits_Nc).T > 0).to(logits_Nc)
     log_on_NP = product(functional.logsigmoid(logits_Nc), on_cP)
-    return (log_on_NP + product(functional.logsigmoid(-logits_Nc), 1 - on_cP)).exp()
+    log_off_NP = product(functional.logsigmoid(-logits_Nc), 1 - on_cP)
+    return (log_on_NP + log_off_NP).clamp(min=_FACTOR_FLOOR[logits_Nc.dtype]).exp()
 
 
 def _closed_form(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gear_kernels.blocked import first_duplicates
 from gear_kernels.dispatch import Affinity, compute_dtype
 from gear_kernels.results import Assignment
 
@@ -59,10 +60,14 @@ def assign(
 ) -> Assignment:
     """`gear_kernels.assign` with (N, K) matrices."""
     dtype = compute_dtype(latents_NC, codebook_KC)
-    scores_NK = affinities(latents_NC.to(dtype), codebook_KC.to(dtype), affinity)
-    return assignment(
-        scores_NK, entropy_temperature=entropy_temperature, soft_temperature=soft_temperature
+    latents_NC, codebook_KC = latents_NC.to(dtype), codebook_KC.to(dtype)
+    found = assignment(
+        affinities(latents_NC, codebook_KC, affinity),
+        entropy_temperature=entropy_temperature,
+        soft_temperature=soft_temperature,
     )
+    first_K = first_duplicates(codebook_KC.detach())
+    return found._replace(indices_N=first_K[found.indices_N])
 
 
 def soft_readout(

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from gear_kernels.blocked import ScoreGradient, Scorer, row_blocks, softmax_, softmax_gradient
+from gear_kernels.blocked import (
+    ScoreGradient,
+    Scorer,
+    product_into,
+    row_blocks,
+    softmax_,
+    softmax_gradient,
+)
 from gear_kernels.dispatch import Affinity
 
 
@@ -22,8 +29,8 @@ def forward(
     """
     scorer = Scorer(codebook_KC, affinity, temperature)
     out_ND = table_KD.new_empty(len(latents_NC), table_KD.shape[1])
-    for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
-        probabilities_nK = softmax_(scorer.tile(latents_NC[rows]))
+    for rows, (tile_nK,) in row_blocks(len(latents_NC), len(codebook_KC), latents_NC, 1):
+        probabilities_nK = softmax_(scorer.tile(latents_NC[rows], tile_nK))
         torch.mm(probabilities_nK.to(table_KD.dtype), table_KD, out=out_ND[rows])
     return out_ND, ()
 
@@ -48,10 +55,10 @@ def score_gradients(
     del state
     scorer = Scorer(codebook_KC, affinity, temperature)
     gradient = ScoreGradient(latents_NC, scorer, needs)
-    for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
-        probabilities_nK = softmax_(scorer.tile(latents_NC[rows]))
-        pull_nK = (out_grad_ND[rows] @ table_KD.T).to(latents_NC.dtype)
-        gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK))
+    for rows, tiles in row_blocks(len(latents_NC), len(codebook_KC), latents_NC, 3):
+        probabilities_nK = softmax_(scorer.tile(latents_NC[rows], tiles[0]))
+        pull_nK = product_into(tiles[1], out_grad_ND[rows], table_KD.T)
+        gradient.add(rows, softmax_gradient(pull_nK, probabilities_nK, tiles[2]))
     return gradient.finish(1 / temperature)
 
 
@@ -67,7 +74,7 @@ def table_gradient(
     """softmax(s / temperature)^T @ g, accumulated in the compute dtype: (K, D)."""
     scorer = Scorer(codebook_KC, affinity, temperature)
     table_grad_KD = torch.zeros_like(table_KD, dtype=latents_NC.dtype)
-    for rows in row_blocks(len(latents_NC), len(codebook_KC), latents_NC.device):
-        probabilities_nK = softmax_(scorer.tile(latents_NC[rows]))
+    for rows, (tile_nK,) in row_blocks(len(latents_NC), len(codebook_KC), latents_NC, 1):
+        probabilities_nK = softmax_(scorer.tile(latents_NC[rows], tile_nK))
         table_grad_KD.addmm_(probabilities_nK.T, out_grad_ND[rows].to(latents_NC.dtype))
     return table_grad_KD.to(table_KD.dtype)

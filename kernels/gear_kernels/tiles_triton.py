@@ -115,6 +115,22 @@ def score_tile(width: int) -> ScoreTile:
     return ScoreTile(32, 64, 4 if width <= GRADIENT_WIDTH else 8)
 
 
+class ReadoutTile(NamedTuple):
+    """Launch size of a kernel that contracts with the table."""
+
+    block_n: int
+    block_k: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As keyword arguments of a launch."""
+        names = "BLOCK_N", "BLOCK_K", "BLOCK_D", "num_warps", "num_stages"
+        return dict(zip(names, self, strict=True))
+
+
 def num_splits(programs: int, most: int, device: torch.device) -> int:
     """Parts to cut the inner loop in, so that two waves of programs fill the device.
 

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +20,17 @@ TOTAL_STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(tmp_path_factory.mktemp("ray-training"))
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    """Temporary files of the commands go to a folder of their own, which must end up empty."""
+    case = make_case(tmp_path_factory.mktemp("ray-training"))
+    # Ray's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="gt-") as temporary:
+        yield case._replace(environment=case.environment | {"TMPDIR": temporary})
+
+
+def leftovers(case: Case) -> list[str]:
+    """What Ray's clusters and the launcher have left behind."""
+    return [name for name in os.listdir(case.environment["TMPDIR"]) if name.startswith("gear-")]
 
 
 def start(case: Case, *words: str) -> subprocess.Popen[str]:
@@ -55,6 +67,9 @@ def test_interrupted_and_resumed_equals_straight(case: Case, tmp_path: Path) -> 
     assert (status.state, status.exit_code) == ("interrupted", 75)
     assert 4 <= status.step < TOTAL_STEPS
     assert f"interrupted at step {status.step} " in rest
+    expected_starts = ("step ", "gear-dist: SIGINT: stopping", "checkpoint ", "interrupted at ")
+    noise = [line for line in (*seen, *rest.splitlines()) if not line.startswith(expected_starts)]
+    assert noise == []
     assert any(folder.checkpoints.iterdir())
 
     again = start(case, *words)
@@ -69,6 +84,7 @@ def test_interrupted_and_resumed_equals_straight(case: Case, tmp_path: Path) -> 
     final = folder.read_status()
     assert final is not None
     assert final.state == "done"
+    assert leftovers(case) == []
 
     straight = train_under_torchrun(case, "run.name=straight", *words)
     for name in ("tokenizer", "generator"):
@@ -98,6 +114,19 @@ def train_under_torchrun(case: Case, *words: str) -> RunFolder:
 def signal_group(process: subprocess.Popen[str]) -> None:
     """Ctrl-C as a terminal sends it: to every process of the group."""
     os.killpg(process.pid, signal.SIGINT)
+
+
+def test_interrupted_while_ray_starts(case: Case, tmp_path: Path) -> None:
+    process = start(case, *case.settings(tmp_path))
+    deadline = time.monotonic() + 60
+    while not leftovers(case) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    signal_group(process)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 75, out
+    assert "the workers had not started" in out
+    assert "Traceback" not in out
+    assert leftovers(case) == []
 
 
 def test_data_error_keeps_its_exit_code(case: Case, tmp_path: Path) -> None:

@@ -113,16 +113,20 @@ def test_first_duplicates() -> None:
     codebook = torch.tensor([[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [-0.0, 1.0], [2.0, 1.0]])
     assert first_duplicates(codebook).tolist() == [0, 1, 0, 1, 4]
     assert first_duplicates(codebook.double()).tolist() == [0, 1, 0, 1, 4]
-    many = torch.randint(0, 3, (500, 3)).float()
-    expected = (many[:, None] == many[None]).all(2).int().argmax(1)
-    assert torch.equal(first_duplicates(many), expected)
+    generator = torch.Generator().manual_seed(0)
+    for width in (1, 3, 40):
+        rows = torch.randint(0, 2, (20, width), generator=generator).float()
+        many = rows[torch.randint(0, 20, (500,), generator=generator)]
+        expected = (many[:, None] == many[None]).all(2).int().argmax(1)
+        assert torch.equal(first_duplicates(many), expected)
 
 
 def test_row_blocks_cover_all_rows_once() -> None:
-    blocks = list(row_blocks(1000, 2**17, torch.device("cpu")))
-    rows = [row for block in blocks for row in range(1000)[block]]
-    assert rows == list(range(1000))
-    assert {block.stop - block.start for block in blocks[:-1]} == {16}
+    blocks = list(row_blocks(1000, 2**17, torch.zeros(1, dtype=torch.float64), 2))
+    assert [row for rows, _ in blocks for row in range(1000)[rows]] == list(range(1000))
+    assert {len(tile) for _, tiles in blocks[:-1] for tile in tiles} == {16}
+    assert blocks[-1][1][1].shape == (1000 % 16, 2**17)
+    assert blocks[0][1][0].dtype == torch.float64
 
 
 def test_outputs_that_carry_no_gradient() -> None:

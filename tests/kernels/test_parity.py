@@ -45,7 +45,8 @@ def blocking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_float32(run, case: Case, affinity) -> None:
     case = case._replace(affinity=affinity)
     if run is run_assign:
-        assert_nearest(case, run_assign("torch", case, torch.float32)["indices_N"])
+        for name in ("torch", "reference"):
+            assert_nearest(case, run_assign(name, case, torch.float32)["indices_N"])
     # Exponents of 1e4 / 0.01 differ by rounding alone: their values mean nothing.
     if case.kind != "wide":
         tolerance = sharp_tolerance(case) if case in HARD_BOTH else 3e-6

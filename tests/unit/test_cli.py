@@ -33,8 +33,8 @@ def test_every_command_is_listed_and_has_help(capsys: pytest.CaptureFixture[str]
 
 
 def test_misspelt_command_suggests(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run_cli(capsys, "trian", "x.yaml")
-    assert (code, err) == (2, "gear-dist: unknown command 'trian'; did you mean train?\n")
+    code, _, err = run_cli(capsys, "traim", "x.yaml")
+    assert (code, err) == (2, "gear-dist: unknown command 'traim'; did you mean train?\n")
 
 
 def test_unlike_command_lists_all(capsys: pytest.CaptureFixture[str]) -> None:

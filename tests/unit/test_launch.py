@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,26 @@ def test_second_interrupt_insists_and_sigterm_does_not() -> None:
     assert stop.reason == "SIGTERM"
 
 
+def test_another_thread_can_insist() -> None:
+    insisted = []
+    with StopSignals(lambda: insisted.append(threading.current_thread().name)) as stop:
+        helper = threading.Thread(target=stop.insist_now)
+        helper.start()
+        helper.join()
+        time.sleep(0.1)
+    assert insisted == ["MainThread"]
+
+
+def test_signals_taken_by_others_are_taken_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals(lambda: None) as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_second_interrupt_ends_a_worker_that_hangs(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
@@ -118,7 +140,9 @@ def test_second_interrupt_ends_a_worker_that_hangs(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 75
-    assert done.stderr == "\ngear-dist: stopped at once, without a checkpoint\n"
+    asked, stopped = done.stderr.split("\n\n")
+    assert asked.startswith("gear-dist: SIGINT: stopping with a checkpoint; Ctrl-C again")
+    assert stopped == "gear-dist: stopped at once, without a checkpoint\n"
 
 
 def test_worker_environment_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
