@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gear_dist.config import RunConfig
 from gear_dist.ema import ExponentialMovingAverage
-from gear_dist.engines import TrainingEngine
+from gear_dist.engines import TrainingEngine, resolve_precision
 from gear_dist.generator import build_aligned_generator
 from gear_dist.losses.adversarial import Critic, PatchDiscriminator
 from gear_dist.schedule import StageName
@@ -74,6 +74,14 @@ class Networks:
             if name in AVERAGED:
                 decay = config.optimizer.ema_decay
                 self.averages[name] = ExponentialMovingAverage(self.engines[name], decay)
+
+    @torch.no_grad()
+    def frozen_indices(self, images: Tensor) -> Tensor:
+        """Indices (B, L) by the frozen tokenizer, in the precision that the joint stage has."""
+        assert self.frozen_tokenizer is not None
+        bf16 = resolve_precision(self.config, self.device) == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self.frozen_tokenizer.encode(images)
 
     def learning_rate(self, name: str) -> float:
         """The network's base rate."""

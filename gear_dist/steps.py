@@ -155,7 +155,7 @@ def train_micro_batch(
     engines = networks.engines
     metrics: Metrics = {}
     if networks.frozen_tokenizer is not None:
-        indices_BL = networks.frozen_tokenizer.encode(batch.images)
+        indices_BL = networks.frozen_indices(batch.images)
     else:
         done = tokenizer_step(
             engines["tokenizer"],

@@ -121,8 +121,10 @@ def _terminal_line(progress: Progress, eta_s: float) -> str:
         parts.append(
             " ".join(f"{SHORT_NAMES.get(name, name)} {value:.3f}" for name, value in losses)
         )
-    usage = format_usage(metrics)
-    return " | ".join([*parts, usage] if usage else parts)
+    usage = metrics.get("codebook_usage")
+    if usage is not None:
+        parts.append(f"codes {usage:.0%} (last {metrics.get('usage_window_tokens', 0):,.0f})")
+    return " | ".join(parts)
 
 
 def _plain_line(progress: Progress, eta_s: float) -> str:

@@ -26,6 +26,7 @@ SMALL = [
     "alignment.hard_weight=0",
     "stages.tokenizer.steps=3",
     "stages.joint.steps=3",
+    "stages.generator.steps=0",
     "log.every_steps=1",
     "log.grid_every_steps=0",
     "optimizer.warmup_steps=1",
@@ -35,7 +36,7 @@ SMALL = [
 def draw_pictures(folder: Path) -> None:
     """Two classes; fewer images than demo.yaml's batch, so that it must be lowered."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
+    for split, count in (("train", 5), ("val", 4)):
         for name, low in (("bright", 128), ("dark", 0)):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
@@ -64,7 +65,7 @@ def test_from_images_to_report_and_again(
     finally:
         object_store.stop(tmp_path / ".gear" / "object_store")
     assert re.findall(r"^\[(\d)/6\]", first, re.MULTILINE) == list("123456")
-    assert "engine.global_batch=24, because there are 24 images" in first
+    assert "engine.global_batch=10, because there are 10 images" in first
     assert "step 6/6" in first
     assert first.splitlines()[-2:] == [
         "sample grid: runs/first/samples.png",
