@@ -1,0 +1,102 @@
+"""Settings: layers, overrides, and the one clear line that a wrong one gets."""
+
+from pathlib import Path
+
+import pytest
+
+from gear_dist.config import RunConfig, load_config, save_config
+from gear_dist.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_in_configs_loads_and_survives_a_round_trip(path, tmp_path):
+    config = load_config(path, ["data.train=somewhere"])
+    config.check_trainable()
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_later_layers_win(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "data: {image_size: 64, flip: 0.1}\noptimizer: {eps: 1e-6}\n"
+    )
+    (tmp_path / "run.yaml").write_text("base: base.yaml\ndata: {flip: 0.2}\n")
+    config = load_config(tmp_path / "run.yaml", ["optimizer.betas=[0.8,0.9]"])
+    assert (config.data.image_size, config.data.flip) == (64, 0.2)
+    assert config.optimizer.eps == 1e-6  # a float, though YAML 1.1 reads it as a string
+    assert config.optimizer.betas == (0.8, 0.9)
+    assert config.engine == RunConfig().engine
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.image_siz=64", ["unknown setting data.image_siz", "data.image_size"]),
+        ("image_size=64", ["unknown setting image_size", "data.image_size"]),
+        ("data=64", ["data is a section", "data.NAME=VALUE"]),
+        ("data.image_size", ["key=value"]),
+        ("data.image_size=big", ["data.image_size", "big", "Integer"]),
+        ("run.launcher=slurm", ["run.launcher", "slurm", "ray", "local"]),
+        ("data.image_size=250", ["data.image_size=250", "divisible", "downsampling 16"]),
+        ("tokenizer.codebook_size=0", ["tokenizer.codebook_size=0", "at least 1"]),
+        ("tokenizer.channels=100", ["tokenizer.channels=100", "norm_groups=32"]),
+        ("tokenizer.channel_multipliers=[]", ["tokenizer.channel_multipliers=[]"]),
+        ("tokenizer.entropy_temperature=0", ["tokenizer.entropy_temperature", "> 0"]),
+        ("generator.tap_layer=13", ["generator.tap_layer=13", "num_layers=12"]),
+        ("generator.width=770", ["generator.width=770", "num_heads=12"]),
+        ("generator.class_dropout=1.0", ["generator.class_dropout=1.0", "0 <= value < 1"]),
+        ("alignment.soft_temperature=0", ["alignment.soft_temperature", "> 0"]),
+        ("optimizer.clip_norm=-1", ["optimizer.clip_norm=-1", "at least 0"]),
+        ("sampling.top_p=0", ["sampling.top_p=0", "(0, 1]"]),
+        ("engine.zero_stage=4", ["engine.zero_stage", "4"]),
+        ("data.flip=2", ["data.flip=2", "0 to 1"]),
+        ("run.name=a/b", ["run.name='a/b'", "plain folder name"]),
+        ("log.every_steps=0", ["log.every_steps=0", "at least 1"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b\n", ["expected sections"]),
+        ("data: {image_size: [\n", ["not readable YAML"]),
+        ("base: run.yaml\n", ["circle"]),
+        ("base: nowhere.yaml\n", ["nowhere.yaml", "no such configuration file"]),
+        ("dta: {image_size: 32}\n", ["unknown setting dta.image_size", "data.image_size"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_batch_that_does_not_divide():
+    config = load_config(None, ["engine.global_batch=10", "engine.accumulation=2"])
+    assert config.engine.micro_batch(5) == 1
+    with pytest.raises(ConfigError, match=r"engine\.global_batch=10 is not divisible.*3 x 2"):
+        config.engine.micro_batch(3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting"),
+    [
+        ([], "data.train"),
+        (["data.train=x"], "stages"),
+        (["data.train=x", "stages.joint.steps=1"], "losses.lpips_vgg16_path"),
+    ],
+)
+def test_a_run_that_cannot_start_says_what_it_wants(overrides, setting):
+    with pytest.raises(ConfigError, match=setting):
+        load_config(None, overrides).check_trainable()
