@@ -77,7 +77,7 @@ def fit(
         picked, epoch = epoch[: settings.batch], epoch[settings.batch :]
         images = augment(data.images[picked], settings, order).to(device)
         with convolution_autocast(device):
-            logits = model(_model_input(images))
+            logits = model(model_input(images))
         loss = _total_loss(logits, targets, picked.to(device), settings.label_smoothing)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _one_cycle(progress)
@@ -102,7 +102,7 @@ def predict(
     parts: list[dict[str, Tensor]] = []
     with torch.inference_mode(), convolution_autocast(device):
         for chunk in images.split(batch):
-            logits = model(_model_input(chunk.to(device)))
+            logits = model(model_input(chunk.to(device)))
             parts.append({name: values.float().cpu() for name, values in logits.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -125,7 +125,7 @@ def accuracies(
     return result
 
 
-def _model_input(images: Tensor) -> Tensor:
+def model_input(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) to float32 in [-1, 1], channels last."""
     return to_model_range(images).contiguous(memory_format=torch.channels_last)
 

@@ -21,13 +21,13 @@ from gear_dist.data.labelled import (
     load_labelled,
 )
 from gear_dist.data.manifest import load_manifest
-from gear_dist.pixel_range import to_model_range
 from gear_dist.storage import open_storage
 from gear_dist.supervised import (
     FitSettings,
     accuracies,
     fit,
     load_classifier,
+    model_input,
     save_classifier,
 )
 
@@ -129,7 +129,9 @@ class Judge:
     """A trained classifier in evaluation mode, with its facts."""
 
     def __init__(self, net: ResidualNet, facts: JudgeFacts, device: torch.device | str) -> None:
-        self.net = net.to(device).eval().requires_grad_(False)
+        # One layout, whether just trained or read from a file: kernels, and so rounding, follow it.
+        net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.eval().requires_grad_(False)
         self.facts = facts
         self.device = device
 
@@ -143,7 +145,7 @@ class Judge:
         classes, features = [], []
         with torch.inference_mode():  # fp32: the Frechet distance sees bf16's rounding
             for chunk in images_u8.split(batch):
-                found = self.net.features(to_model_range(chunk.to(self.device)))
+                found = self.net.features(model_input(chunk.to(self.device)))
                 classes.append(self.net.head(found).argmax(1).cpu())
                 features.append(found.double().cpu())
         return torch.cat(classes), torch.cat(features)
