@@ -166,14 +166,15 @@ def main() -> None:
         dtype = DTYPES[arguments.table]
         print(peak_bytes(operation, arguments.memory_of, shape, arguments.device, dtype))
         return
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for shape in arguments.shapes:
         for operation in arguments.operations:
             found = measure(operation, shape, arguments)
             print("\n".join(table_lines(found)), flush=True)
             rows += found
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text("\n".join([*header(arguments), *table_lines(rows)]) + "\n")
+            # Every time: a long run that is cut off leaves what it measured.
+            arguments.output.write_text("\n".join([*header(arguments), *table_lines(rows)]) + "\n")
     print(f"written: {arguments.output}")
 
 
