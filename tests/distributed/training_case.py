@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from gear_dist.checkpoint import CheckpointStore
 from gear_dist.config import RunConfig, load_config, save_config
@@ -113,8 +114,28 @@ def straight_and_resumed_each(
             outcome = train(broken, rank, world_size, stop)
             assert (outcome.state, outcome.step) == ("interrupted", stop), outcome
         assert train(broken, rank, world_size).state == "done"
-        found.append(differences(newest_part(straight), newest_part(broken)))
+        parts = newest_part(straight), newest_part(broken)
+        if changed.engine.zero_stage == 3:
+            for part in parts:
+                _drop_padded(part)
+        found.append(differences(*parts) + differences(published(straight), published(broken)))
     return found
+
+
+def _drop_padded(part: dict[str, Any]) -> None:
+    """Leave out ZeRO-3's flat weights: their padding is memory that nobody ever writes.
+
+    The optimizer's moments stay, and the published averages hold every weight by name.
+    """
+    for network in part["networks"].values():
+        network.pop("masters")
+        network.pop("averages", None)
+
+
+def published(config: RunConfig) -> dict[str, Any]:
+    """The run's weights files, by network and name."""
+    folder = config.run.folder / "weights"
+    return {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def with_overrides(config: RunConfig, *overrides: str) -> RunConfig:
