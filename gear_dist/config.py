@@ -304,6 +304,11 @@ class StagesConfig:
     """Stage 2, and the baseline LlamaGen-REPA: generator and projector, tokenizer frozen."""
 
     @property
+    def has_generator(self) -> bool:
+        """Whether a generator is trained."""
+        return self.joint.steps + self.generator.steps > 0
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.tokenizer.steps + self.joint.steps + self.generator.steps
@@ -428,6 +433,12 @@ class RunConfig:
         _require(bool(self.data.train), "data.train is empty: name a sharded corpus")
         ok = self.stages.total_steps > 0
         _require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
+        guided = self.sampling.guidance != 1 and self.stages.has_generator
+        _require(
+            not guided or self.generator.class_dropout > 0,
+            f"sampling.guidance={self.sampling.guidance} needs a null class, which "
+            "generator.class_dropout=0 never trains: set sampling.guidance=1",
+        )
         losses = self.losses
         _require(
             losses.lpips_weight == 0 or bool(losses.lpips_vgg16_path and losses.lpips_heads_path),

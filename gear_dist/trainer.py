@@ -313,19 +313,32 @@ class Trainer:
         assert self.loader is not None
         first, mine = parts
         self.step = mine["step"]
-        stage = self._stage_at(self.step)
-        if mine["stage"] != stage.name and self.step < self.total_steps:
-            raise ConfigError(
-                f"the checkpoint of step {self.step} is in the {mine['stage']} stage, and the "
-                f"stages.*.steps now put it into {stage.name}: restore the earlier stages' steps"
-            )
-        networks = self._enter(stage, {})
+        networks = self._enter(self._saved_stage(mine["stage"]), {})
         networks.load_state_dict(mine["networks"] or first["networks"])
+        following = self._stage_at(self.step)
+        if following.name != mine["stage"]:  # a finished run that was given another stage
+            states = networks.carry()
+            networks.close()
+            self._enter(following, states)
         self.loader.load_state_dict(mine["loader"])
         self.speed = Speedometer(self.config.engine.global_batch, mine["elapsed_s"])
         torch.set_rng_state(mine["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(mine["random"]["cuda"], self.device)
+
+    def _saved_stage(self, name: str) -> Stage:
+        """The stage that a checkpoint's networks belong to.
+
+        Raises:
+            ConfigError: the stages' steps no longer put the checkpoint's step into it.
+        """
+        for stage in self.stages:
+            if stage.name == name and stage.start <= self.step <= stage.end:
+                return stage
+        raise ConfigError(
+            f"the checkpoint of step {self.step} is in the {name} stage, and stages.*.steps put "
+            "that step elsewhere: restore the earlier stages' steps"
+        )
 
     def _checkpoint(self, stage: Stage) -> None:
         """Weights for users, pictures, and everything that resuming needs. Collective.

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,7 @@ def test_accumulation_equals_the_larger_batch(config: RunConfig) -> None:
         "generator.feed_forward_dropout=0.0",
         "generator.token_dropout=0.0",
         "generator.class_dropout=0.0",
+        "sampling.guidance=1",
         "optimizer.name=sgd",
         "optimizer.generator_lr=0.1",
     )
@@ -131,11 +134,13 @@ def test_metrics_cover_all_ranks(config: RunConfig) -> None:
     assert (environment["world_size"], environment["kernels"]) == (2, "torch")
 
 
-def test_a_run_that_diverges_stops_with_the_reason(config: RunConfig, capsys) -> None:
+def test_a_run_that_diverges_stops_with_the_reason(config: RunConfig) -> None:
     """Exit code 4, status failed, and no checkpoint of the broken state."""
     words = _words(config, "optimizer.tokenizer_lr=1e30", "log.checkpoint_every_steps=2")
-    assert main(["train", *words]) == 4
-    error = capsys.readouterr().err
+    command = [sys.executable, "-m", "gear_dist", "train", *words]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert found.returncode == 4, found.stderr
+    error = found.stderr
     assert "not finite" in error
     assert "optimizer" in error
     assert "Traceback" not in error

@@ -95,6 +95,10 @@ def test_a_batch_that_does_not_divide():
         ([], "data.train"),
         (["data.train=x"], "stages"),
         (["data.train=x", "stages.joint.steps=1"], "losses.lpips_vgg16_path"),
+        (
+            ["data.train=x", "stages.joint.steps=1", "generator.class_dropout=0"],
+            r"sampling\.guidance=2\.0 needs a null class",
+        ),
     ],
 )
 def test_a_run_that_cannot_start_says_what_it_wants(overrides, setting):
