@@ -65,7 +65,7 @@ def fit(
     model.to(device).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
-        model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     order = torch.Generator().manual_seed(settings.seed)
     targets = {name: values.to(device) for name, values in data.targets().items()}

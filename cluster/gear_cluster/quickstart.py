@@ -18,6 +18,7 @@ from gear_cluster.launch import launch
 from gear_cluster.progress import format_duration
 from gear_dist.config import RunConfig, load_config
 from gear_dist.data.manifest import load_manifest
+from gear_dist.environment import num_cores
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError
 from gear_dist.run_folder import RunFolder
 from gear_dist.source_tree import source_folders
@@ -27,6 +28,7 @@ STATE = Path(".gear")
 BUCKET = "s3://gear"
 SAMPLE_CORPUS = "sample"
 NUM_STEPS = 6
+MOST_THREADS = 8
 
 
 class QuickstartRequest(NamedTuple):
@@ -102,7 +104,7 @@ def quickstart(request: QuickstartRequest) -> int:
     samples = folder.path / "samples.png"
     steps.begin("evaluation")
     if not _is_up_to_date(folder.evaluation_path, folder):
-        _run("gear_dist.evaluation.cli", "evaluate", str(folder.path))
+        _run("gear_dist.evaluation.cli", "evaluate", str(folder.path), *_threads())
     steps.begin("samples and report")
     if not _is_up_to_date(samples, folder):
         _run("gear_dist.generation_cli", "sample", str(folder.path), "--out", str(samples))
@@ -140,6 +142,11 @@ def _run(module: str, *words: str) -> None:
     args = parser.parse_args(words)
     code = args.run(args)
     assert code == EXIT_DONE, f"{words[0]} returned {code}: failures are raised"
+
+
+def _threads() -> list[str]:
+    """All cores, up to what small networks have use for: the steps run one at a time here."""
+    return ["--threads", str(min(num_cores(), MOST_THREADS))]
 
 
 def _overrides(request: QuickstartRequest, *more: str) -> list[str]:
@@ -206,6 +213,7 @@ def _choose_workers(config: RunConfig) -> int:
 def _make_teacher(request: QuickstartRequest, config: RunConfig) -> None:
     words = ["--out", config.teacher.path, "--validation", config.data.validation]
     words += ["--image-size", str(config.data.image_size), "--grid-size", str(config.grid_size)]
+    words += _threads()
     Path(config.teacher.path).parent.mkdir(parents=True, exist_ok=True)
     _run("gear_dist.teachers.cli", "teacher", config.data.train, *words)
 
