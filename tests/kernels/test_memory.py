@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gear_kernels import (
     assign,
@@ -15,23 +13,9 @@ from gear_kernels import (
     straight_through_readout,
     vocabulary_cross_entropy,
 )
+from largest_tensor import LargestTensor
 
 TOKENS, CODES, WIDTH, COLUMNS = 2048, 16384, 14, 24
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returned, views by what they show."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return result
 
 
 def _assign(latents, codebook, table, implementation: str) -> torch.Tensor:
