@@ -25,8 +25,10 @@ from kernel_cases import (
 from gear_kernels import (
     Affinity,
     assign,
+    cross_entropy,
     lfq_torch,
     lfq_triton,
+    reference,
     resolve,
     soft_gradient_triton,
     tiles_triton,
@@ -166,3 +168,23 @@ def test_too_wide_codes_are_refused_by_name_only() -> None:
     with pytest.raises(ValueError, match="float32, not float64"):
         assign(*make_problem(SHAPES[4], torch.float64)[:2], implementation="triton")
     assert tiles_triton.padded_width(9) == 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+def test_liger_vocabulary_loss(dtype) -> None:
+    """The library's function as it is called on CUDA: argument order, scale and gradients."""
+    hidden, weight = torch.randn(13, 9, device=DEVICE), torch.randn(37, 9, device=DEVICE)
+    targets = torch.randint(37, (13,), device=DEVICE)
+
+    def run(loss, dtype) -> list[torch.Tensor]:
+        inputs = [item.to(dtype).requires_grad_() for item in (hidden, weight)]
+        value = loss(*inputs, targets)
+        (2 * value).backward()
+        return [value.detach(), *(item.grad for item in inputs)]
+
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    truth = run(reference.vocabulary_cross_entropy, torch.float64)
+    plain = run(reference.vocabulary_cross_entropy, dtype)
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+    for value, base, true in zip(run(cross_entropy._liger, dtype), plain, truth, strict=True):
+        assert error("", value, true) <= 2 * error("", base, true) + tolerance
