@@ -6,6 +6,7 @@ later sources win: dataclass defaults, bases in order, the file, then overrides.
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,20 +97,25 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    quantizer: Literal["vq"] = "vq"
-    """Quantizer family."""
+    quantizer: Literal["vq", "lfq", "ibq"] = "vq"
+    """Quantizer family, each with its own encoder and decoder. Published widths and blocks: vq 8 \
+and 2, lfq 14 and 4, ibq 256 and 4."""
     codebook_size: int = 16384
-    """Number of codes K."""
+    """Number of codes K; lfq has 2^code_width."""
     code_width: int = 8
-    """Width C of a code."""
+    """Width C of a code; lfq's bits."""
     channels: int = 128
     """Channels of the first level."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     """Channel multiplier of each level; each level after the first halves the resolution."""
     num_res_blocks: int = 2
-    """Residual blocks of an encoder level (the decoder has one more)."""
+    """Residual blocks of an encoder level (the decoder has one more, but lfq's)."""
+    attention_levels: tuple[int, ...] = (-1,)
+    """Levels with attention after their blocks: 0 is the highest resolution, -1 the lowest. Not \
+for lfq, which has no attention."""
     latent_channels: int = 256
-    """Channels between the encoder and the quantizer's 1x1 convolution."""
+    """Channels between the encoder and the quantizer's 1x1 convolution. Not for lfq, whose \
+encoder ends with the code."""
     norm_groups: int = 32
     """Groups of the group norms. The public checkpoints have 32; a narrow tokenizer needs fewer, \
 because a group of one channel loses its mean, and so the colours."""
@@ -139,11 +145,48 @@ because a group of one channel loses its mean, and so the colours."""
             )
         ok = self.entropy_temperature > 0
         _require(ok, f"tokenizer.entropy_temperature={self.entropy_temperature} must be > 0")
+        ok = all(-self.num_levels <= level < self.num_levels for level in self.attention_levels)
+        _require(
+            ok,
+            f"tokenizer.attention_levels={list(self.attention_levels)}: use levels from "
+            f"{-self.num_levels} to {self.num_levels - 1} (tokenizer.channel_multipliers)",
+        )
+        ok = self.quantizer != "lfq" or self.codebook_size == 2**self.code_width
+        _require(
+            ok,
+            f"tokenizer.codebook_size={self.codebook_size} is not 2^tokenizer.code_width="
+            f"2^{self.code_width}, which lfq has: set tokenizer.code_width="
+            f"{max(1, round(math.log2(self.codebook_size)))} or another codebook_size",
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """Resolutions of the encoder and of the decoder."""
+        return len(self.channel_multipliers)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each level, the highest resolution first."""
+        return tuple(self.channels * m for m in self.channel_multipliers)
+
+    @property
+    def num_decoder_blocks(self) -> int:
+        """Residual blocks of a decoder level."""
+        return self.num_res_blocks + (self.quantizer != "lfq")
+
+    @property
+    def num_middle_blocks(self) -> int:
+        """Residual blocks at the lowest resolution between the levels and the latents."""
+        return self.num_res_blocks if self.quantizer == "lfq" else 2
+
+    def has_attention(self, level: int) -> bool:
+        """Whether attention follows the residual blocks of a level, counted from 0."""
+        return level in {index % self.num_levels for index in self.attention_levels}
 
     @property
     def downsampling(self) -> int:
         """Pixels per token along a side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return 2 ** (self.num_levels - 1)
 
 
 @dataclass(frozen=True)
@@ -416,6 +459,11 @@ class RunConfig:
             self.data.image_size % factor == 0,
             f"data.image_size={self.data.image_size} is not divisible by the tokenizer's "
             f"downsampling {factor} (tokenizer.channel_multipliers)",
+        )
+        _require(
+            self.tokenizer.quantizer != "lfq" or self.grid_size > 1,
+            f"data.image_size={self.data.image_size} is one token, and lfq's decoder reads the "
+            f"variance over tokens: use at least {2 * factor}",
         )
 
     @property

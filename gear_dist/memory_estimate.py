@@ -173,10 +173,10 @@ def _layer_bytes(config: RunConfig, precision: str) -> int:
 def _tokenizer_elements(config: RunConfig) -> int:
     """Output elements of all residual blocks, encoder and decoder, for one image."""
     model, side = config.tokenizer, config.data.image_size
-    blocks = 2 * model.num_res_blocks + 1
-    levels = enumerate(model.channel_multipliers)
-    total = sum(blocks * model.channels * m * (side >> level) ** 2 for level, m in levels)
-    middle = 4 * model.channels * model.channel_multipliers[-1] * config.num_tokens
+    blocks = model.num_res_blocks + model.num_decoder_blocks
+    levels = enumerate(model.level_channels)
+    total = sum(blocks * channels * (side >> level) ** 2 for level, channels in levels)
+    middle = 2 * model.num_middle_blocks * model.level_channels[-1] * config.num_tokens
     return total + middle
 
 

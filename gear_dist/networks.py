@@ -11,7 +11,7 @@ from gear_dist.engines import TrainingEngine, resolve_precision
 from gear_dist.generator import build_aligned_generator
 from gear_dist.losses.adversarial import Critic, PatchDiscriminator
 from gear_dist.schedule import StageName
-from gear_dist.tokenizers import VQTokenizer, build_tokenizer
+from gear_dist.tokenizers import Tokenizer, build_tokenizer
 
 NetworkStates = dict[str, dict[str, Tensor]]
 """Whole networks by name ("tokenizer", "discriminator", "generator"), on the CPU."""
@@ -53,14 +53,14 @@ class Networks:
         self.device = device
         self.engines: dict[str, TrainingEngine] = {}
         self.averages: dict[str, ExponentialMovingAverage] = {}
-        self.frozen_tokenizer: VQTokenizer | None = None
+        self.frozen_tokenizer: Tokenizer | None = None
         modules = _build_modules(config, teacher_widths)
         for name, module in modules.items():
             if name in carried:
                 module.load_state_dict(carried[name])
         if stage == "generator":
             tokenizer = modules["tokenizer"].to(device).eval().requires_grad_(False)
-            assert isinstance(tokenizer, VQTokenizer)
+            assert isinstance(tokenizer, Tokenizer)
             self.frozen_tokenizer = tokenizer
         for name in TRAINED[stage]:
             self.engines[name] = TrainingEngine(

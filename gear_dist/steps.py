@@ -47,9 +47,7 @@ def soft_tokens(quantized: Quantized, batch_size: int, temperature: float) -> So
     """The first L - 1 tokens of each image as the soft read-out's input."""
     latents_BLC = quantized.latents_NC.view(batch_size, -1, quantized.latents_NC.shape[-1])
     log_sum_exp_BL = quantized.soft_log_sum_exp_N.view(batch_size, -1)
-    return SoftTokens(
-        latents_BLC[:, :-1], quantized.codebook_KC, log_sum_exp_BL[:, :-1], temperature
-    )
+    return SoftTokens(latents_BLC[:, :-1], quantized.codes, log_sum_exp_BL[:, :-1], temperature)
 
 
 def _reconstruction_terms(

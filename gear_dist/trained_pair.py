@@ -18,7 +18,7 @@ from gear_dist.networks import NetworkStates
 from gear_dist.pixel_range import to_model_range, to_u8
 from gear_dist.run_folder import RunFolder
 from gear_dist.storage import write_file
-from gear_dist.tokenizers import VQTokenizer, build_tokenizer
+from gear_dist.tokenizers import Tokenizer, build_tokenizer
 
 GENERATOR_PREFIX = "generator."
 CHUNK = 64
@@ -73,7 +73,7 @@ class TrainedPair:
         """Args: states: whole networks by name, "generator" with or without projectors."""
         self.config = config
         self.device = device
-        self.tokenizer: VQTokenizer = build_tokenizer(
+        self.tokenizer: Tokenizer = build_tokenizer(
             config.tokenizer,
             soft_temperature=config.alignment.soft_temperature,
             kernels=config.engine.kernels,

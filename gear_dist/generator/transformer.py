@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gear_dist.config import GeneratorConfig
 from gear_dist.generator.rotary import rotary_table, rotate
-from gear_kernels import soft_readout, vocabulary_cross_entropy
+from gear_dist.tokenizers.codes import Codes
+from gear_kernels import vocabulary_cross_entropy
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -23,7 +24,7 @@ class SoftTokens(NamedTuple):
     """Input of the soft read-out: latents and codes in place of indices."""
 
     latents_BLC: Tensor
-    codebook_KC: Tensor
+    codes: Codes
     log_sum_exp_BL: Tensor
     temperature: float
 
@@ -84,9 +85,8 @@ class TokenEmbedding(nn.Module):
         if isinstance(tokens, Tensor):
             return F.embedding(tokens, self.weight)
         batch, length, _ = tokens.latents_BLC.shape
-        soft_ND = soft_readout(
+        soft_ND = tokens.codes.soft_readout(
             tokens.latents_BLC.flatten(0, 1),
-            tokens.codebook_KC,
             self.weight,
             tokens.log_sum_exp_BL.flatten(),
             temperature=tokens.temperature,

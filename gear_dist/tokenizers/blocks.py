@@ -1,11 +1,11 @@
-"""Convolutional encoder and decoder of the VQ tokenizer, under the public checkpoints' key names.
+"""Blocks of the tokenizers' encoders and decoders, under the public checkpoints' key names.
 
 Shapes: B images, C channels, H x W positions.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,8 @@ class GroupNorm(nn.GroupNorm):
     times as long on the channels-last outputs of bf16 convolutions, far more than the copy.
     """
 
-    def __init__(self, groups: int, channels: int):
-        super().__init__(groups, channels, eps=NORM_EPS)
+    def __init__(self, groups: int, channels: int, *, affine: bool = True):
+        super().__init__(groups, channels, eps=NORM_EPS, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous() if x.device.type == "cpu" else x)
@@ -33,15 +33,19 @@ class GroupNorm(nn.GroupNorm):
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice, plus the input: (B, C_in, H, W) -> (B, C_out, H, W)."""
 
-    def __init__(self, channels_in: int, channels_out: int, groups: int, dropout: float):
+    def __init__(
+        self, channels_in: int, channels_out: int, config: TokenizerConfig, *, bias: bool = True
+    ):
         super().__init__()
+        groups = config.norm_groups
         self.norm1 = GroupNorm(groups, channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
         self.norm2 = GroupNorm(groups, channels_out)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        same = channels_in == channels_out
-        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=bias)
+        self.nin_shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -92,104 +96,42 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, attention after each where asked, then resampling."""
+    """Residual blocks of one resolution, attention after each where asked, then resampling.
+
+    Args:
+        channels: entering the first block, then leaving each; so one more than there are blocks.
+        blocks_key: name of the list of blocks.
+        resampling: name of the module at the end, and what builds it from its channels.
+    """
 
     def __init__(
         self,
         channels: Sequence[int],
         config: TokenizerConfig,
+        blocks_key: str,
         *,
-        attention: bool,
-        downsample: bool = False,
-        upsample: bool = False,
+        attention: bool = False,
+        bias: bool = True,
+        resampling: tuple[str, Callable[[int], nn.Module]] | None = None,
     ):
         super().__init__()
         pairs = list(itertools.pairwise(channels))
-        self.res = nn.ModuleList(_residual(a, b, config) for a, b in pairs)
+        self.blocks_key = blocks_key
+        blocks = (ResidualBlock(a, b, config, bias=bias) for a, b in pairs)
+        self.add_module(blocks_key, nn.ModuleList(blocks))
         self.attn = nn.ModuleList(
             AttentionBlock(b, config.norm_groups) for _, b in pairs if attention
         )
-        if downsample:
-            self.downsample = Downsample(channels[-1])
-        if upsample:
-            self.upsample = Upsample(channels[-1])
+        self.resampling_key = ""
+        if resampling is not None:
+            self.resampling_key, build = resampling
+            self.add_module(self.resampling_key, build(channels[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.res):
+        for i, block in enumerate(self.get_submodule(self.blocks_key).children()):
             x = block(x)
             if len(self.attn) > 0:
                 x = self.attn[i](x)
-        for name in ("downsample", "upsample"):
-            if name in self._modules:
-                x = self._modules[name](x)  # type: ignore[misc]
+        if self.resampling_key:
+            x = self.get_submodule(self.resampling_key)(x)
         return x
-
-
-def _residual(channels_in: int, channels_out: int, config: TokenizerConfig) -> ResidualBlock:
-    return ResidualBlock(channels_in, channels_out, config.norm_groups, config.dropout)
-
-
-def _middle(channels: int, config: TokenizerConfig) -> nn.Sequential:
-    return nn.Sequential(
-        _residual(channels, channels, config),
-        AttentionBlock(channels, config.norm_groups),
-        _residual(channels, channels, config),
-    )
-
-
-class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> latents (B, latent_channels, H / f, W / f)."""
-
-    def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        channels, blocks = config.channels, config.num_res_blocks
-        widths = [channels * m for m in config.channel_multipliers]
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
-        self.conv_blocks = nn.ModuleList(
-            Level(
-                [channels if i == 0 else widths[i - 1]] + [width] * blocks,
-                config,
-                attention=i == last,
-                downsample=i < last,
-            )
-            for i, width in enumerate(widths)
-        )
-        self.mid = _middle(widths[-1], config)
-        self.norm_out = GroupNorm(config.norm_groups, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class Decoder(nn.Module):
-    """Latents (B, latent_channels, H / f, W / f) -> images (B, 3, H, W)."""
-
-    def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        # Lowest resolution first.
-        widths = [config.channels * m for m in reversed(config.channel_multipliers)]
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0], config)
-        self.conv_blocks = nn.ModuleList(
-            Level(
-                [widths[max(i - 1, 0)]] + [width] * (config.num_res_blocks + 1),
-                config,
-                attention=i == 0,
-                upsample=i < last,
-            )
-            for i, width in enumerate(widths)
-        )
-        self.norm_out = GroupNorm(config.norm_groups, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z))
-        for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))

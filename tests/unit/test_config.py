@@ -44,6 +44,8 @@ def test_later_layers_win(tmp_path):
         ("tokenizer.channels=100", ["tokenizer.channels=100", "norm_groups=32"]),
         ("tokenizer.channel_multipliers=[]", ["tokenizer.channel_multipliers=[]"]),
         ("tokenizer.entropy_temperature=0", ["tokenizer.entropy_temperature", "> 0"]),
+        ("tokenizer.attention_levels=[5]", ["tokenizer.attention_levels=[5]", "-5 to 4"]),
+        ("tokenizer.quantizer=lfq", ["16384 is not 2^tokenizer.code_width=2^8", "code_width=14"]),
         ("generator.tap_layer=13", ["generator.tap_layer=13", "num_layers=12"]),
         ("generator.width=770", ["generator.width=770", "num_heads=12"]),
         ("generator.class_dropout=1.0", ["generator.class_dropout=1.0", "0 <= value < 1"]),

@@ -70,6 +70,15 @@ def test_the_public_tokenizer_at_its_batch_matches_what_was_measured():
     assert found.rows[0].activations == pytest.approx(58 * 1024**3, rel=0.1)
 
 
+def test_a_tokenizer_of_more_blocks_takes_more():
+    """IBQ has 4 residual blocks an encoder level and 5 a decoder level, LFQ 4 and 4."""
+    vq = rows()["tokenizer"].activations
+    blocks = "tokenizer.num_res_blocks=4"
+    ibq = rows("tokenizer.quantizer=ibq", blocks)["tokenizer"].activations
+    lfq = rows("tokenizer.quantizer=lfq", "tokenizer.code_width=14", blocks)
+    assert ibq > lfq["tokenizer"].activations > 1.4 * vq
+
+
 def test_only_the_reference_kernels_pay_for_the_matrix_of_tokens_and_codes():
     base = rows("engine.kernels=torch")["tokenizer"].activations
     reference = rows("engine.kernels=reference")["tokenizer"].activations

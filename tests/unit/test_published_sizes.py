@@ -1,49 +1,34 @@
-"""Key names and parameter counts of the published models, on the meta device."""
+"""Key names, shapes and parameter counts of the published models, on the meta device."""
 
 import pytest
 import torch
+from torch import nn
 
-from gear_dist.config import DiscriminatorConfig, GeneratorConfig, RunConfig, TokenizerConfig
+from gear_dist.config import DiscriminatorConfig, RunConfig
 from gear_dist.generator import build_generator
 from gear_dist.losses.adversarial import PatchDiscriminator
 from gear_dist.tokenizers import build_tokenizer
+from public_layouts import GENERATORS, TOKENIZERS, read_layout
 
 
-def count(module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def assert_has_layout(module: nn.Module, name: str) -> None:
+    parameters, shapes = read_layout(name)
+    assert {key: tuple(value.shape) for key, value in module.state_dict().items()} == shapes
+    assert sum(p.numel() for p in module.parameters()) == parameters
 
 
-@pytest.mark.parametrize(
-    ("multipliers", "parameters"), [((1, 1, 2, 2, 4), 71_883_403), ((1, 2, 2, 4), 70_109_835)]
-)
-def test_vq_tokenizers(multipliers, parameters):
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers(name):
     with torch.device("meta"):
-        tokenizer = build_tokenizer(TokenizerConfig(channel_multipliers=multipliers))
-    assert count(tokenizer) == parameters
-    names = tokenizer.state_dict()
-    assert names["quantize.embedding.weight"].shape == (16384, 8)
-    assert names["encoder.conv_blocks.0.downsample.conv.weight"].shape == (128, 128, 3, 3)
-    assert "decoder.conv_blocks.0.attn.2.proj_out.weight" in names
+        assert_has_layout(build_tokenizer(TOKENIZERS[name]), name)
 
 
-@pytest.mark.parametrize(
-    ("layers", "width", "heads", "parameters"),
-    [
-        (12, 384, 6, 34_210_560),
-        (12, 768, 12, 110_888_448),
-        (24, 1024, 16, 342_910_976),
-        (36, 1280, 20, 774_699_520),
-        (48, 1536, 24, 1_410_972_672),
-        (48, 2560, 40, 3_893_027_840),
-    ],
-)
-def test_class_conditional_generators(layers, width, heads, parameters):
-    config = GeneratorConfig(width=width, num_layers=layers, num_heads=heads)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_class_conditional_generators(name):
     with torch.device("meta"):
-        generator = build_generator(RunConfig(generator=config))
-    assert count(generator) == parameters
+        assert_has_layout(build_generator(RunConfig(generator=GENERATORS[name])), name)
 
 
 def test_discriminator():
     with torch.device("meta"):
-        assert count(PatchDiscriminator(DiscriminatorConfig())) == 2_765_633
+        assert_has_layout(PatchDiscriminator(DiscriminatorConfig()), "discriminator")

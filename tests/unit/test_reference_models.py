@@ -1,5 +1,7 @@
 """Tokenizer, generator and discriminator against the numbers of the method's public code."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,13 +12,21 @@ from gear_dist.generator.transformer import Generator, SoftTokens
 from gear_dist.losses.adversarial import PatchDiscriminator, adversarial_loss, hinge_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.reconstruction import l1_loss
-from gear_dist.tokenizers import build_tokenizer
-from gear_kernels import soft_readout
+from gear_dist.tokenizers import LearnedCodes, build_tokenizer
+from gear_kernels import Affinity
 from reference_numbers import assert_close, part, read_reference
 
 
 def tokenizer_config(config: dict) -> TokenizerConfig:
+    levels = (
+        [config["resolution"] >> i for i in range(len(config["ch_mult"]))]
+        if ("resolution" in config)
+        else []
+    )
+    attention = tuple(levels.index(side) for side in config.get("attn_resolutions", ()))
     return TokenizerConfig(
+        quantizer=config["family"],
+        attention_levels=attention or (-1,),
         codebook_size=config["codebook_size"],
         code_width=config["codebook_dim"],
         channels=config["ch"],
@@ -48,16 +58,18 @@ def generator_from(config: dict, kernels: str = "auto") -> Generator:
     )
 
 
+FAMILIES = ["vq", "lfq", "ibq"]
 KERNELS = ["torch", "reference"]
 
 
 class TestTokenizer:
-    @pytest.fixture(params=KERNELS)
+    @pytest.fixture(params=itertools.product(FAMILIES, KERNELS), ids="-".join)
     def case(self, request):
-        config, numbers = read_reference("tokenizer_vq")
-        tokenizer = build_tokenizer(tokenizer_config(config), kernels=request.param)
+        family, kernels = request.param
+        config, numbers = read_reference(f"tokenizer_{family}")
+        tokenizer = build_tokenizer(tokenizer_config(config), kernels=kernels)
         tokenizer.load_state_dict(part(numbers, "state."))
-        return config, numbers, tokenizer.train(), request.param
+        return config, numbers, tokenizer.train(), kernels
 
     def test_outputs_and_gradients(self, case):
         config, numbers, tokenizer, kernels = case
@@ -71,9 +83,10 @@ class TestTokenizer:
         assert_close(q.token_entropy, numbers["sample_entropy"], 1e-4, "sample_entropy")
         entropy = entropy_loss(q.token_entropy, q.mean_probabilities_K, config["entropy_ratio"])
         assert_close(entropy, numbers["entropy_loss"], 1e-4, "entropy_loss")
-        soft = soft_readout(
+        average = q.token_entropy - entropy / config["entropy_ratio"]
+        assert_close(average, numbers["average_entropy"], 1e-4, "average_entropy")
+        soft = q.codes.soft_readout(
             q.latents_NC,
-            q.codebook_KC,
             numbers["embedding_table"],
             q.soft_log_sum_exp_N,
             temperature=config["soft_temperature"],
@@ -151,8 +164,9 @@ class TestGenerator:
 def _tokens_with_probabilities(soft_BLK: torch.Tensor) -> SoftTokens:
     """Latents z = log(p) / 2 against one-hot codes: -|z - c_k|^2 = 2 z_k - |z|^2 - 1."""
     latents = soft_BLK.clamp_min(1e-30).log() / 2
-    codes = torch.eye(soft_BLK.shape[-1])
-    affinity = -torch.cdist(latents.double(), codes.double()).square()
+    codebook = torch.eye(soft_BLK.shape[-1])
+    affinity = -torch.cdist(latents.double(), codebook.double()).square()
+    codes = LearnedCodes(codebook, Affinity.SQUARED_DISTANCE)
     return SoftTokens(latents, codes, affinity.logsumexp(-1).float(), 1.0)
 
 

@@ -1,0 +1,47 @@
+"""The joint step of each quantizer family, on the reference's small networks at random weights."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import joint_step_case as case
+import torch
+
+from gear_dist.config import RunConfig
+from gear_dist.engines import prepare_deepspeed
+from gear_dist.networks import Networks
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "lfq": {"quantizer": "lfq", "code_width": 6, "codebook_size": 64},
+    "ibq": {"quantizer": "ibq", "code_width": 16, "codebook_size": 64},
+}
+
+
+def family_config(family: str, zero_stage: int) -> RunConfig:
+    """The reference joint step with another tokenizer."""
+    config = case.reference_config(zero_stage, case.GENTLE_RATE)
+    tokenizer = dataclasses.replace(config.tokenizer, **FAMILIES[family])
+    return dataclasses.replace(config, tokenizer=tokenizer)
+
+
+def several_steps_each(
+    rank: int, world_size: int, choices: Sequence[tuple[str, int]], steps: int
+) -> list[tuple[dict[str, float], Any]]:
+    """Worker: for each (family, ZeRO stage), steps on this rank's share; metrics and weights."""
+    device = torch.device("cpu")
+    prepare_deepspeed(device)
+    batch = case.reference_batch()
+    results = []
+    for family, zero_stage in choices:
+        config = family_config(family, zero_stage)
+        torch.manual_seed(0)
+        networks = Networks(
+            "joint", config, {}, teacher_widths=(20,), world_size=world_size, device=device
+        )
+        before = case.live_states(networks)
+        numbers = case.take_steps(
+            networks, config, [case.split_batch(batch, rank, world_size)], steps
+        )
+        results.append((numbers, before, case.live_states(networks)))
+        networks.close()
+    return results

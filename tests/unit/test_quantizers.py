@@ -1,0 +1,114 @@
+"""What every quantizer family owes the trainer, beside the public code's numbers."""
+
+import pytest
+import torch
+
+from gear_dist.config import TokenizerConfig
+from gear_dist.generator import SoftTokens
+from gear_dist.generator.transformer import TokenEmbedding
+from gear_dist.losses.entropy import entropy_loss
+from gear_dist.tokenizers import build_tokenizer
+from largest_tensor import LargestTensor
+
+CODES = 16384
+SMALL = {"channels": 8, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 2}
+FAMILIES = {
+    "vq": {"code_width": 8, "latent_channels": 8},
+    "lfq": {"code_width": 14},
+    "ibq": {"code_width": 32, "latent_channels": 8},
+}
+
+
+def build(family: str, **changes):
+    torch.manual_seed(0)
+    settings = SMALL | FAMILIES[family] | {"codebook_size": CODES} | changes
+    return build_tokenizer(TokenizerConfig(quantizer=family, **settings))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_forward_backward_and_read_out_form_no_matrix_of_tokens_and_codes(family, images):
+    """N = 2048 tokens, K = 16384 codes: nothing of a tenth of N K elements."""
+    tokenizer = build(family)
+    embedding = TokenEmbedding(CODES, 24, "auto").requires_grad_(False)
+    torch.nn.init.normal_(embedding.weight)
+    with LargestTensor() as largest:
+        out = tokenizer(images)
+        q = out.quantized
+        width = q.latents_NC.shape[1]
+        soft = embedding(
+            SoftTokens(
+                q.latents_NC.view(2, -1, width), q.codes, q.soft_log_sum_exp_N.view(2, -1), 0.1
+            )
+        )
+        entropy = entropy_loss(q.token_entropy, q.mean_probabilities_K, 0.05)
+        (out.reconstruction.mean() + soft.mean() + q.vq_loss + q.commit_loss + entropy).backward()
+    assert q.indices_N.shape == (2048,)
+    assert largest.elements < 2048 * CODES / 10
+
+
+def test_soft_alignment_reaches_encoder_and_learned_codes(family, images):
+    tokenizer = build(family)
+    q = tokenizer(images).quantized
+    table = torch.randn(CODES, 4)
+    q.codes.soft_readout(
+        q.latents_NC, table, q.soft_log_sum_exp_N, temperature=0.1, implementation="auto"
+    ).square().sum().backward()
+    assert tokenizer.encoder.conv_in.weight.grad.abs().max() > 0
+    for key, parameter in tokenizer.quantize.named_parameters():
+        assert parameter.grad.abs().max() > 0, key
+
+
+def test_the_codes_are_no_parameter(family, images):
+    """ZeRO-3 releases a parameter's memory once its module has run."""
+    q = build(family)(images).quantized
+    for value in q.codes:
+        assert not isinstance(value, torch.nn.Parameter)
+
+
+def test_an_index_decodes_to_what_was_decoded(family, images):
+    tokenizer = build(family).eval()
+    out = tokenizer(images)
+    indices = tokenizer.encode(images)
+    codes = tokenizer.quantize.lookup(indices.view(2, 32, 32))
+    assert torch.allclose(codes, out.quantized.quantized_BChw, atol=1e-6)
+    assert torch.allclose(tokenizer.decode(indices), out.reconstruction, atol=1e-5)
+
+
+def test_quantizing_is_fp32_under_autocast(family, images):
+    """The same latents give the same indices, losses and codes as without."""
+    tokenizer = build(family)
+    with torch.no_grad():
+        z = tokenizer.quant_conv(tokenizer.encoder(images))
+        wanted = tokenizer.quantize(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = tokenizer.quantize(z)
+    assert torch.equal(found.indices_N, wanted.indices_N)
+    for ours, theirs in zip(found, wanted, strict=True):
+        if isinstance(ours, torch.Tensor) and ours.is_floating_point():
+            assert ours.dtype == torch.float32
+            assert torch.equal(ours, theirs)
+
+
+def test_lookup_free_bits_zero_is_minus_one():
+    quantize = build("lfq", code_width=3, codebook_size=8).quantize
+    z = torch.tensor([0.0, 2.0, -1.0]).view(1, 3, 1, 1)
+    found = quantize(z)
+    assert found.indices_N.tolist() == [2]
+    assert found.quantized_BChw.flatten().tolist() == [-1.0, 1.0, -1.0]
+    assert quantize.lookup(torch.tensor([[[5]]])).flatten().tolist() == [1.0, -1.0, 1.0]
+
+
+def test_attention_stands_where_the_setting_says():
+    keys = build("ibq", attention_levels=(0,)).state_dict()
+    assert "encoder.down.0.attn.0.q.weight" in keys
+    assert "encoder.down.1.attn.0.q.weight" not in keys
+    assert "decoder.up.0.attn.1.q.weight" in keys
