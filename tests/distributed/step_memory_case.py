@@ -22,12 +22,17 @@ TOKENS_PER_IMAGE = GRID * GRID
 CPU = torch.device("cpu")
 
 
-def step_config(images: int, kernels: str, **engine) -> RunConfig:
+CODE_WIDTHS = {"vq": 8, "lfq": 14, "ibq": 32}
+
+
+def step_config(images: int, kernels: str, family: str = "vq", **engine) -> RunConfig:
     """64-pixel images, halved once: 1024 tokens each; every other width is small."""
     return RunConfig(
         data=DataConfig(image_size=2 * GRID),
         tokenizer=TokenizerConfig(
+            quantizer=family,
             codebook_size=CODES,
+            code_width=CODE_WIDTHS[family],
             channels=8,
             channel_multipliers=(1, 1),
             num_res_blocks=1,

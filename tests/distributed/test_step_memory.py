@@ -10,7 +10,13 @@ TOKENS = IMAGES * case.TOKENS_PER_IMAGE
 
 @pytest.mark.parametrize(
     "engine",
-    [{"zero_stage": 0, "precision": "bf16"}, {"zero_stage": 0}, {"zero_stage": 3}],
+    [
+        {"zero_stage": 0, "precision": "bf16"},
+        {"zero_stage": 0},
+        {"zero_stage": 3},
+        {"zero_stage": 3, "family": "lfq"},
+        {"zero_stage": 3, "family": "ibq"},
+    ],
     ids=str,
 )
 def test_no_tensor_near_the_matrix(engine):
