@@ -20,6 +20,8 @@ COMMAND_MODULES = (
     "gear_cluster.quickstart_cli",
     "gear_cluster.train_cli",
     "gear_dist.generation_cli",
+    "gear_dist.tokenize_cli",
+    "gear_dist.interop.cli",
     "gear_dist.evaluation.cli",
     "gear_dist.report.cli",
     "gear_dist.teachers.cli",

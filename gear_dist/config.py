@@ -36,6 +36,16 @@ def _require_fraction(section: str, config: Any, *names: str) -> None:
         _require(0 <= value < 1, f"{section}.{name}={value} is out of range: use 0 <= value < 1")
 
 
+START_NETWORKS = ("tokenizer", "discriminator", "generator", "projectors")
+"""Networks that are published, and that a run can start from."""
+NOT_IN_WEIGHTS = {
+    "tokenizer": ("dropout", "commit_weight", "entropy_weight", "entropy_temperature"),
+    "generator": ("residual_dropout", "feed_forward_dropout", "token_dropout", "class_dropout"),
+    "discriminator": ("weight", "start_step"),
+}
+"""Settings of a network's section that its weights do not depend on."""
+
+
 @dataclass(frozen=True)
 class RunSection:
     name: str = "run"
@@ -345,6 +355,19 @@ class StagesConfig:
     """Stage 1 (GEAR): tokenizer, discriminator, generator and projector."""
     generator: StageConfig = field(default_factory=StageConfig)
     """Stage 2, and the baseline LlamaGen-REPA: generator and projector, tokenizer frozen."""
+    start_from: str = ""
+    """Folder of a run or of an imported model whose networks the first stage starts from; their \
+architecture is taken over where the configuration does not give its own."""
+    start_networks: tuple[str, ...] = START_NETWORKS
+    """Which of that folder's networks are taken, of those it has; the others start anew."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.start_networks) - set(START_NETWORKS)
+        _require(
+            not unknown,
+            f"stages.start_networks={list(self.start_networks)}: use some of "
+            f"{', '.join(START_NETWORKS)}",
+        )
 
     @property
     def has_generator(self) -> bool:
@@ -554,6 +577,29 @@ def _read_overrides(overrides: list[str]) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(overrides)))
 
 
+def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
+    """A layer below all others with the sections of `stages.start_from`'s networks.
+
+    A folder that is gone is no error here: a run that has started does not need it any more.
+    """
+    stages: dict[str, Any] = {}
+    for _, node in layers:
+        stages |= node.get("stages") or {}
+    start = stages.get("start_from")
+    files = [Path(start) / name for name in ("config.json", "config.yaml")] if start else []
+    taken = stages.get("start_networks", START_NETWORKS)
+    for file in files:
+        if file.is_file():
+            [(_, node)] = _read_file(file)
+            sections = {
+                name: {key: v for key, v in node[name].items() if key not in NOT_IN_WEIGHTS[name]}
+                for name in taken
+                if name in node
+            }
+            return [(str(file), sections)]
+    return []
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
@@ -591,7 +637,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     layers = _read_file(Path(path)) if path is not None else []
     layers.append(("command line", _read_overrides(overrides or [])))
     config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
-    for where, node in layers:
+    for where, node in [*_architecture_there(layers), *layers]:
         config = _merge(config, where, node)
     return _build(RunConfig, OmegaConf.to_container(config, resolve=True))
 

@@ -1,4 +1,4 @@
-"""Commands that use a run's weights: `sample` and `reconstruct`."""
+"""Commands that use trained weights: `sample` and `reconstruct`."""
 
 import argparse
 import dataclasses
@@ -7,16 +7,18 @@ from typing import Any
 
 from gear_dist.config import RunConfig, SamplingConfig
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.model_folder import ModelFolder, open_model
 from gear_dist.run_folder import RunFolder
 
 COLUMNS = 8
+MODEL_HELP = "run folder, such as runs/demo, or an imported model's folder"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_commands(subparsers: Any) -> None:
     """Add `sample` and `reconstruct`."""
-    sample = subparsers.add_parser("sample", help="generate images with a run's averaged weights")
-    sample.add_argument("run_folder", type=Path, help="run folder, such as runs/demo")
+    sample = subparsers.add_parser("sample", help="generate images with averaged weights")
+    sample.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     sample.add_argument("--classes", default="", help="comma-separated classes; all by default")
     sample.add_argument("--count", type=int, default=0, help="images in all (default: 64)")
     for item in dataclasses.fields(SamplingConfig):
@@ -29,9 +31,9 @@ def add_commands(subparsers: Any) -> None:
     reconstruct = subparsers.add_parser(
         "reconstruct", help="show images beside what the tokenizer makes of them"
     )
-    reconstruct.add_argument("run_folder", type=Path, help="run folder, such as runs/demo")
+    reconstruct.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     reconstruct.add_argument(
-        "--images", type=Path, help="folder of images (default: the run's validation corpus)"
+        "--images", type=Path, help="folder of images (default: a run's validation corpus)"
     )
     reconstruct.add_argument("--count", type=int, default=32, help="images (default: 32)")
     _add_shared(reconstruct, "reconstruction.png")
@@ -40,7 +42,7 @@ def add_commands(subparsers: Any) -> None:
 
 def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    parser.add_argument("--out", type=Path, help=f"PNG to write (default: RUN_FOLDER/{name})")
+    parser.add_argument("--out", type=Path, help=f"PNG to write (default: MODEL/{name})")
     parser.add_argument("--columns", type=int, default=COLUMNS, help="images a row (default: 8)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
 
@@ -71,9 +73,9 @@ def sampling_from(args: argparse.Namespace, config: RunConfig) -> SamplingConfig
     return dataclasses.replace(config.sampling, **changes)
 
 
-def class_names(folder: RunFolder) -> list[str]:
-    """Names of the classes, where the run recorded its corpus."""
-    return list(folder.read_environment().get("data", {}).get("classes", []))
+def class_names(model: ModelFolder) -> list[str]:
+    """Names of the classes, where a run recorded its corpus."""
+    return list(RunFolder(model.path).read_environment().get("data", {}).get("classes", []))
 
 
 def run_sample(args: argparse.Namespace) -> int:
@@ -84,15 +86,15 @@ def run_sample(args: argparse.Namespace) -> int:
     from gear_dist.images_grid import save_grid
     from gear_dist.trained_pair import TrainedPair
 
-    folder = RunFolder.open(args.run_folder)
-    config = folder.read_config()
+    model = open_model(args.model)
+    config = model.config
     sampling = sampling_from(args, config)
-    names = class_names(folder)
+    names = class_names(model)
     classes = parse_classes(args.classes, config.generator.num_classes, names)
-    pair = TrainedPair.load(folder, _device(args.device))
+    pair = TrainedPair.load(model, choose_device(args.device))
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
     images = pair.generate(labels, args.seed, sampling)
-    out = args.out or folder.path / "samples.png"
+    out = args.out or model.path / "samples.png"
     captions = [names[i] for i in labels.tolist()] if names else None
     save_grid(images, out, args.columns, captions=captions)
     print(out)
@@ -101,30 +103,47 @@ def run_sample(args: argparse.Namespace) -> int:
 
 def run_reconstruct(args: argparse.Namespace) -> int:
     """Write a grid of originals over reconstructions, and print the PSNR."""
+    import torch
+
     from gear_dist.evaluation.reconstruction import psnr
     from gear_dist.grids import first_images
     from gear_dist.images_grid import pair_rows, save_grid
     from gear_dist.trained_pair import TrainedPair
 
-    folder = RunFolder.open(args.run_folder)
-    config = folder.read_config()
-    pair = TrainedPair.load(folder, _device(args.device))
+    model = open_model(args.model)
+    config = model.config
+    pair = TrainedPair.load(model, choose_device(args.device))
     if args.images:
-        images = read_images(args.images, config, args.count)
-    else:
+        paths = image_paths(args.images)[: args.count]
+        images = torch.stack([read_image(path, config) for path in paths])
+    elif config.data.train or config.data.validation:
         images = first_images(config, args.count)
+    else:
+        raise ConfigError(f"{model.path} names no corpus: give --images FOLDER")
     rebuilt = pair.reconstruct(images)
-    out = args.out or folder.path / "reconstruction.png"
+    out = args.out or model.path / "reconstruction.png"
     save_grid(pair_rows(images.numpy(), rebuilt.numpy(), args.columns), out, args.columns)
     print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt).mean():.2f} dB)")
     return 0
 
 
-def read_images(folder: Path, config: RunConfig, count: int) -> Any:
-    """Images of a folder by name, resized and centre-cropped, uint8 (B, 3, H, W).
+def image_paths(folder: Path) -> list[Path]:
+    """Image files of a folder and its subfolders, by name.
 
     Raises:
-        DataError: there is none, or one does not decode.
+        DataError: there is none.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
+    return paths
+
+
+def read_image(path: Path, config: RunConfig) -> Any:
+    """An image, resized and centre-cropped, uint8 (3, H, W).
+
+    Raises:
+        DataError: it does not decode.
     """
     import numpy as np
     import torch
@@ -132,21 +151,16 @@ def read_images(folder: Path, config: RunConfig, count: int) -> Any:
     from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 
     size = config.data.image_size
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:count]
-    if not paths:
-        raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
-    arrays = []
-    for path in paths:
-        try:
-            image = decode_image(path.read_bytes(), config.data.max_pixels)
-        except (OSError, BadImageError) as error:
-            raise DataError(f"{path}: {error}") from None
-        square = crop(resize_short_side(image, size), size)
-        arrays.append(torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy()))
-    return torch.stack(arrays)
+    try:
+        image = decode_image(path.read_bytes(), config.data.max_pixels)
+    except (OSError, BadImageError) as error:
+        raise DataError(f"{path}: {error}") from None
+    square = crop(resize_short_side(image, size), size)
+    return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
-def _device(name: str) -> Any:
+def choose_device(name: str) -> Any:
+    """The device of a command's --device."""
     import torch
 
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())

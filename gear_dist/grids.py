@@ -6,9 +6,9 @@ from gear_dist.config import RunConfig
 from gear_dist.data.loader import build_loader
 from gear_dist.images_grid import pair_rows, save_grid
 from gear_dist.metrics_log import MetricsLog
-from gear_dist.networks import NetworkStates
 from gear_dist.run_folder import RunFolder
 from gear_dist.trained_pair import TrainedPair
+from gear_dist.weights import NetworkStates, split_states
 
 COLUMNS = 8
 NUM_RECONSTRUCTIONS = 16
@@ -34,7 +34,7 @@ class GridPainter:
 
     def paint(self, states: NetworkStates, step: int) -> None:
         """Originals over reconstructions, and samples where there is a generator."""
-        pair = TrainedPair(self._config, states, self._device)
+        pair = TrainedPair(self._config, split_states(states), self._device)
         images = self._validation_images()
         path = self._folder.reconstruction_grid_path(step)
         rebuilt = pair.reconstruct(images)

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from gear_dist.config import RunConfig
 from gear_dist.ema import ExponentialMovingAverage
 from gear_dist.engines import TrainingEngine, resolve_precision
+from gear_dist.errors import ConfigError
 from gear_dist.generator import build_aligned_generator
 from gear_dist.losses.adversarial import Critic, PatchDiscriminator
 from gear_dist.schedule import StageName
 from gear_dist.tokenizers import Tokenizer, build_tokenizer
-
-NetworkStates = dict[str, dict[str, Tensor]]
-"""Whole networks by name ("tokenizer", "discriminator", "generator"), on the CPU."""
+from gear_dist.weights import PROJECTORS_PREFIX, NetworkStates
 
 TRAINED: dict[StageName, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "discriminator"),
@@ -57,7 +56,7 @@ class Networks:
         modules = _build_modules(config, teacher_widths)
         for name, module in modules.items():
             if name in carried:
-                module.load_state_dict(carried[name])
+                load_network(module, carried[name])
         if stage == "generator":
             tokenizer = modules["tokenizer"].to(device).eval().requires_grad_(False)
             assert isinstance(tokenizer, Tokenizer)
@@ -167,6 +166,25 @@ def _build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[s
         "discriminator": Critic(PatchDiscriminator(config.discriminator)),
         "generator": build_aligned_generator(config, teacher_widths),
     }
+
+
+def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a whole network; a generator may come without projectors, which then are new, or with
+    projectors that no teacher needs.
+
+    Raises:
+        ConfigError: the projectors are of other teachers.
+    """
+    own = {k: v for k, v in module.state_dict().items() if k.startswith(PROJECTORS_PREFIX)}
+    given = {k: v.shape for k, v in state.items() if k.startswith(PROJECTORS_PREFIX)}
+    if own and given and given != {key: value.shape for key, value in own.items()}:
+        raise ConfigError(
+            "stages.start_from: its projectors are not those of this teacher and "
+            "alignment.projector_width: leave projectors out of stages.start_networks"
+        )
+    if not own or not given:
+        state = {key: value for key, value in state.items() if key not in given} | own
+    module.load_state_dict(state)
 
 
 def _optimizer_states(engine: TrainingEngine) -> list[dict[str, Any]]:

@@ -3,74 +3,25 @@
 Shapes: B images, H x W pixels, L tokens.
 """
 
-import json
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from gear_dist.config import RunConfig, SamplingConfig, to_dict
+from gear_dist.config import RunConfig, SamplingConfig
 from gear_dist.errors import DataError
 from gear_dist.generator import Generator, build_generator, sample
-from gear_dist.networks import NetworkStates
+from gear_dist.model_folder import ModelFolder
 from gear_dist.pixel_range import to_model_range, to_u8
-from gear_dist.run_folder import RunFolder
-from gear_dist.storage import write_file
 from gear_dist.tokenizers import Tokenizer, build_tokenizer
+from gear_dist.weights import NetworkStates, check_fit, read_weights
 
-GENERATOR_PREFIX = "generator."
 CHUNK = 64
 
 
-def save_weights(
-    folder: RunFolder, states: NetworkStates, config: RunConfig, step: int
-) -> list[Path]:
-    """Write tokenizer and generator (without projectors) as safetensors, each atomically.
-
-    Keys are those of the public checkpoints; the metadata holds the configuration and the step.
-    """
-    metadata = {"config": json.dumps(to_dict(config)), "step": str(step), "format": "pt"}
-    paths = []
-    for name in ("tokenizer", "generator"):
-        if name not in states:
-            continue
-        state = states[name]
-        if name == "generator":
-            state = _generator_part(state)
-        path = folder.weights / f"{name}.safetensors"
-        tensors = {key: value.contiguous() for key, value in state.items()}
-        write_file(path, save(tensors, metadata=metadata))
-        paths.append(path)
-    return paths
-
-
-def _generator_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(GENERATOR_PREFIX): value
-        for key, value in state.items()
-        if key.startswith(GENERATOR_PREFIX)
-    }
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such weights; has the run reached its first checkpoint?"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not readable weights: {error}") from None
-
-
 class TrainedPair:
-    """Averaged weights of a run, in evaluation mode; the generator may be absent."""
+    """A tokenizer and perhaps a generator, in evaluation mode."""
 
     def __init__(self, config: RunConfig, states: NetworkStates, device: torch.device):
-        """Args: states: whole networks by name, "generator" with or without projectors."""
+        """Args: states: published networks by name (see `weights.split_states`)."""
         self.config = config
         self.device = device
         self.tokenizer: Tokenizer = build_tokenizer(
@@ -82,28 +33,32 @@ class TrainedPair:
         self.tokenizer.to(device).eval()
         self.generator: Generator | None = None
         if "generator" in states:
-            state = states["generator"]
             self.generator = build_generator(config)
-            self.generator.load_state_dict(_generator_part(state) or state)
+            self.generator.load_state_dict(states["generator"])
             self.generator.to(device).eval()
 
     @classmethod
-    def load(cls, folder: RunFolder, device: torch.device) -> "TrainedPair":
-        """Read a run folder's weights.
+    def load(cls, model: ModelFolder, device: torch.device) -> "TrainedPair":
+        """Read a run's or a model folder's weights.
 
         Raises:
-            DataError: it has none yet, or they do not fit its configuration.
+            DataError: it has no tokenizer, or its weights do not fit its configuration.
         """
-        config = folder.read_config()
-        states = {"tokenizer": _read_weights(folder.weights / "tokenizer.safetensors")}
-        generator = folder.weights / "generator.safetensors"
-        if generator.exists():
-            states["generator"] = _read_weights(generator)
-        try:
-            return cls(config, states, device)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[0]
-            raise DataError(f"{folder.weights}: weights do not fit config.yaml: {detail}") from None
+        states = {"tokenizer": read_weights(model.require("tokenizer"))}
+        if "generator" in model.weights:
+            states["generator"] = read_weights(model.weights["generator"])
+        for name, state in states.items():
+            check_fit(name, state, model.config, str(model.weights[name]))
+        return cls(model.config, states, device)
+
+    @torch.no_grad()
+    def encode(self, images_u8: Tensor) -> Tensor:
+        """Indices (B, L), int64 on the CPU, of uint8 images (B, 3, H, W)."""
+        parts = [
+            self.tokenizer.encode(to_model_range(chunk.to(self.device)))
+            for chunk in images_u8.split(CHUNK)
+        ]
+        return torch.cat(parts).cpu()
 
     @torch.no_grad()
     def reconstruct(self, images_u8: Tensor) -> Tensor:
@@ -125,7 +80,9 @@ class TrainedPair:
             ConfigError: a class is out of range, or guidance is asked without a null class.
         """
         if self.generator is None:
-            raise DataError("this run has trained no generator yet (stages.tokenizer only)")
+            raise DataError(
+                "there is no generator here: the run has trained none yet, or none was imported"
+            )
         sampling = sampling or self.config.sampling
         random = torch.Generator(self.device).manual_seed(seed)
         parts = []

@@ -22,14 +22,15 @@ from gear_dist.host import Host, Outcome, Progress
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.metrics import MetricWindow, Speedometer
 from gear_dist.metrics_log import MetricsLog, open_metrics_log
-from gear_dist.networks import Networks, NetworkStates
+from gear_dist.networks import Networks
 from gear_dist.pixel_range import to_model_range
 from gear_dist.run_folder import RunFolder
 from gear_dist.schedule import Stage, plan_stages, rate_factor
+from gear_dist.start import load_start
 from gear_dist.steps import MicroBatch, train_micro_batch
 from gear_dist.storage import open_storage
 from gear_dist.teachers import Teacher, load_teacher
-from gear_dist.trained_pair import save_weights
+from gear_dist.weights import NetworkStates, save_run_weights
 from gear_kernels import resolve
 
 
@@ -308,7 +309,7 @@ class Trainer:
         """Continue from the newest good checkpoint, or start at step 0."""
         parts = self.checkpoints.load_latest()
         if parts is None:
-            self._enter(self.stages[0], {})
+            self._enter(self.stages[0], load_start(self.config))
             return
         assert self.loader is not None
         first, mine = parts
@@ -352,7 +353,7 @@ class Trainer:
 
     def _publish(self, states: NetworkStates) -> None:
         if self.is_main:
-            save_weights(self.folder, states, self.config, self.step)
+            save_run_weights(self.folder.weights, states, self.config, self.step)
         self._paint(states)
 
     def _save(self) -> None:

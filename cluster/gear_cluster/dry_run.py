@@ -8,6 +8,7 @@ from gear_dist.data.manifest import Manifest, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.memory_estimate import ParameterCounts, estimate_memory, format_estimate
 from gear_dist.run_folder import RunFolder
+from gear_dist.start import open_start
 from gear_dist.storage import open_storage
 
 
@@ -22,6 +23,9 @@ def dry_run(config: RunConfig) -> None:
     if held:
         folder.check_same_run(config)
     print(f"run folder {folder.path}: {'holds this run, would go on' if held else 'new'}")
+    start = None if held else open_start(config)
+    if start is not None:
+        print(f"starts from {start.path}: {', '.join(start.weights)}")
     world_size, device = _placement(config)
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")

@@ -74,6 +74,7 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
 
     from gear_dist.evaluation.classifier import load_validation, prepare_judge
     from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
+    from gear_dist.model_folder import open_model
     from gear_dist.trained_pair import TrainedPair
 
     config = folder.read_config()
@@ -82,7 +83,7 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
         raise ConfigError("--device cuda: no CUDA device is visible; use --device auto")
     device = torch.device("cuda" if use_cuda else "cpu")
     torch.set_num_threads(args.threads)
-    pair = TrainedPair.load(folder, device)
+    pair = TrainedPair.load(open_model(folder.path), device)
     judge = prepare_judge(
         config.data, args.cache, steps=args.classifier_steps, device=device, report=_say
     )

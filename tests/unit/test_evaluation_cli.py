@@ -11,7 +11,7 @@ from gear_dist.config import RunConfig, load_config
 from gear_dist.generator import build_generator
 from gear_dist.run_folder import RunFolder
 from gear_dist.tokenizers import build_tokenizer
-from gear_dist.trained_pair import save_weights
+from gear_dist.weights import save_run_weights
 
 TINY = [
     "data.image_size=32",
@@ -41,7 +41,7 @@ def write_run(folder: Path, config: RunConfig, *networks: str) -> RunFolder:
         "tokenizer": tokenizer.state_dict(),
         "generator": {f"generator.{key}": value for key, value in generator.state_dict().items()},
     }
-    save_weights(run, {name: states[name] for name in networks}, config, 1)
+    save_run_weights(run.weights, {name: states[name] for name in networks}, config, 1)
     return run
 
 

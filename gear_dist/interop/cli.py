@@ -1,0 +1,76 @@
+"""`gear-dist import` and `gear-dist export`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `import` and `export`."""
+    import_ = subparsers.add_parser(
+        "import",
+        help="take public checkpoints of tokenizers and generators into a model folder",
+        description="Read checkpoints of GEAR, LlamaGen, Open-MAGVIT2 or IBQ and write a folder "
+        "that reconstruct, tokenize, sample, export and stages.start_from take. Pickles run no "
+        "code: one that needs more than tensors is refused.",
+        epilog="Example: gear-dist import vq_ds16_c2i.pt c2i_B_256.pt --out llamagen-b",
+    )
+    import_.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="a file, or OWNER/REPOSITORY/FILE of the Hugging Face hub",
+    )
+    import_.add_argument("--out", type=Path, required=True, help="folder to make")
+    import_.add_argument(
+        "--weights",
+        default="ema",
+        choices=("ema", "live"),
+        help="which copy to take where there are two (default: ema)",
+    )
+    import_.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="key=value",
+        nargs="+",
+        default=[],
+        help="what shapes do not tell, such as generator.num_heads=8 or data.image_size=384",
+    )
+    import_.set_defaults(run=run_import)
+
+    export = subparsers.add_parser(
+        "export",
+        help="write a run's networks for others, with a model card",
+        epilog="Example: gear-dist export runs/demo --out demo-model --layout public",
+    )
+    export.add_argument("model", type=Path, metavar="RUN", help="run folder or model folder")
+    export.add_argument("--out", type=Path, required=True, help="folder to make")
+    export.add_argument(
+        "--layout",
+        default="gear",
+        choices=("gear", "public"),
+        help="gear: safetensors and config.json; public: the .pt files that the public code of "
+        "LlamaGen, Open-MAGVIT2 and GEAR reads (default: gear)",
+    )
+    export.set_defaults(run=run_export)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Import, and print what was used, dropped and missing; 0."""
+    from gear_dist.interop.importing import import_checkpoints
+
+    report = import_checkpoints(args.sources, args.out, copy=args.weights, overrides=args.overrides)
+    for line in report.lines():
+        print(line)
+    print(args.out)
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Export, and print the files; 0."""
+    from gear_dist.interop.exporting import export_model
+    from gear_dist.model_folder import open_model
+
+    for path in export_model(open_model(args.model), args.out, args.layout):
+        print(path)
+    return 0

@@ -1,0 +1,109 @@
+"""README.md of a model folder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gear_dist.config import RunConfig
+
+_HEAD = """---
+library_name: gear-dist
+pipeline_tag: unconditional-image-generation
+tags: [image-tokenizer, autoregressive, gear]
+---
+"""
+
+
+class Provenance(NamedTuple):
+    """Where a network came from."""
+
+    network: str
+    source: str
+    key: str
+
+
+def import_card(
+    name: str, config: RunConfig, origins: Sequence[Provenance], report: Sequence[str]
+) -> str:
+    """The card of an imported model."""
+    came = [f"- {item.network}: `{item.key}` of `{item.source}`" for item in origins]
+    parts = [
+        f"# {name}",
+        "Imported from public checkpoints by gear-dist. Their licence and their card apply.",
+        *_architecture(config, [item.network for item in origins]),
+        "## Origin",
+        "\n".join(came),
+        "## Import report",
+        "```\n" + "\n".join(report) + "\n```",
+        *_use(name, [item.network for item in origins]),
+    ]
+    return _HEAD + "\n".join(f"\n{part}" for part in parts) + "\n"
+
+
+def export_card(
+    name: str,
+    config: RunConfig,
+    networks: Sequence[str],
+    *,
+    step: str,
+    data: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+) -> str:
+    """The card of a model that this project trained or passes on."""
+    stages = config.stages
+    trained = [
+        f"- steps: {step or 'not recorded'}",
+        f"- stages: tokenizer {stages.tokenizer.steps}, joint {stages.joint.steps}, generator "
+        f"{stages.generator.steps} steps, batch {config.engine.global_batch}",
+        f"- corpus: {data.get('num_samples', 'not recorded')} images, "
+        f"{len(data.get('classes', [])) or 'not recorded'} classes",
+        f"- alignment: teacher {config.teacher.name}, soft {config.alignment.soft_weight}, hard "
+        f"{config.alignment.hard_weight}",
+    ]
+    measured = evaluation or {}
+    figures = [
+        f"- {key}: {value}" for key, value in measured.items() if isinstance(value, int | float)
+    ]
+    parts = [
+        f"# {name}",
+        "A visual tokenizer and, where it is there, an autoregressive generator over its codes.",
+        *_architecture(config, networks),
+        "## Training",
+        "\n".join(trained),
+        "## Evaluation",
+        "\n".join(figures) or "Not evaluated.",
+        "## Licence",
+        "Not stated: add that of the weights and of the corpus they were trained on.",
+        *_use(name, networks),
+    ]
+    return _HEAD + "\n".join(f"\n{part}" for part in parts) + "\n"
+
+
+def _architecture(config: RunConfig, networks: Sequence[str]) -> list[str]:
+    lines = []
+    tokenizer, generator = config.tokenizer, config.generator
+    if "tokenizer" in networks:
+        lines.append(
+            f"- tokenizer: {tokenizer.quantizer.upper()}, {tokenizer.downsampling}x "
+            f"downsampling, {tokenizer.codebook_size} codes of width {tokenizer.code_width}"
+        )
+    if "generator" in networks:
+        lines.append(
+            f"- generator: {generator.num_layers} layers, width {generator.width}, "
+            f"{generator.num_heads} heads, {generator.num_classes} classes, "
+            f"{config.num_tokens} tokens an image"
+        )
+    lines.append(f"- images: {config.data.image_size} x {config.data.image_size} pixels")
+    return ["## Architecture", "\n".join(lines)]
+
+
+def _use(name: str, networks: Sequence[str]) -> list[str]:
+    commands = []
+    if "tokenizer" in networks:
+        commands += [
+            f"gear-dist reconstruct {name} --images FOLDER",
+            f"gear-dist tokenize {name} --images FOLDER --out INDICES",
+        ]
+    if {"tokenizer", "generator"} <= set(networks):
+        commands.append(f"gear-dist sample {name} --classes 0,1")
+    commands.append(f"gear-dist train CONFIG data.train=SHARDS stages.start_from={name}")
+    return ["## Use", "```\n" + "\n".join(commands) + "\n```"]

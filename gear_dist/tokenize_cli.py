@@ -1,0 +1,68 @@
+"""`gear-dist tokenize`: a folder of images to indices, for training elsewhere or for inspection."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gear_dist.errors import ConfigError
+from gear_dist.generation_cli import MODEL_HELP, choose_device, image_paths, read_image
+from gear_dist.model_folder import open_model
+from gear_dist.run_folder import to_json
+from gear_dist.storage import write_file
+
+INDICES_NAME = "indices.npy"
+FILES_NAME = "files.json"
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `tokenize`."""
+    parser = subparsers.add_parser(
+        "tokenize",
+        help="write the codes of a folder of images",
+        description=f"Resize and centre-crop every image, encode it, and write OUT/{INDICES_NAME} "
+        f"(int32, one row an image, tokens in raster order) and OUT/{FILES_NAME} (the row's file, "
+        "relative to the folder).",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time (default: 16)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.set_defaults(run=run_tokenize)
+
+
+def run_tokenize(args: argparse.Namespace) -> int:
+    """Write the indices of every image, in the order of the files' names; 0.
+
+    Memory holds one batch of images and all indices.
+
+    Raises:
+        DataError: no images, one that does not decode, no tokenizer. ConfigError: --batch.
+    """
+    import io
+
+    import numpy as np
+    import torch
+
+    from gear_dist.trained_pair import TrainedPair
+
+    if args.batch < 1:
+        raise ConfigError(f"--batch {args.batch} is too small: use at least 1")
+    model = open_model(args.model)
+    paths = image_paths(args.images)
+    pair = TrainedPair.load(model, choose_device(args.device))
+    indices = np.empty((len(paths), model.config.num_tokens), np.int32)
+    for start in range(0, len(paths), args.batch):
+        images = [read_image(path, model.config) for path in paths[start : start + args.batch]]
+        indices[start : start + args.batch] = pair.encode(torch.stack(images)).numpy()
+    buffer = io.BytesIO()
+    np.save(buffer, indices)
+    names = [path.relative_to(args.images).as_posix() for path in paths]
+    write_file(args.out / FILES_NAME, (to_json(names) + "\n").encode())
+    write_file(args.out / INDICES_NAME, buffer.getvalue())
+    used = len(np.unique(indices))
+    print(
+        f"{args.out / INDICES_NAME}  ({len(paths)} images, {indices.shape[1]} tokens each, {used} "
+        f"of {model.config.tokenizer.codebook_size} codes used)"
+    )
+    return 0

@@ -1,0 +1,120 @@
+"""Weights files of single networks: safetensors under the public checkpoints' key names."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from gear_dist.config import RunConfig, to_dict
+from gear_dist.errors import DataError
+from gear_dist.generator import build_generator
+from gear_dist.losses.adversarial import PatchDiscriminator
+from gear_dist.storage import write_file
+from gear_dist.tokenizers import build_tokenizer
+
+NetworkStates = dict[str, dict[str, Tensor]]
+"""Whole networks by name, as the engines have them, on the CPU; see `split_states`."""
+
+PROJECTORS_PREFIX = "projectors."
+# Published name, the engine's network that has it, and where in that.
+_PARTS = (
+    ("tokenizer", "tokenizer", ""),
+    ("discriminator", "discriminator", "discriminator."),
+    ("generator", "generator", "generator."),
+    ("projectors", "generator", PROJECTORS_PREFIX),
+)
+SHOWN = 4
+
+
+def split_states(states: NetworkStates) -> NetworkStates:
+    """The engines' networks as published ones: the generator apart from its projectors."""
+    published = {}
+    for name, network, prefix in _PARTS:
+        state = states.get(network, {})
+        found = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+        if found:
+            published[name] = found
+    return published
+
+
+def join_states(published: NetworkStates) -> NetworkStates:
+    """The inverse of `split_states`."""
+    states: NetworkStates = {}
+    for name, network, prefix in _PARTS:
+        state = {prefix + key: value for key, value in published.get(name, {}).items()}
+        if state:
+            states.setdefault(network, {}).update(state)
+    return states
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write one network atomically; the metadata's values are written as JSON, or as text."""
+    tensors = {key: value.contiguous() for key, value in state.items()}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    write_file(path, save(tensors, metadata={**texts, "format": "pt"}))
+
+
+def save_run_weights(folder: Path, states: NetworkStates, config: RunConfig, step: int) -> None:
+    """Write every network of a run; the metadata holds the configuration and the step."""
+    metadata = {"config": to_dict(config), "step": step}
+    for name, state in split_states(states).items():
+        write_weights(folder / f"{name}.safetensors", state, metadata)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such weights; has the run reached its first checkpoint?"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not readable weights: {error}") from None
+
+
+def build_empty(network: str, config: RunConfig) -> nn.Module:
+    """A published network of a configuration without memory, for its keys and shapes."""
+    with torch.device("meta"):
+        if network == "tokenizer":
+            return build_tokenizer(config.tokenizer)
+        if network == "generator":
+            return build_generator(config)
+        assert network == "discriminator", network
+        return PatchDiscriminator(config.discriminator)
+
+
+def check_fit(network: str, state: Mapping[str, Tensor], config: RunConfig, where: str) -> None:
+    """Refuse a published network's state of other keys or shapes than the configuration's.
+
+    Raises:
+        DataError: names the first of those that are missing, not expected, or of another shape.
+    """
+    wanted = build_empty(network, config).state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} and should be {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    kinds = (("missing", missing), ("not expected", unexpected), ("of another shape", shapes))
+    problems = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds if keys]
+    if problems:
+        raise DataError(
+            f"{where}: does not fit the {network} of its configuration: {'; '.join(problems)}"
+        )
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")

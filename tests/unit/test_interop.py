@@ -1,0 +1,279 @@
+"""Public checkpoints in and out: what is taken, what is left, what is refused."""
+
+import argparse
+import json
+import pathlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import public_files as files
+from gear_dist.cli import main
+from gear_dist.config import load_config
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.generator import build_generator
+from gear_dist.interop.architecture import infer_settings
+from gear_dist.interop.exporting import export_model
+from gear_dist.interop.importing import import_checkpoints
+from gear_dist.model_folder import open_model
+from gear_dist.tokenizers import build_tokenizer
+from gear_dist.trained_pair import TrainedPair
+from public_layouts import GENERATORS, TOKENIZERS, read_layout
+from reference_numbers import assert_close, read_reference
+
+FAMILIES = ("vq", "lfq", "ibq")
+GENERATOR_WORDS = ["generator.num_heads=4", "generator.tap_layer=2"]
+CPU = torch.device("cpu")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def vq() -> files.State:
+    return files.reference_state("tokenizer_vq")
+
+
+def wrapped(wrapping: str, family: str, folder: Path) -> tuple[Path, files.State]:
+    state = files.reference_state(f"tokenizer_{family}")
+    path = folder / "checkpoint.pt"
+    if wrapping == "gear":
+        return files.gear_file(path, state), state
+    if wrapping == "lightning":
+        return files.lightning_file(path, state), state
+    if wrapping == "compiled":
+        torch.save({"model": {f"_orig_mod.{key}": value for key, value in state.items()}}, path)
+    elif wrapping == "safetensors":
+        path = path.with_suffix(".safetensors")
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path, state
+
+
+@pytest.mark.parametrize("wrapping", ["gear", "lightning", "compiled", "bare", "safetensors"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tokenizer_comes_in_whole_and_reconstructs(family, wrapping, tmp_path):
+    """Bit for bit under every wrapping, and its numbers are the public code's."""
+    path, state = wrapped(wrapping, family, tmp_path)
+    import_checkpoints([str(path)], tmp_path / "model")
+    model = open_model(tmp_path / "model")
+    assert model.config.tokenizer.quantizer == family
+    assert equal(load_file(model.weights["tokenizer"]), state)
+    _, numbers = read_reference(f"tokenizer_{family}")
+    pair = TrainedPair.load(model, CPU)
+    assert torch.equal(pair.tokenizer.encode(numbers["x"]), numbers["indices"])
+    decoded = pair.tokenizer.decode(numbers["indices"])
+    assert_close(decoded, numbers["decoded_from_indices"], 1e-5, "decoded")
+
+
+@pytest.mark.parametrize("layout", ["gear", "public"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_out_and_in_again_is_bit_for_bit(family, layout, tmp_path):
+    path, state = wrapped("bare", family, tmp_path)
+    import_checkpoints([str(path)], tmp_path / "model")
+    [written] = export_model(open_model(tmp_path / "model"), tmp_path / "out", layout)
+    if layout == "public":
+        import_checkpoints([str(written)], tmp_path / "again")
+        wrapper = torch.load(written, weights_only=True)
+        assert wrapper.keys() >= {"vq_ema", {"vq": "model"}.get(family, "state_dict")}
+        assert written.stat().st_size < 1.2 * path.stat().st_size, "the copies share their storage"
+    back = open_model(tmp_path / ("again" if layout == "public" else "out"))
+    assert back.config.tokenizer == open_model(tmp_path / "model").config.tokenizer
+    assert equal(load_file(back.weights["tokenizer"]), state)
+    assert "## Architecture" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_live_copy_is_taken_where_it_is_asked_for(vq, tmp_path):
+    path = files.gear_file(tmp_path / "gear.pt", vq)
+    import_checkpoints([str(path)], tmp_path / "live", copy="live")
+    taken = load_file(tmp_path / "live" / "tokenizer.safetensors")
+    assert equal(taken, files.shifted(vq))
+    lfq = files.reference_state("tokenizer_lfq")
+    path = files.lightning_file(tmp_path / "lfq.ckpt", lfq)
+    import_checkpoints([str(path)], tmp_path / "lfq", copy="live")
+    assert equal(load_file(tmp_path / "lfq" / "tokenizer.safetensors"), files.shifted(lfq))
+
+
+def test_the_report_says_what_was_used_dropped_and_missing(vq, tmp_path, capsys):
+    path = files.gear_file(tmp_path / "gear.pt", vq)
+    assert main(["import", str(path), "--out", str(tmp_path / "model")]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "used: tokenizer (",
+        f"vq_ema of {path})",
+        "used: discriminator (",
+        f"dropped: vq of {path}: another copy of the tokenizer",
+        f"dropped: opt_vq of {path}: optimizer state",
+        "missing: generator, projectors",
+    ):
+        assert line in printed
+    report = json.loads((tmp_path / "model" / "import.json").read_text())
+    assert report["missing"] == ["generator", "projectors"]
+    assert {item["name"] for item in report["dropped"][str(path)]} == {
+        "vq",
+        "opt_vq",
+        "args",
+        "steps",
+    }
+    assert "tokenizer: `vq_ema`" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_tokenizer_and_generator_of_two_files_sample(vq, tmp_path, capsys):
+    """LlamaGen's pair: the extra keys dropped, the image size read from the rotary table."""
+    generator = files.reference_state("generator_c2i")
+    config, _ = read_reference("generator_c2i")
+    assert config["vocab_size"] == len(vq["quantize.embedding.weight"])
+    first = files.llamagen_tokenizer_file(tmp_path / "vq_ds16_c2i.pt", vq)
+    grid, head = round(config["block_size"] ** 0.5), config["dim"] // config["n_head"]
+    second = files.llamagen_generator_file(tmp_path / "c2i.pt", generator, grid, head)
+    out = tmp_path / "model"
+    words = ["--set", f"generator.num_heads={config['n_head']}", "generator.tap_layer=2"]
+    assert main(["import", str(first), str(second), "--out", str(out), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "quantize.codebook_used" in printed
+    assert "freqs_cis" in printed
+    model = open_model(out)
+    assert model.config.grid_size == grid
+    assert equal(load_file(model.weights["generator"]), generator)
+    assert main(["sample", str(out), "--count", "2", "--classes", "0,1"]) == 0
+    assert (out / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_published_tokenizers_are_recognised_by_their_shapes(name):
+    state = {key: torch.empty(s, device="meta") for key, s in read_layout(name)[1].items()}
+    words = [f"tokenizer.{k}={v}" for k, v in infer_settings("tokenizer", state).items()]
+    found = load_config(None, words).tokenizer
+    with torch.device("meta"):
+        keys = build_tokenizer(found).state_dict()
+    assert {key: value.shape for key, value in keys.items()} == {
+        k: v.shape for k, v in state.items()
+    }
+    assert found == TOKENIZERS[name]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_published_generators_are_recognised_by_their_shapes(name):
+    state = {key: torch.empty(s, device="meta") for key, s in read_layout(name)[1].items()}
+    words = [f"generator.{k}={v}" for k, v in infer_settings("generator", state).items()]
+    assert load_config(None, words).generator == GENERATORS[name]
+
+
+def without(key):
+    return lambda state: {name: value for name, value in state.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("decoder.conv_out.bias"), ["1 missing (decoder.conv_out.bias)"]),
+        (without("quant_conv.weight"), ["1 missing (quant_conv.weight)"]),
+        (without("encoder.conv_out.weight"), ["encoder.conv_out.weight is missing"]),
+        (lambda s: s | {"decoder.extra": torch.zeros(1)}, ["1 not expected (decoder.extra)"]),
+        (
+            lambda s: s | {"post_quant_conv.weight": torch.zeros(2, 2, 1, 1)},
+            ["1 of another shape", "post_quant_conv.weight is (2, 2, 1, 1) and should be"],
+        ),
+        (without("encoder.conv_in.weight"), ["no tokenizer, generator or discriminator found"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(vq, tmp_path, change, words):
+    torch.save({"model": change(vq)}, tmp_path / "bad.pt")
+    with pytest.raises(DataError) as caught:
+        import_checkpoints([str(tmp_path / "bad.pt")], tmp_path / "model")
+    assert all(word in str(caught.value) for word in [*words, "bad.pt"]), str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_incomplete_average_is_refused(tmp_path):
+    lfq = files.reference_state("tokenizer_lfq")
+    average = without("decoder.conv_in.bias")(lfq)
+    path = files.lightning_file(tmp_path / "lfq.ckpt", lfq, average)
+    with pytest.raises(DataError, match=r"lacks 1 tensors.*decoder\.conv_in\.bias.*--weights live"):
+        import_checkpoints([str(path)], tmp_path / "model")
+    import_checkpoints([str(path)], tmp_path / "model", copy="live")
+
+
+def test_a_pickle_that_needs_more_than_tensors_is_refused_with_the_reason(vq, tmp_path, capsys):
+    """Zip and legacy format; a Namespace of options is no reason."""
+    torch.save({"model": vq, "where": pathlib.PurePosixPath("x")}, tmp_path / "new.pt")
+    torch.save(
+        {"model": vq, "where": pathlib.PurePosixPath("x")},
+        tmp_path / "old.pt",
+        _use_new_zipfile_serialization=False,
+    )
+    for name in ("new.pt", "old.pt"):
+        command = ["import", str(tmp_path / name), "--out", str(tmp_path / "model")]
+        assert main(command) == 3
+        error = capsys.readouterr().err
+        assert "PurePosixPath" in error
+        assert "could run code: refused" in error
+    torch.save({"model": vq, "args": argparse.Namespace(a=1)}, tmp_path / "options.pt")
+    import_checkpoints([str(tmp_path / "options.pt")], tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("cut.pt", b"PK\x03\x04 cut short", "not a readable checkpoint"),
+        ("text.pt", b"hello", "not a readable checkpoint"),
+        ("cut.safetensors", b"\x10\x00", "not readable safetensors"),
+    ],
+)
+def test_a_damaged_file_is_named(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        import_checkpoints([str(tmp_path / name)], tmp_path / "model")
+
+
+def test_pieces_that_do_not_belong_together(vq, tmp_path):
+    one = files.llamagen_tokenizer_file(tmp_path / "one.pt", vq)
+    with pytest.raises(ConfigError, match="folders of their own"):
+        import_checkpoints([str(one), str(one)], tmp_path / "model")
+    config = load_config(None, ["tokenizer.codebook_size=16", "generator.num_layers=4"])
+    torch.save(build_generator(config).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(DataError, match=r"generator has 16 codes, and the tokenizer.*64"):
+        import_checkpoints([str(one), str(tmp_path / "other.pt")], tmp_path / "model")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(DataError, match="holds a list"):
+        import_checkpoints([str(tmp_path / "list.pt")], tmp_path / "model")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    with pytest.raises(ConfigError, match="not empty"):
+        import_checkpoints([str(one)], tmp_path / "full")
+
+
+def test_a_text_to_image_generator_is_named(tmp_path):
+    shapes = read_layout("t2i/LlamaGen-1B")[1]
+    state = {key: torch.zeros(shape) for key, shape in shapes.items() if len(shape) == 1}
+    state |= {
+        "cls_embedding.cap_proj.fc1.weight": torch.zeros(2, 2),
+        "tok_embeddings.weight": torch.zeros(2, 2),
+    }
+    torch.save({"ema": state}, tmp_path / "t2i.pt")
+    with pytest.raises(DataError, match="text-to-image generator, which is not supported yet"):
+        import_checkpoints([str(tmp_path / "t2i.pt")], tmp_path / "model")
+
+
+def test_a_hub_file_comes_from_the_cache_when_offline(vq, tmp_path, monkeypatch):
+    """The cache's own layout, written by hand: no network."""
+    repository = tmp_path / "hub" / "models--someone--tokenizers"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    files.llamagen_tokenizer_file(snapshot / "vq.pt", vq)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    import_checkpoints(["someone/tokenizers/vq.pt"], tmp_path / "model")
+    assert equal(load_file(tmp_path / "model" / "tokenizer.safetensors"), vq)
+    with pytest.raises(
+        DataError, match=r"someone/tokenizers/other\.pt: cannot be had from the hub"
+    ):
+        import_checkpoints(["someone/tokenizers/other.pt"], tmp_path / "other")
+    with pytest.raises(ConfigError, match="OWNER/REPOSITORY/FILE"):
+        import_checkpoints(["nowhere.pt"], tmp_path / "other")

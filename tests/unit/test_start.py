@@ -1,0 +1,126 @@
+"""`stages.start_from`: what a run takes over from an imported model or another run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import public_files as files
+from gear_dist.config import RunConfig, load_config, save_config
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.interop.importing import import_checkpoints
+from gear_dist.networks import load_network
+from gear_dist.start import load_start, open_start
+from gear_dist.weights import join_states, save_run_weights, split_states
+
+FAMILIES = ("vq", "lfq", "ibq")
+
+
+@pytest.fixture(params=FAMILIES)
+def imported(request, tmp_path) -> tuple[Path, files.State]:
+    state = files.reference_state(f"tokenizer_{request.param}")
+    import_checkpoints([str(files.gear_file(tmp_path / "gear.pt", state))], tmp_path / "model")
+    return tmp_path / "model", state
+
+
+def start(folder: Path, *words: str) -> RunConfig:
+    return load_config(None, [f"stages.start_from={folder}", *words])
+
+
+def test_one_setting_brings_architecture_and_weights(imported, tmp_path):
+    folder, state = imported
+    config = start(folder)
+    assert config.tokenizer.codebook_size == 64
+    assert (config.discriminator.width, config.discriminator.num_layers) == (8, 2)
+    states = load_start(config)
+    assert states.keys() == {"tokenizer", "discriminator"}
+    assert all(torch.equal(states["tokenizer"][key], value) for key, value in state.items())
+    assert all(key.startswith("discriminator.main.") for key in states["discriminator"])
+    save_config(config, tmp_path / "saved.yaml")
+    (folder / "config.json").unlink()
+    assert load_config(tmp_path / "saved.yaml") == config, "a run outlives what it started from"
+
+
+def test_losses_of_the_tokenizer_stay_the_users(imported):
+    folder, _ = imported
+    config = start(folder, "tokenizer.entropy_weight=0.3", "discriminator.start_step=9")
+    assert open_start(config) is not None
+    assert (config.tokenizer.entropy_weight, config.discriminator.start_step) == (0.3, 9)
+
+
+def test_another_architecture_is_refused_by_its_settings(imported):
+    folder, _ = imported
+    with pytest.raises(ConfigError, match=r"tokenizer\.num_res_blocks=3 \([12] there\)"):
+        open_start(start(folder, "tokenizer.num_res_blocks=3"))
+
+
+def test_networks_can_be_left_out(imported):
+    folder, _ = imported
+    config = start(folder, "stages.start_networks=[tokenizer]", "discriminator.width=16")
+    assert load_start(config).keys() == {"tokenizer"}
+    with pytest.raises(ConfigError, match=r"start_networks=\['tokeniser'\]: use some of tokenizer"):
+        start(folder, "stages.start_networks=[tokeniser]")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no such run folder"):
+        load_start(start(tmp_path / "absent"))
+    with pytest.raises(DataError, match="neither a run folder"):
+        load_start(start(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="has no tokenizer"):
+        load_start(start(tmp_path))
+
+
+def test_damaged_weights_are_refused(imported):
+    folder, _ = imported
+    (folder / "tokenizer.safetensors").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"tokenizer\.safetensors: not readable"):
+        load_start(start(folder))
+
+
+def states_of_a_run() -> dict:
+    return {
+        "tokenizer": {"a": torch.zeros(1)},
+        "discriminator": {"discriminator.b": torch.ones(2)},
+        "generator": {"generator.c": torch.ones(3), "projectors.0.0.weight": torch.ones(4)},
+    }
+
+
+def test_published_networks_join_to_what_they_were_split_from():
+    states = states_of_a_run()
+    published = split_states(states)
+    assert {name: list(state) for name, state in published.items()} == {
+        "tokenizer": ["a"],
+        "discriminator": ["b"],
+        "generator": ["c"],
+        "projectors": ["0.0.weight"],
+    }
+    assert join_states(published) == states
+
+
+def test_a_run_publishes_each_network(tmp_path):
+    save_run_weights(tmp_path, states_of_a_run(), RunConfig(), 3)
+    names = sorted(path.stem for path in tmp_path.glob("*.safetensors"))
+    assert names == ["discriminator", "generator", "projectors", "tokenizer"]
+
+
+class Heads(torch.nn.Module):
+    """A generator with as many projectors as asked."""
+
+    def __init__(self, width: int, count: int = 1):
+        super().__init__()
+        self.generator = torch.nn.Linear(2, 2)
+        self.projectors = torch.nn.ModuleList(torch.nn.Linear(2, width) for _ in range(count))
+
+
+def test_projectors_are_new_where_there_are_none_and_dropped_where_no_teacher_is():
+    given = Heads(3)
+    bare = {k: v for k, v in given.state_dict().items() if k.startswith("generator.")}
+    for target, state in ((Heads(3), bare), (Heads(3, count=0), given.state_dict())):
+        projectors = [p.clone() for p in target.projectors.parameters()]
+        load_network(target, state)
+        assert torch.equal(target.generator.weight, given.generator.weight)
+        assert all(map(torch.equal, projectors, target.projectors.parameters()))
+    with pytest.raises(ConfigError, match=r"leave projectors out of stages\.start_networks"):
+        load_network(Heads(4), given.state_dict())
