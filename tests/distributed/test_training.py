@@ -34,9 +34,15 @@ def config(tmp_path: Path, sample_shards: SampleShards, teacher: Path) -> RunCon
 
 
 def test_stopped_and_resumed_equals_straight_bit_for_bit(config: RunConfig) -> None:
-    """Two ranks, every ZeRO stage, stopped in both stages and at their border, dropouts on."""
-    variants = [(f"engine.zero_stage={stage}",) for stage in range(4)]
-    variants.append(("engine.zero_stage=1", "engine.precision=bf16", "engine.accumulation=2"))
+    """Two ranks, every ZeRO stage and quantizer, stopped in both stages and at their border."""
+    variants: list[tuple[str, ...]] = [
+        ("engine.zero_stage=0",),
+        ("engine.zero_stage=1",),
+        ("engine.zero_stage=2", "tokenizer.quantizer=ibq"),
+        ("engine.zero_stage=3",),
+        ("engine.zero_stage=3", "tokenizer.quantizer=lfq", "tokenizer.code_width=5"),
+        ("engine.zero_stage=1", "engine.precision=bf16", "engine.accumulation=2"),
+    ]
     found = run_workers(2, case.straight_and_resumed_each, 2, config, variants, [2, 3, 5])
     for by_rank in found:
         assert dict(zip(variants, by_rank, strict=True)) == {v: [] for v in variants}
