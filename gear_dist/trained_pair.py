@@ -15,6 +15,8 @@ from gear_dist.tokenizers import Tokenizer, build_tokenizer
 from gear_dist.weights import NetworkStates, check_fit, read_weights
 
 CHUNK = 64
+CHUNK_PIXELS = 2**19
+"""Pixels that go through a tokenizer at a time: the public ones take 2 kB a pixel and more."""
 
 
 class TrainedPair:
@@ -24,6 +26,7 @@ class TrainedPair:
         """Args: states: published networks by name (see `weights.split_states`)."""
         self.config = config
         self.device = device
+        self._tokenizer_chunk = min(CHUNK, max(1, CHUNK_PIXELS // config.data.image_size**2))
         self.tokenizer: Tokenizer = build_tokenizer(
             config.tokenizer,
             soft_temperature=config.alignment.soft_temperature,
@@ -56,7 +59,7 @@ class TrainedPair:
         """Indices (B, L), int64 on the CPU, of uint8 images (B, 3, H, W)."""
         parts = [
             self.tokenizer.encode(to_model_range(chunk.to(self.device)))
-            for chunk in images_u8.split(CHUNK)
+            for chunk in images_u8.split(self._tokenizer_chunk)
         ]
         return torch.cat(parts).cpu()
 
@@ -65,7 +68,7 @@ class TrainedPair:
         """uint8 images (B, 3, H, W) through the tokenizer and back, uint8 on the CPU."""
         parts = [
             self.tokenizer(to_model_range(chunk.to(self.device))).reconstruction
-            for chunk in images_u8.split(CHUNK)
+            for chunk in images_u8.split(self._tokenizer_chunk)
         ]
         return to_u8(torch.cat(parts))
 
@@ -88,5 +91,5 @@ class TrainedPair:
         parts = []
         for labels in labels_B.split(CHUNK):
             indices = sample(self.generator, labels.to(self.device), sampling, random)
-            parts.append(self.tokenizer.decode(indices))
+            parts += [self.tokenizer.decode(part) for part in indices.split(self._tokenizer_chunk)]
         return to_u8(torch.cat(parts))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gear_dist.config import RunConfig
+from gear_dist.run_folder import flatten
 
 _HEAD = """---
 library_name: gear-dist
@@ -59,9 +60,10 @@ def export_card(
         f"- alignment: teacher {config.teacher.name}, soft {config.alignment.soft_weight}, hard "
         f"{config.alignment.hard_weight}",
     ]
-    measured = evaluation or {}
     figures = [
-        f"- {key}: {value}" for key, value in measured.items() if isinstance(value, int | float)
+        f"- {key}: {value:.4g}"
+        for key, value in flatten(evaluation or {}).items()
+        if isinstance(value, int | float)
     ]
     parts = [
         f"# {name}",

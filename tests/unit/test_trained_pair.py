@@ -1,0 +1,25 @@
+"""A trained tokenizer in use: how many images go through it at a time."""
+
+import torch
+
+import public_files as files
+from gear_dist.interop.importing import import_checkpoints
+from gear_dist.model_folder import open_model
+from gear_dist.trained_pair import TrainedPair
+
+
+def test_large_images_go_through_the_tokenizer_a_few_at_a_time(tmp_path):
+    """Two of 512 pixels at once, and the same result as one by one."""
+    torch.save(files.reference_state("tokenizer_vq"), tmp_path / "vq.pt")
+    import_checkpoints(
+        [str(tmp_path / "vq.pt")], tmp_path / "model", overrides=["data.image_size=512"]
+    )
+    pair = TrainedPair.load(open_model(tmp_path / "model"), torch.device("cpu"))
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    sizes = []
+    pair.tokenizer.encoder.register_forward_hook(lambda *call: sizes.append(len(call[1][0])))
+    together = pair.reconstruct(images)
+    assert sizes == [2, 1]
+    alone = torch.cat([pair.reconstruct(image[None]) for image in images])
+    assert (together.int() - alone.int()).abs().max() <= 1, "but for rounding"
+    assert pair.encode(images).shape == (3, 16)
