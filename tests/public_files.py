@@ -36,6 +36,32 @@ def gear_file(path: Path, tokenizer: State) -> Path:
     return path
 
 
+def joint_states(prefix: str) -> dict[str, State]:
+    """All four networks of the reference joint step, `before` or `after` it."""
+    numbers = read_reference("joint_step")[1]
+    names = ("tokenizer", "discriminator", "generator", "projector")
+    return {name: part(numbers, f"{prefix}.{name}.") for name in names}
+
+
+def gear_joint_file(path: Path) -> Path:
+    """GEAR's stage-1 training checkpoint; the averages are the reference's `before`."""
+    live, average = joint_states("after"), joint_states("before")
+    content = {
+        "vq": live["tokenizer"],
+        "vq_ema": average["tokenizer"],
+        "discriminator": live["discriminator"],
+        "ar": live["generator"],
+        "ema": average["generator"],
+        "projectors": {f"0.{key}": value for key, value in live["projector"].items()},
+        "opt_ar": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "sched_ar": {"last_epoch": 3},
+        "args": argparse.Namespace(lr=1e-4),
+        "steps": 3,
+    }
+    torch.save(content, path)
+    return path
+
+
 def llamagen_tokenizer_file(path: Path, tokenizer: State) -> Path:
     """LlamaGen's vq_ds16_c2i.pt."""
     num_codes = len(tokenizer["quantize.embedding.weight"])

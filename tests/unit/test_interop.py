@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import public_files as files
 from gear_dist.cli import main
 from gear_dist.config import load_config
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.generator import build_generator
+from gear_dist.generator import build_aligned_generator, build_generator
 from gear_dist.interop.architecture import infer_settings
 from gear_dist.interop.exporting import export_model
 from gear_dist.interop.importing import import_checkpoints
 from gear_dist.model_folder import open_model
+from gear_dist.networks import load_network
+from gear_dist.start import load_start
 from gear_dist.tokenizers import build_tokenizer
 from gear_dist.trained_pair import TrainedPair
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
@@ -122,6 +125,28 @@ def test_the_report_says_what_was_used_dropped_and_missing(vq, tmp_path, capsys)
     assert "tokenizer: `vq_ema`" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_a_joint_checkpoint_gives_every_network_that_a_later_stage_starts_from(tmp_path):
+    """GEAR's stage 1: averages of tokenizer and generator; the live discriminator."""
+    config, _ = read_reference("joint_step")
+    words = [f"generator.num_heads={config['generator']['n_head']}", "data.image_size=16"]
+    path = files.gear_joint_file(tmp_path / "gear.pt")
+    report = import_checkpoints([str(path)], tmp_path / "model", overrides=words)
+    assert [item.key for item in report.used] == ["vq_ema", "discriminator", "ema"]
+    assert {item.name for item in report.dropped[str(path)]} == {
+        *("vq", "ar", "projectors", "opt_ar", "sched_ar", "args", "steps")
+    }
+    average, live = files.joint_states("before"), files.joint_states("after")
+    model = open_model(tmp_path / "model")
+    for name, state in (average | {"discriminator": live["discriminator"]}).items():
+        if name != "projector":
+            assert equal(load_file(model.weights[name]), state), name
+    start = load_config(None, [f"stages.start_from={tmp_path / 'model'}", "data.image_size=16"])
+    torch.manual_seed(0)
+    generator = build_aligned_generator(start, [20])
+    load_network(generator, load_start(start)["generator"])
+    assert equal(generator.generator.state_dict(), average["generator"])
+
+
 def test_tokenizer_and_generator_of_two_files_sample(vq, tmp_path, capsys):
     """LlamaGen's pair: the extra keys dropped, the image size read from the rotary table."""
     generator = files.reference_state("generator_c2i")
@@ -214,6 +239,23 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_with_the_reason(vq, tm
         assert "could run code: refused" in error
     torch.save({"model": vq, "args": argparse.Namespace(a=1)}, tmp_path / "options.pt")
     import_checkpoints([str(tmp_path / "options.pt")], tmp_path / "model")
+
+
+def test_a_pickle_that_would_run_code_runs_none(vq, tmp_path):
+    torch.save({"model": vq, "extra": MakesFolder(tmp_path / "made")}, tmp_path / "bad.pt")
+    with pytest.raises(DataError, match="could run code: refused"):
+        import_checkpoints([str(tmp_path / "bad.pt")], tmp_path / "model")
+    assert not (tmp_path / "made").exists()
+
+
+class MakesFolder:
+    """Unpickled by a careless reader, it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize(
