@@ -5,10 +5,11 @@ and the weights are read.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from gear_dist.config import NOT_IN_WEIGHTS, RunConfig, to_dict
-from gear_dist.errors import ConfigError
+from gear_dist.errors import ConfigError, DataError
 from gear_dist.model_folder import ModelFolder, open_model
 
 
@@ -22,6 +23,8 @@ def open_start(config: RunConfig) -> ModelFolder | None:
     stages = config.stages
     if not stages.start_from:
         return None
+    if not Path(stages.start_from).is_dir():
+        raise DataError(f"stages.start_from={stages.start_from}: no such folder")
     model = open_model(stages.start_from)
     weights = {name: file for name, file in model.weights.items() if name in stages.start_networks}
     model = model._replace(weights=weights)

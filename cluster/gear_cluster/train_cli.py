@@ -34,6 +34,8 @@ def add_commands(subparsers: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from gear_cluster.launch import launch
     from gear_dist.config import load_config
+    from gear_dist.run_folder import RunFolder
+    from gear_dist.start import open_start
 
     config = load_config(args.config, args.overrides)
     config.check_trainable()
@@ -42,6 +44,8 @@ def _train(args: argparse.Namespace) -> int:
 
         dry_run(config)
         return EXIT_DONE
+    if not RunFolder(config.run.folder).holds_run():
+        open_start(config)  # a wrong folder is told before any worker starts
     outcome = launch(config, verbose=args.verbose)
     interrupted = outcome.state == "interrupted"
     # Under torchrun this runs once a worker.

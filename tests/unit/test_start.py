@@ -63,7 +63,7 @@ def test_networks_can_be_left_out(imported):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such run folder"):
+    with pytest.raises(DataError, match=r"stages\.start_from=.*absent: no such folder"):
         load_start(start(tmp_path / "absent"))
     with pytest.raises(DataError, match="neither a run folder"):
         load_start(start(tmp_path))
