@@ -1,8 +1,6 @@
 """Every command of README's section on public checkpoints, in order, on small files."""
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +16,9 @@ from gear_dist.config import load_config
 from gear_dist.generator import build_generator
 from gear_dist.interop.importing import import_checkpoints
 from gear_dist.run_folder import RunFolder
+from readme_commands import ROOT, readme_commands, words_of
 from sample_shards import SampleShards
 
-ROOT = Path(__file__).parents[2]
 SMALL_RUN = [
     "run.launcher=local",
     "run.device=cpu",
@@ -51,16 +49,8 @@ def gear_dist(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
-def commands() -> list[str]:
-    readme = (ROOT / "README.md").read_text()
-    section = re.search(r"## Public checkpoints\n(.*?)\n## ", readme, re.DOTALL)
-    assert section
-    blocks = re.findall(r"```\n(.*?)```", section[1], re.DOTALL)
-    return [line.removeprefix("gear-dist ") for block in blocks for line in block.splitlines()]
-
-
 def small(command: str) -> list[str]:
-    words = shlex.split(command)
+    words = words_of(command)
     # The last setting of a name counts; one the table sets is not to undo the command's.
     for start, extra in EXTRA.items():
         if command.startswith(start):
@@ -68,8 +58,7 @@ def small(command: str) -> list[str]:
     replaced = {"stages.generator.steps=3600000": "stages.generator.steps=2"}
     if words[0] == "train" and "stages.joint.steps=0" not in words:
         words.append("stages.joint.steps=2")
-    words = [replaced.get(word, word) for word in words]
-    return [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+    return [replaced.get(word, word) for word in words]
 
 
 @pytest.fixture
@@ -89,7 +78,7 @@ def workplace(tmp_path, monkeypatch, sample_tree: Path) -> Path:
 
 
 def test_every_command_of_the_readme_runs(workplace, capsys):
-    listed = commands()
+    listed = readme_commands("Public checkpoints")
     assert len(listed) == 10
     for command in listed:
         words = small(command)

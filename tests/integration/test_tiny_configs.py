@@ -1,4 +1,4 @@
-"""configs/tiny-*.yaml: every quantizer through every stage by the real command, in short."""
+"""README's section on quantizers: each one through every stage by the real commands, in short."""
 
 import subprocess
 import sys
@@ -8,9 +8,8 @@ import pytest
 
 from gear_dist.cli import main
 from gear_dist.run_folder import RunFolder
-from sample_shards import SampleShards
+from readme_commands import readme_commands, words_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = [
     "stages.tokenizer.steps=2",
     "stages.joint.steps=2",
@@ -20,27 +19,26 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def teacher(sample_shards: SampleShards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    words = ["teacher", f"{sample_shards.file}/train", "--out", str(path), "--steps", "2"]
-    assert main(words) == 0
-    return path
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the corpus, the shards and the teacher that README's commands make."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in readme_commands("Quantizers")[:-1]:
+            assert main(words_of(command)) == 0, command
+    return folder
 
 
 @pytest.mark.parametrize("family", ["vq", "lfq", "ibq"])
 def test_all_stages_then_samples_and_reconstructions(
-    family: str, teacher: Path, sample_shards: SampleShards, tmp_path: Path, monkeypatch
+    family: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    places = [
-        f"data.train={sample_shards.file}/train",
-        f"data.validation={sample_shards.file}/validation",
-        f"teacher.path={teacher}",
-    ]
-    config = str(CONFIGS / f"tiny-{family}.yaml")
-    assert main(["train", config, *places, *SHORT, "--dry-run"]) == 0
-    command = [sys.executable, "-m", "gear_dist", "train", config, *places, *SHORT]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    monkeypatch.chdir(workplace)
+    command = readme_commands("Quantizers")[-1].replace("tiny-lfq", f"tiny-{family}")
+    words = [*words_of(command), *SHORT]
+    assert main([*words, "--dry-run"]) == 0
+    process = [sys.executable, "-m", "gear_dist", *words]
+    found = subprocess.run(process, capture_output=True, text=True, timeout=200, check=False)
     assert found.returncode == 0, found.stderr
     folder = RunFolder(f"runs/tiny-{family}")
     records = folder.read_metrics()
