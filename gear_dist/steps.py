@@ -111,6 +111,7 @@ def tokenizer_step(
     terms["tokenizer_loss"] = total
     indices_BL = out.quantized.indices_N.view(batch.images.shape[0], -1)
     metrics = {name: value.detach() for name, value in terms.items()}
+    metrics |= out.quantized.diagnostics._asdict()
     return TokenizerResult(out.reconstruction.detach(), indices_BL, metrics)
 
 

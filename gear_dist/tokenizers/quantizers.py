@@ -17,6 +17,17 @@ from gear_kernels import Affinity, Assignment, assign, lfq_assign, straight_thro
 NORMALISE_EPS = 1e-12
 
 
+class Diagnostics(NamedTuple):
+    """Scalars to watch, without gradient; by-products of the assignment."""
+
+    effective_codes: Tensor
+    """exp of the entropy of the mean probabilities, over this rank's tokens: 1 to K."""
+    top1_probability: Tensor
+    """Mean largest probability of softmax(affinity)."""
+    top1_probability_soft: Tensor
+    """The same at the soft temperature: near 1, the soft read-out is as good as hard."""
+
+
 class Quantized(NamedTuple):
     """What one quantizer pass returns. Everything is fp32 whatever autocast says."""
 
@@ -37,6 +48,7 @@ class Quantized(NamedTuple):
     """Mean over tokens of the entropy of softmax(affinity / entropy temperature)."""
     mean_probabilities_K: Tensor
     """Mean over this rank's tokens of that softmax."""
+    diagnostics: Diagnostics
 
 
 class QuantizerSettings(NamedTuple):
@@ -256,4 +268,7 @@ def _quantized(
         commit_loss=losses.commit,
         token_entropy=found.token_entropy,
         mean_probabilities_K=found.mean_probabilities_K,
+        diagnostics=Diagnostics(
+            found.effective_codes, found.top1_probability, found.top1_probability_soft
+        ),
     )

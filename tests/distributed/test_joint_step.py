@@ -43,6 +43,7 @@ def test_reference_step(reference_steps, zero_stage, kernels):
         # Norms hold the sharp softmaxes' gradients, the entropy their temperature.
         tolerance = 1e-4 if "norm" in stored or stored == "entropy_loss" else 1e-5
         assert_close(torch.tensor(ours[name]), theirs[stored], tolerance, stored)
+    assert ours["effective_codes"] > 1 >= ours["top1_probability_soft"] >= ours["top1_probability"]
     for network, wanted in case.reference_states("after").items():
         assert states[network].keys() == wanted.keys()
         for key, value in wanted.items():

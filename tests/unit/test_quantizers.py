@@ -112,3 +112,11 @@ def test_attention_stands_where_the_setting_says():
     assert "encoder.down.0.attn.0.q.weight" in keys
     assert "encoder.down.1.attn.0.q.weight" not in keys
     assert "decoder.up.0.attn.1.q.weight" in keys
+
+
+def test_diagnostics_say_how_sure_and_how_even_the_codes_are(family, images):
+    small = {"codebook_size": 16, "code_width": 4} if family == "lfq" else {"codebook_size": 16}
+    found = build(family, **small)(images).quantized.diagnostics
+    assert 1 <= found.effective_codes <= 16
+    assert 1 / 16 <= found.top1_probability <= found.top1_probability_soft <= 1
+    assert not any(value.requires_grad for value in found)

@@ -374,7 +374,7 @@ def test_metrics_are_sorted_into_panels():
         *("tokenizer_loss", "l1", "gradient", "lpips", "vq", "commit", "entropy", "gan"),
         *("discriminator_loss", "cross_entropy", "generator_loss", "align_soft", "align_hard"),
         *("codebook_usage", "grad_norm_generator", "learning_rate_tokenizer", "images_per_s"),
-        "surprise",
+        *("effective_codes", "top1_probability", "top1_probability_soft", "surprise"),
     )
     series = collect_series([{"step": 1, "stage": "joint", "epoch": 0, **dict.fromkeys(names, 1)}])
     found = {
@@ -385,6 +385,8 @@ def test_metrics_are_sorted_into_panels():
     assert found["cross_entropy"][0] == "Generator"
     assert found["align_soft"] == found["align_hard"]
     assert found["gan"][0] == "Tokenizer"
+    assert found["effective_codes"] == ("Codebook", "Effective codes")
+    assert found["top1_probability"] == found["top1_probability_soft"] == ("Codebook", "Certainty")
     assert found["surprise"] == ("Other", "Other")
     assert found["l1"] == found["gradient"] == found["lpips"] != found["vq"]
 
