@@ -12,14 +12,16 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
 
+from gear_dist.checksums import Crc64
 from gear_dist.errors import ConfigError, DataError, StorageError
 
 COPY_BYTES = 1 << 20
+_WINDOW_BYTES = 8 << 20
 _TEMPORARY_SUFFIX = ".gear-part"
 _STALE_SECONDS = 24 * 3600
 
@@ -56,6 +58,13 @@ class Storage(Protocol):
         """Publish an object from memory."""
         ...
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Publish an object unless its name is taken; whether it did.
+
+        Stores that ignore conditional writes let two that race both succeed.
+        """
+        ...
+
     def writer(self, key: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """A stream that is published under `key` on a clean exit and leaves nothing otherwise.
 
@@ -77,6 +86,11 @@ class Storage(Protocol):
 
     def size(self, key: str) -> int:
         """Bytes of the object."""
+        ...
+
+    def known_checksum(self, key: str) -> str:
+        """The CRC-64/NVME that the store itself has computed of the object, 16 hex digits; empty
+        where it keeps none."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -118,6 +132,30 @@ def open_storage(address: str, endpoint: str = "") -> Storage:
     raise ConfigError(f"{address}: unknown scheme {scheme}://; use s3://, file:// or a path")
 
 
+def checksum_of(storage: Storage, key: str, *, trust_store: bool = True) -> str:
+    """The CRC-64/NVME of an object, 16 hex digits, in bounded memory.
+
+    Args:
+        storage: where it is.
+        key: its name.
+        trust_store: whether a checksum that the store has computed saves the download.
+
+    Raises:
+        DataError: missing or unreachable.
+    """
+    if trust_store and (known := storage.known_checksum(key)):
+        return known
+    checksum = Crc64()
+    for start, length in _windows(storage.size(key)):
+        checksum.update(storage.read_range(key, start, length))
+    return checksum.hexdigest()
+
+
+def _windows(size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, size, _WINDOW_BYTES):
+        yield start, min(_WINDOW_BYTES, size - start)
+
+
 def check_key(key: str) -> str:
     """The key itself; ValueError where it could leave its root."""
     parts = key.split("/")
@@ -127,13 +165,16 @@ def check_key(key: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_file(
+    path: Path, mode: int = 0o666, *, publish: Callable[[Path, Path], None] = os.replace
+) -> Iterator[BinaryIO]:
     """A new file that replaces `path` whole on a clean exit: temporary name in the same folder,
     fsync, rename. On an error the temporary file is removed and `path` is as before.
 
     Args:
         path: the file; its folder is made where absent.
         mode: permissions of the new file, less the umask.
+        publish: gives the finished temporary file its name.
 
     Raises:
         StorageError: the disk is full or refuses the write.
@@ -148,7 +189,7 @@ def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         _remove(temporary)
@@ -191,6 +232,26 @@ class FileStorage:
     def write(self, key: str, data: bytes) -> None:
         write_file(self._path(key), data)
 
+    def create(self, key: str, data: bytes) -> bool:
+        created = True
+
+        def link(temporary: Path, path: Path) -> None:
+            nonlocal created
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                created = False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise
+                os.replace(temporary, path)  # a file system without hard links
+                return
+            temporary.unlink()
+
+        with atomic_file(self._path(key), publish=link) as stream:
+            stream.write(data)
+        return created
+
     def writer(self, key: str) -> contextlib.AbstractContextManager[BinaryIO]:
         return atomic_file(self._path(key))
 
@@ -207,6 +268,9 @@ class FileStorage:
     def size(self, key: str) -> int:
         with self._reading(key):
             return self._path(key).stat().st_size
+
+    def known_checksum(self, key: str) -> str:
+        return ""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         found = []

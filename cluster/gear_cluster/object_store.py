@@ -233,7 +233,7 @@ def _answers(store: StoreEndpoint) -> bool:
         return False
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from gear_dist.storage_s3 import make_client
+    from gear_dist.s3_client import make_client
 
     client = make_client(
         store.endpoint,

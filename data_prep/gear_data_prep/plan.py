@@ -1,15 +1,22 @@
-"""Which image goes into which shard, decided before any work and from the listing alone."""
+"""Which unit of a source goes into which shard, decided before any work, from the listing alone.
+
+Two levels: units (an image of a folder; a run of neighbouring samples of a tar or a parquet file)
+are shuffled over the whole source and dealt to shards; the samples of a shard's units are
+shuffled within it.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.sources import SourceImage
+from gear_data_prep.image_checks import ImageSettings
+from gear_data_prep.resize import ResizeSettings
+from gear_data_prep.sources.base import Listing
 
-PLAN_VERSION = 1
-_TAR_BYTES_PER_MEMBER = 1024
+PLAN_VERSION = 2
 
 
 class PlanSettings(NamedTuple):
@@ -18,19 +25,32 @@ class PlanSettings(NamedTuple):
     shard_samples: int = 1000
     """Most samples of a shard."""
     shard_bytes: int = 256 << 20
-    """Most bytes of a shard's members (a single larger sample makes a shard of its own)."""
+    """Most bytes of a shard's members (a single larger unit makes a shard of its own)."""
     seed: int = 0
     """Seed of the order."""
-    max_pixels: int = 64_000_000
-    """Images with more pixels are quarantined."""
+    image: ImageSettings = ImageSettings()
+    resize: ResizeSettings = ResizeSettings()
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        nested = {"image": self.image._asdict(), "resize": self.resize._asdict()}
+        return {**self._asdict(), **nested}
+
+    @classmethod
+    def load(cls, node: dict[str, Any]) -> "PlanSettings":
+        """The settings of `dump`; KeyError or TypeError where they are damaged."""
+        image, resize = ImageSettings(**node["image"]), ResizeSettings(**node["resize"])
+        return cls(**{**node, "image": image, "resize": resize})
 
 
 class PlannedShard(NamedTuple):
-    """One shard's images in their order; the first has the key `first`."""
+    """One shard: its units in their order; its first sample has the key `first`."""
 
     shard: int
     first: int
-    images: tuple[SourceImage, ...]
+    units: np.ndarray
+    """int64: indices into the listing."""
+    num_samples: int
 
     @property
     def name(self) -> str:
@@ -38,55 +58,87 @@ class PlannedShard(NamedTuple):
         return f"{self.shard:06d}.tar"
 
 
+class Taken(NamedTuple):
+    """A unit as a shard task reads it."""
+
+    unit: Any
+    dropped: tuple[int, ...]
+    """Samples of the unit that the plan leaves out."""
+
+
 class Plan(NamedTuple):
     """A corpus before it is made."""
 
     plan_hash: str
     shards: tuple[PlannedShard, ...]
+    listing: Listing
+    dropped: dict[int, tuple[int, ...]]
+    """Samples left out, by unit."""
 
     @property
-    def num_images(self) -> int:
-        """Images of all shards, bad ones included."""
-        return sum(len(shard.images) for shard in self.shards)
+    def num_samples(self) -> int:
+        """Samples of all shards, bad ones included."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    def taken(self, shard: PlannedShard) -> tuple[Taken, ...]:
+        """What the task of a shard reads."""
+        return tuple(
+            Taken(self.listing.units[int(unit)], self.dropped.get(int(unit), ()))
+            for unit in shard.units
+        )
 
 
 def make_plan(
-    images: tuple[SourceImage, ...], classes: tuple[str, ...], settings: PlanSettings
+    listing: Listing,
+    classes: tuple[str, ...],
+    settings: PlanSettings,
+    dropped: dict[int, tuple[int, ...]] | None = None,
 ) -> Plan:
-    """A seeded permutation of all images, cut into shards: every shard mixes the classes.
+    """A seeded permutation of all units, cut into shards.
 
-    The hash covers the names, sizes and classes of the images and sidecars, and the settings:
+    The hash covers the names, sizes and classes of the units, what is dropped, and the settings:
     equal hashes mean equal shards as long as files do not change without changing size.
     """
-    order = np.random.Generator(np.random.Philox(key=settings.seed)).permutation(len(images))
-    shards: list[PlannedShard] = []
-    current: list[SourceImage] = []
-    room = settings.shard_bytes
-    for number, image in enumerate(images[i] for i in order):
-        cost = _cost(image)
-        if current and (len(current) == settings.shard_samples or cost > room):
-            shards.append(PlannedShard(len(shards), number - len(current), tuple(current)))
-            current, room = [], settings.shard_bytes
-        current.append(image)
+    dropped = dropped or {}
+    counts = listing.counts.copy()
+    for unit, samples in dropped.items():
+        counts[unit] -= len(samples)
+    shards = tuple(_deal(counts, listing.costs, settings))
+    return Plan(_hash(listing, classes, settings, dropped), shards, listing, dropped)
+
+
+def _deal(counts: np.ndarray, costs: np.ndarray, settings: PlanSettings) -> Iterator[PlannedShard]:
+    order = np.random.Generator(np.random.Philox(key=settings.seed)).permutation(len(counts))
+    number, first, begin = 0, 0, 0
+    samples, room = 0, settings.shard_bytes
+    pairs = zip(counts[order].tolist(), costs[order].tolist(), strict=True)
+    for position, (count, cost) in enumerate(pairs):
+        if samples and (samples + count > settings.shard_samples or cost > room):
+            yield PlannedShard(number, first, order[begin:position], samples)
+            number, first, begin = number + 1, first + samples, position
+            samples, room = 0, settings.shard_bytes
+        samples += count
         room -= cost
-    shards.append(PlannedShard(len(shards), len(images) - len(current), tuple(current)))
-    return Plan(_hash(images, classes, settings), tuple(shards))
+    yield PlannedShard(number, first, order[begin:], samples)
 
 
-def _cost(image: SourceImage) -> int:
-    """Bytes of the sample's members, headers and padding included (at most)."""
-    members = 2 + sum(size >= 0 for size in image.sizes[1:])
-    return sum(size for size in image.sizes if size > 0) + members * _TAR_BYTES_PER_MEMBER
+def shuffled(count: int, seed: int, shard: int) -> list[int]:
+    """The order of a shard's samples."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, shard + 1]))
+    return generator.permutation(count).tolist()
 
 
-def _hash(images: tuple[SourceImage, ...], classes: tuple[str, ...], settings: PlanSettings) -> str:
-    head: dict[str, Any] = {
+def _hash(
+    listing: Listing,
+    classes: tuple[str, ...],
+    settings: PlanSettings,
+    dropped: dict[int, tuple[int, ...]],
+) -> str:
+    node = {
         "version": PLAN_VERSION,
         "classes": classes,
-        "settings": settings._asdict(),
+        "settings": settings.dump(),
+        "listing": listing.digest,
+        "dropped": sorted(dropped.items()),
     }
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for image in images:
-        line = f"{image.class_index} {image.sizes} {image.path}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()

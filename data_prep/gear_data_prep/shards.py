@@ -1,238 +1,205 @@
-"""One shard: read its images, check them, write a tar and a record of what is in it.
+"""One shard: read its samples, check them, write a tar and a record of what is in it.
 
 A shard task is idempotent: the same planned shard gives the same bytes whoever runs it and
 however often, so a killed one is simply run again.
 """
 
 import json
-from collections import Counter
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import xxhash
 
-from gear_data_prep.plan import PlannedShard, PlanSettings
-from gear_data_prep.sources import SourceImage
-from gear_dist.data.images import BadImageError, decode_image
+from gear_data_prep.captions import check_captions
+from gear_data_prep.image_checks import CheckedImage, check_image
+from gear_data_prep.plan import PlannedShard, PlanSettings, Taken, shuffled
+from gear_data_prep.policies import SKIP
+from gear_data_prep.records import (
+    SampleRow,
+    ShardRecord,
+    ShardSummary,
+    SummaryBuilder,
+    record_key,
+)
+from gear_data_prep.resize import resize_image
+from gear_data_prep.samples import BadSample, BadSampleError, RawSample
+from gear_data_prep.sources.base import Reader
+from gear_data_prep.tar_writer import TarWriter
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage
+from gear_dist.storage import Storage, checksum_of
 
-_BLOCK = 512
-
-
-class SampleRow(NamedTuple):
-    """A row of the samples table (SAMPLES_SCHEMA)."""
-
-    key: str
-    class_index: int
-    width: int
-    height: int
-    bytes: int
-    xxh3: str
-    shard: int
-    offset: int
-    caption_chars: int
+_READS_AHEAD = 8
 
 
-class BadImage(NamedTuple):
-    """An image that was left out."""
+class ShardJob(NamedTuple):
+    """All that a task needs to make a shard; pickled to it."""
 
-    path: str
-    reason: str
-
-
-class ShardRecord(NamedTuple):
-    """What a finished shard holds; published after it, under `record_key`."""
-
+    storage: Storage
+    reader: Reader
+    planned: PlannedShard
+    taken: tuple[Taken, ...]
+    settings: PlanSettings
     plan_hash: str
-    info: ShardInfo
-    rows: tuple[SampleRow, ...]
-    bad: tuple[BadImage, ...]
-    attribute_counts: dict[str, int]
-    """Samples that have the attribute."""
-    attribute_maxima: dict[str, int]
-    """Largest value of the attribute."""
-
-    @property
-    def num_planned(self) -> int:
-        """Images that the plan gave the shard."""
-        return len(self.rows) + len(self.bad)
-
-    def dump(self) -> bytes:
-        """JSON bytes, equal for equal records."""
-        return json.dumps(self._asdict(), sort_keys=True).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> "ShardRecord":
-        """The record of `dump`; ValueError, TypeError or KeyError where it is damaged."""
-        node = json.loads(data)
-        node["info"] = ShardInfo(*node["info"])
-        node["rows"] = tuple(SampleRow(*row) for row in node["rows"])
-        node["bad"] = tuple(BadImage(*row) for row in node["bad"])
-        return cls(**node)
 
 
-class _Loaded(NamedTuple):
-    image: bytes
-    width: int
-    height: int
-    caption: str | None
+class ShardOutcome(NamedTuple):
+    """What a task has done."""
+
+    summary: ShardSummary
+    found: bool
+    """A former run had finished the shard."""
+
+
+class _Texts(NamedTuple):
+    captions: tuple[str, ...]
     attributes: dict[str, int]
 
 
-class TarWriter:
-    """A deterministic ustar stream that hashes what it writes: no times, no owners."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._hash = xxhash.xxh3_128()
-        self.position = 0
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append a member; the offset of its data."""
-        self._write(_header(name, len(data)))
-        offset = self.position
-        self._write(data)
-        self._write(b"\0" * (-len(data) % _BLOCK))
-        return offset
-
-    def finish(self) -> str:
-        """Write the end marker; the tar's hex xxh3-128."""
-        self._write(b"\0" * 2 * _BLOCK)
-        return self._hash.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._hash.update(data)
-        self.position += len(data)
+def run_job(job: ShardJob) -> ShardOutcome:
+    """Make a shard, unless a former run has."""
+    record = find_finished(job)
+    if record is not None:
+        return ShardOutcome(record.summary, True)
+    return ShardOutcome(make_shard(job).summary, False)
 
 
-def record_key(shard: int) -> str:
-    """Where the record of a shard is kept until the manifest is whole."""
-    return f"manifest/parts/{shard:06d}.json"
-
-
-def make_shard(
-    storage: Storage, root: Path, planned: PlannedShard, settings: PlanSettings, plan_hash: str
-) -> ShardRecord:
+def make_shard(job: ShardJob) -> ShardRecord:
     """Write one shard, then its record, each atomically.
 
-    Args:
-        storage: where the corpus goes.
-        root: the source's folder.
-        planned: the shard's images.
-        settings: limits that the images are checked against.
-        plan_hash: plan that the record belongs to.
-
     Raises:
-        DataError: a file vanished or cannot be read.
+        DataError: the source changed or cannot be read.
         StorageError: the destination refuses the write.
     """
+    planned = job.planned
     rows: list[SampleRow] = []
-    bad: list[BadImage] = []
-    counts: Counter[str] = Counter()
-    maxima: dict[str, int] = {}
-    with storage.writer(f"shards/{planned.name}") as stream:
+    builder = SummaryBuilder()
+    with job.storage.writer(f"shards/{planned.name}") as stream:
         tar = TarWriter(stream)
-        for number, image in enumerate(planned.images, planned.first):
+        for number, raw in enumerate(_samples(job), planned.first):
             try:
-                loaded = _load(root, image, settings.max_pixels)
-            except BadImageError as error:
-                bad.append(BadImage(image.path, str(error)))
+                image, original, texts = _prepare(raw, job.settings)
+            except BadSampleError as error:
+                _leave_out(builder, raw, error, job.settings)
                 continue
-            rows.append(_add_sample(tar, f"{number:08d}", image, loaded, planned.shard))
-            counts.update(loaded.attributes.keys())
-            for name, value in loaded.attributes.items():
-                maxima[name] = max(value, maxima.get(name, 0))
-        digest = tar.finish()
-    info = ShardInfo(planned.shard, planned.name, len(rows), tar.position, digest)
-    record = ShardRecord(plan_hash, info, tuple(rows), tuple(bad), dict(counts), maxima)
-    storage.write(record_key(planned.shard), record.dump())
+            key = f"{number:08d}"
+            offset = tar.add(f"{key}.{image.suffix}", image.data)
+            if original is not None:
+                tar.add(f"{key}.original.{original.suffix}", original.data)
+            _add_texts(tar, key, raw.class_index, texts)
+            rows.append(_row(key, raw, image, texts, planned.shard, offset))
+            builder.add(raw.class_index, texts.attributes)
+        checksum = tar.finish()
+    info = ShardInfo(planned.shard, planned.name, len(rows), tar.position, checksum)
+    record = ShardRecord(job.plan_hash, builder.finish(info), tuple(rows))
+    job.storage.write(record_key(planned.shard), record.dump())
     return record
 
 
-def find_finished(storage: Storage, planned: PlannedShard, plan_hash: str) -> ShardRecord | None:
+def find_finished(job: ShardJob) -> ShardRecord | None:
     """The shard's record where a former run has finished it under this plan, else None.
 
-    The shard itself is read back: a record counts only together with the bytes it describes.
+    The shard itself is read back, in bounded memory: a record counts only together with the
+    bytes it describes.
     """
-    key = record_key(planned.shard)
-    if not storage.exists(key):
+    key = record_key(job.planned.shard)
+    if not job.storage.exists(key):
         return None
     try:
-        record = ShardRecord.load(storage.read(key))
-        data = storage.read(record.info.key)
+        record = ShardRecord.load(job.storage.read(key))
+        info = record.summary.info
+        same_plan = record.plan_hash == job.plan_hash
+        whole = record.summary.num_planned == job.planned.num_samples
+        if same_plan and whole and checksum_of(job.storage, info.key) == info.crc64nvme:
+            return record
     except (DataError, ValueError, TypeError, KeyError):
-        return None
-    same_plan = record.plan_hash == plan_hash and record.num_planned == len(planned.images)
-    return record if same_plan and xxhash.xxh3_128_hexdigest(data) == record.info.xxh3 else None
+        pass
+    return None
 
 
-def _add_sample(
-    tar: TarWriter, key: str, image: SourceImage, loaded: _Loaded, shard: int
+def _samples(job: ShardJob) -> Iterator[RawSample]:
+    """The shard's samples in their order, as many as planned."""
+    units = _read_units(job)
+    if all(taken.unit.num_samples == 1 for taken in job.taken):
+        # Units of one sample are in a random order already: nothing has to be held.
+        yield from (sample for part in units for sample in part)
+        return
+    samples = [sample for part in units for sample in part]
+    yield from (samples[i] for i in shuffled(len(samples), job.settings.seed, job.planned.shard))
+
+
+def _read_units(job: ShardJob) -> Iterator[list[RawSample]]:
+    read = job.reader.read
+    units = [taken.unit for taken in job.taken]
+    parts = _ahead(read, units) if job.reader.remote else map(read, units)
+    for taken, samples in zip(job.taken, parts, strict=True):
+        if len(samples) != taken.unit.num_samples:
+            raise DataError(f"{taken.unit.identity}: changed since it was listed")
+        yield [sample for i, sample in enumerate(samples) if i not in taken.dropped]
+
+
+def _ahead(read: Any, units: Iterable[Any]) -> Iterator[list[RawSample]]:
+    """`map`, several reads at a time."""
+    with ThreadPoolExecutor(_READS_AHEAD) as pool:
+        waiting: deque[Future[list[RawSample]]] = deque()
+        for unit in units:
+            waiting.append(pool.submit(read, unit))
+            if len(waiting) > _READS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _prepare(
+    raw: RawSample, settings: PlanSettings
+) -> tuple[CheckedImage, CheckedImage | None, _Texts]:
+    """What of a sample goes into the shard: the image, its original where both do, the texts."""
+    if raw.problem is not None:
+        raise raw.problem
+    image = check_image(raw.image, raw.suffix, settings.image)
+    texts = _Texts(check_captions(raw.captions, settings.image.policies), raw.attributes)
+    if not settings.resize.short_side:
+        return image, None, texts
+    small = resize_image(image, settings.resize, settings.image.max_pixels)
+    keep = settings.resize.keep_original and small is not image
+    return small, image if keep else None, texts
+
+
+def _leave_out(
+    builder: SummaryBuilder, raw: RawSample, error: BadSampleError, settings: PlanSettings
+) -> None:
+    if settings.image.policies[error.kind] == SKIP:
+        builder.skipped[error.kind] += 1
+    else:
+        builder.bad.append(BadSample(raw.name, error.kind, str(error)))
+
+
+def _add_texts(tar: TarWriter, key: str, class_index: int, texts: _Texts) -> None:
+    if class_index >= 0:
+        tar.add(f"{key}.cls", str(class_index).encode())
+    if texts.captions:
+        tar.add(f"{key}.txt", texts.captions[0].encode())
+    sidecar: dict[str, Any] = dict(texts.attributes)
+    if len(texts.captions) > 1:
+        sidecar["captions"] = list(texts.captions)
+    if sidecar:
+        tar.add(f"{key}.json", json.dumps(sidecar, sort_keys=True).encode())
+
+
+def _row(
+    key: str, raw: RawSample, image: CheckedImage, texts: _Texts, shard: int, offset: int
 ) -> SampleRow:
-    offset = tar.add(f"{key}.{image.suffix}", loaded.image)
-    tar.add(f"{key}.cls", str(image.class_index).encode())
-    if loaded.caption is not None:
-        tar.add(f"{key}.txt", loaded.caption.encode())
-    if loaded.attributes:
-        tar.add(f"{key}.json", json.dumps(loaded.attributes, sort_keys=True).encode())
     return SampleRow(
         key,
-        image.class_index,
-        loaded.width,
-        loaded.height,
-        len(loaded.image),
-        xxhash.xxh3_128_hexdigest(loaded.image),
+        raw.class_index,
+        image.width,
+        image.height,
+        len(image.data),
+        xxhash.xxh3_128_hexdigest(image.data),
         shard,
         offset,
-        len(loaded.caption or ""),
+        len(texts.captions),
+        sum(map(len, texts.captions)),
     )
-
-
-def _load(root: Path, image: SourceImage, max_pixels: int) -> _Loaded:
-    """Read an image with its sidecars; BadImageError where it must not go into a shard."""
-    _, caption_bytes, attribute_bytes = image.sizes
-    data = _read(root / image.path)
-    width, height = decode_image(data, max_pixels).size
-    caption, attributes = None, {}
-    if caption_bytes >= 0:
-        try:
-            caption = _read(root / f"{image.stem}.txt").decode()
-        except UnicodeDecodeError:
-            raise BadImageError("its caption is not UTF-8") from None
-    if attribute_bytes >= 0:
-        attributes = _parse_attributes(_read(root / f"{image.stem}.json"))
-    return _Loaded(data, width, height, caption, attributes)
-
-
-def _parse_attributes(data: bytes) -> dict[str, int]:
-    try:
-        node: Any = json.loads(data)
-    except ValueError:
-        raise BadImageError("its attributes are not JSON") from None
-    values = node.values() if isinstance(node, dict) else [None]
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise BadImageError("its attributes are not an object of integers >= 0")
-    return node
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _header(name: str, size: int) -> bytes:
-    """A ustar header: mode 0644, owner and times 0."""
-    header = bytearray(_BLOCK)
-    header[: len(name)] = name.encode()
-    header[100:124] = b"0000644\0" + b"0000000\0" * 2
-    header[124:148] = b"%011o\0" % size + b"%011o\0" % 0
-    header[148:156] = b" " * 8
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\00000"
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)

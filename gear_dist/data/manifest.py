@@ -1,14 +1,19 @@
 """The manifest of a sharded corpus: what it holds, shard by shard and sample by sample. No torch.
 
-ROOT/shards/000000.tar          webdataset tars
-ROOT/manifest/samples.parquet   a row a sample (SAMPLES_SCHEMA)
-ROOT/manifest/shards.parquet    a row a shard (SHARDS_SCHEMA)
-ROOT/manifest/dataset.json      the facts; published last, so its presence means "complete"
+ROOT/shards/000000.tar                webdataset tars
+ROOT/manifest/samples-00000.parquet   a row a sample (SAMPLES_SCHEMA), in parts of whole shards
+ROOT/manifest/shards.parquet          a row a shard (SHARDS_SCHEMA)
+ROOT/manifest/dataset.json            the facts; published last, so its presence means "complete"
+
+A sample is KEY.jpg (or another image suffix), KEY.cls where it has a class, KEY.txt (its first
+caption) where it has captions, KEY.json where it has attributes (integers by name) or several
+captions ({"captions": [...]}). Keys hold no dots.
 """
 
 import io
 import json
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +22,8 @@ import xxhash
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATASET_KEY = "manifest/dataset.json"
-SAMPLES_KEY = "manifest/samples.parquet"
 SHARDS_KEY = "manifest/shards.parquet"
 
 SAMPLES_SCHEMA = pa.schema(
@@ -32,7 +36,8 @@ SAMPLES_SCHEMA = pa.schema(
         ("xxh3", pa.string()),  # hex xxh3-128 of the image's bytes
         ("shard", pa.int32()),
         ("offset", pa.int64()),  # of the image's bytes in the tar
-        ("caption_chars", pa.int32()),
+        ("num_captions", pa.int16()),
+        ("caption_chars", pa.int32()),  # of all captions
     ]
 )
 SHARDS_SCHEMA = pa.schema(
@@ -41,7 +46,7 @@ SHARDS_SCHEMA = pa.schema(
         ("name", pa.string()),
         ("samples", pa.int64()),
         ("bytes", pa.int64()),
-        ("xxh3", pa.string()),  # hex xxh3-128 of the whole tar
+        ("crc64nvme", pa.string()),  # 16 hex digits, CRC-64/NVME of the whole tar
     ]
 )
 
@@ -54,7 +59,7 @@ class ShardInfo(NamedTuple):
     """File name under shards/."""
     samples: int
     bytes: int
-    xxh3: str
+    crc64nvme: str
 
     @property
     def key(self) -> str:
@@ -79,6 +84,11 @@ class DatasetFacts(NamedTuple):
     checksums: dict[str, str]
     """Hex xxh3-128 of the manifest's other files by key."""
 
+    @property
+    def samples_keys(self) -> list[str]:
+        """The parts of the samples table in their order."""
+        return sorted(key for key in self.checksums if key.startswith("manifest/samples-"))
+
 
 class Manifest(NamedTuple):
     """A corpus that is complete."""
@@ -101,25 +111,45 @@ def load_manifest(storage: Storage) -> Manifest:
         _damaged(storage, SHARDS_KEY, "its counts differ from dataset.json's")
     if [shard.shard for shard in shards] != list(range(len(shards))):
         _damaged(storage, SHARDS_KEY, "shards are not numbered 0, 1, ...")
+    if not _is_whole(storage.read(DATASET_KEY)):
+        _damaged(storage, DATASET_KEY, "its bytes differ from its own checksum")
     return Manifest(facts, shards)
 
 
-def load_samples(storage: Storage) -> pa.Table:
-    """The samples table (SAMPLES_SCHEMA), rows in the order of shards and of samples in them.
+def samples_key(part: int) -> str:
+    """Where a part of the samples table is."""
+    return f"manifest/samples-{part:05d}.parquet"
+
+
+def iterate_samples(storage: Storage) -> Iterator[pa.Table]:
+    """The samples table (SAMPLES_SCHEMA) part by part, in the order of shards.
 
     Raises:
         DataError: as `load_manifest`.
     """
     facts = _load_facts(storage)
-    table = _load_table(storage, facts, SAMPLES_KEY, SAMPLES_SCHEMA)
-    if table.num_rows != facts.num_samples:
-        _damaged(storage, SAMPLES_KEY, "its rows differ from dataset.json's num_samples")
-    return table
+    num_rows = 0
+    for key in facts.samples_keys:
+        table = _load_table(storage, facts, key, SAMPLES_SCHEMA)
+        num_rows += table.num_rows
+        yield table
+    if num_rows != facts.num_samples:
+        _damaged(storage, DATASET_KEY, f"{num_rows} rows of samples, not num_samples")
+
+
+def load_samples(storage: Storage) -> pa.Table:
+    """The whole samples table (SAMPLES_SCHEMA), about 100 bytes of memory a row.
+
+    Raises:
+        DataError: as `load_manifest`.
+    """
+    return pa.concat_tables([SAMPLES_SCHEMA.empty_table(), *iterate_samples(storage)])
 
 
 def dump_facts(facts: DatasetFacts) -> bytes:
-    """dataset.json's bytes: the same facts give the same bytes."""
-    return (json.dumps(facts._asdict(), indent=1, sort_keys=True) + "\n").encode()
+    """dataset.json's bytes, with their own checksum: the same facts give the same bytes."""
+    node = facts._asdict()
+    return _dump_json({**node, "xxh3": _own_checksum(node)})
 
 
 def dump_table(table: pa.Table) -> bytes:
@@ -127,6 +157,21 @@ def dump_table(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16)
     return sink.getvalue()
+
+
+def _dump_json(node: dict[str, Any]) -> bytes:
+    return (json.dumps(node, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _own_checksum(node: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(_dump_json(node))
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether dataset.json is, byte for byte, what `dump_facts` wrote."""
+    node = json.loads(data)
+    digest = node.pop("xxh3", None)
+    return digest == _own_checksum(node) and data == _dump_json({**node, "xxh3": digest})
 
 
 def _load_facts(storage: Storage) -> DatasetFacts:
@@ -139,13 +184,13 @@ def _load_facts(storage: Storage) -> DatasetFacts:
         )
     try:
         node = json.loads(storage.read(DATASET_KEY))
+        node.pop("xxh3", None)
         version = node["schema_version"]
-        facts = DatasetFacts(**{**node, "classes": tuple(node["classes"])})
-    except (ValueError, TypeError, KeyError) as error:
+        if version != SCHEMA_VERSION:
+            _damaged(storage, DATASET_KEY, f"schema version {version}, this is {SCHEMA_VERSION}")
+        return DatasetFacts(**{**node, "classes": tuple(node["classes"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         _damaged(storage, DATASET_KEY, f"{type(error).__name__} {error}")
-    if version != SCHEMA_VERSION:
-        _damaged(storage, DATASET_KEY, f"schema version {version}, this is {SCHEMA_VERSION}")
-    return facts
 
 
 def _load_table(storage: Storage, facts: DatasetFacts, key: str, schema: pa.Schema) -> pa.Table:
@@ -161,8 +206,8 @@ def _load_table(storage: Storage, facts: DatasetFacts, key: str, schema: pa.Sche
     return table
 
 
-def _damaged(storage: Storage, key: str, why: str) -> Any:
+def _damaged(storage: Storage, key: str, why: str) -> NoReturn:
     raise DataError(
-        f"{storage.address}/{key}: damaged manifest: {why}; make the corpus again with "
-        f"`gear-dist shard SOURCE DESTINATION --overwrite`"
+        f"{storage.address}/{key}: damaged manifest: {why}; run `gear-dist repair CORPUS`, or make "
+        "the corpus again with `gear-dist shard SOURCE DESTINATION --overwrite`"
     ) from None

@@ -7,8 +7,7 @@ writer and webdataset's use are read here directly.
 import json
 from typing import Any, NamedTuple, NoReturn
 
-import xxhash
-
+from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage
@@ -39,7 +38,7 @@ def read_shard(storage: Storage, shard: ShardInfo) -> list[Sample]:
 
 
 def fetch_shard(storage: Storage, shard: ShardInfo) -> bytes:
-    """The tar's bytes, verified by size and xxh3-128.
+    """The tar's bytes, verified by size and CRC-64/NVME.
 
     Raises:
         DataError: missing or changed; names the object and how to remake it.
@@ -50,7 +49,7 @@ def fetch_shard(storage: Storage, shard: ShardInfo) -> bytes:
         _corrupt(storage, shard, "it is missing")
     if len(data) != shard.bytes:
         _corrupt(storage, shard, f"{len(data)} bytes instead of {shard.bytes}")
-    if xxhash.xxh3_128_hexdigest(data) != shard.xxh3:
+    if crc64nvme_hex(data) != shard.crc64nvme:
         _corrupt(storage, shard, "its checksum differs from the manifest's")
     return data
 

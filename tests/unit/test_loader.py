@@ -16,7 +16,7 @@ import webdataset
 import xxhash
 from PIL import Image
 
-from gear_data_prep.shards import TarWriter
+from gear_data_prep.tar_writer import TarWriter
 from gear_dist.config import DataConfig
 from gear_dist.data import loader as loader_module
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
@@ -83,12 +83,12 @@ def write_corpus(root: Path, images: list[bytes], labels: list[int]) -> str:
     info = ShardInfo(0, "000000.tar", len(images), tar.position, digest)
     tables = {
         "manifest/shards.parquet": pa.Table.from_pylist([info._asdict()], SHARDS_SCHEMA),
-        "manifest/samples.parquet": SAMPLES_SCHEMA.empty_table(),
+        "manifest/samples-00000.parquet": SAMPLES_SCHEMA.empty_table(),
     }
     for key, table in tables.items():
         storage.write(key, dump_table(table))
     sums = {key: xxhash.xxh3_128_hexdigest(storage.read(key)) for key in tables}
-    facts = DatasetFacts(1, len(images), 1, ("a", "b"), {}, "", {}, "plan", "0", sums)
+    facts = DatasetFacts(2, len(images), 1, ("a", "b"), {}, "", {}, "plan", "0", sums)
     storage.write("manifest/dataset.json", dump_facts(facts))
     return storage.address
 

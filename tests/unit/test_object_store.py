@@ -14,7 +14,7 @@ import pytest
 from gear_cluster import object_store, store_cli
 from gear_cluster.object_store import StoreEndpoint
 from gear_dist.errors import DataError, StorageError
-from gear_dist.storage_s3 import make_client
+from gear_dist.s3_client import make_client
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ import webdataset
 import xxhash
 from PIL import Image
 
-from gear_data_prep import corpus
+from gear_data_prep import corpus, tasks
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.plan import PlanSettings, make_plan
-from gear_data_prep.sources import read_image_folder
+from gear_data_prep.sources import make_spec, open_source
+from gear_data_prep.sources.base import Source
+from gear_data_prep.sources.files import SourceOptions
+from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import open_storage
@@ -26,6 +29,10 @@ from sample_shards import SampleShards
 def shard(source: Path, destination: Path | str, *options: str, workers: int = 1) -> int:
     words = ["shard", str(source), str(destination), "--workers", str(workers), *options]
     return data_prep(words)
+
+
+def read_image_folder(root: Path, share: float) -> Source:
+    return open_source(make_spec(str(root), "folder", SourceOptions(validation_share=share)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,7 +77,7 @@ MANIFEST_FILES = (
     "dataset.json",
     "plan.json",
     "quarantine.json",
-    "samples.parquet",
+    "samples-00000.parquet",
     "shards.parquet",
 )
 
@@ -118,7 +125,7 @@ def test_manifest(sample_shards: SampleShards) -> None:
     assert np.bincount(labels).tolist() == [12] * 16
     for number, info in enumerate(shards):
         data = storage.read(info.key)
-        assert (len(data), xxhash.xxh3_128_hexdigest(data)) == (info.bytes, info.xxh3)
+        assert (len(data), crc64nvme_hex(data)) == (info.bytes, info.crc64nvme)
         assert len(set(labels[50 * number : 50 * number + 50])) >= 12, "classes are mixed"
 
 
@@ -131,9 +138,11 @@ def test_split_by_share(small_tree: Path, tmp_path: Path) -> None:
     assert 4 <= held.num_samples <= 16
     names = [n for n, _, _ in _members(out / "train/shards/000000.tar") if not n.endswith("cls")]
     assert {name.split(".")[1] for name in names} == {"jpg", "png"}
-    before = {image.path for image in read_image_folder(small_tree, 0.25).splits["validation"]}
+    before = {
+        image.path for image in read_image_folder(small_tree, 0.25).splits["validation"].units
+    }
     write_image(small_tree / "cat/deep/new.png")
-    after = {image.path for image in read_image_folder(small_tree, 0.25).splits["validation"]}
+    after = {image.path for image in read_image_folder(small_tree, 0.25).splits["validation"].units}
     assert before == after - {"cat/deep/new.png"}, "images stay on their side"
 
 
@@ -145,28 +154,34 @@ def _members(tar: Path) -> list[tuple[str, int, int]]:
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
 def test_no_split_is_empty(small_tree: Path, share: float) -> None:
-    sizes = {s: len(images) for s, images in read_image_folder(small_tree, share).splits.items()}
+    sizes = {
+        s: listing.num_samples for s, listing in read_image_folder(small_tree, share).splits.items()
+    }
     assert sorted(sizes.values()) == [1, 39]
     assert list(read_image_folder(small_tree, 0.0).splits) == ["train"]
 
 
 def test_plan_limits(small_tree: Path) -> None:
     source = read_image_folder(small_tree, 0.0)
-    images, total = source.splits["train"], sum(i.sizes[0] for i in source.splits["train"])
-    plan = make_plan(images, source.classes, PlanSettings(shard_samples=7))
-    assert [len(planned.images) for planned in plan.shards] == [7, 7, 7, 7, 7, 5]
+    listing = source.splits["train"]
+    total = sum(image.sizes[0] for image in listing.units)
+    plan = make_plan(listing, source.classes, PlanSettings(shard_samples=7))
+    assert [planned.num_samples for planned in plan.shards] == [7, 7, 7, 7, 7, 5]
     assert [planned.first for planned in plan.shards] == [0, 7, 14, 21, 28, 35]
-    limit = total // 5
-    by_bytes = make_plan(images, source.classes, PlanSettings(shard_bytes=limit))
-    assert len(by_bytes.shards) >= 5
-    assert all(sum(i.sizes[0] for i in s.images) <= limit for s in by_bytes.shards)
-    assert sorted(i for s in by_bytes.shards for i in s.images) == sorted(images)
-    one_each = make_plan(images, source.classes, PlanSettings(shard_bytes=1))
-    assert [len(planned.images) for planned in one_each.shards] == [1] * 40
+    limit = total // 3
+    by_bytes = make_plan(listing, source.classes, PlanSettings(shard_bytes=limit))
+    assert len(by_bytes.shards) >= 3
+    for planned in by_bytes.shards:
+        assert sum(taken.unit.sizes[0] for taken in by_bytes.taken(planned)) <= limit
+    dealt = np.concatenate([planned.units for planned in by_bytes.shards])
+    assert sorted(dealt.tolist()) == list(range(40))
+    one_each = make_plan(listing, source.classes, PlanSettings(shard_bytes=1))
+    assert [planned.num_samples for planned in one_each.shards] == [1] * 40
     hashes = {p.plan_hash for p in (plan, by_bytes, one_each)}
-    hashes.add(make_plan(images, source.classes, PlanSettings(seed=1)).plan_hash)
-    hashes.add(make_plan(images[1:], source.classes, PlanSettings()).plan_hash)
-    assert len(hashes) == 5
+    hashes.add(make_plan(listing, source.classes, PlanSettings(seed=1)).plan_hash)
+    hashes.add(make_plan(listing, (), PlanSettings()).plan_hash)
+    hashes.add(make_plan(listing, source.classes, PlanSettings(), {3: (0,)}).plan_hash)
+    assert len(hashes) == 6
 
 
 def test_finished_corpus_is_reused_and_another_plan_refused(
@@ -219,9 +234,9 @@ def _spoil(tree: Path) -> dict[str, str]:
         "dog/bad_float.png": "its attributes are not an object of integers >= 0",
         "dog/bad_json.png": "its attributes are not JSON",
         "dog/bomb.png": "300 x 200 pixels exceed max_pixels = 50000",
-        "dog/cut.jpg": "does not decode: image file is truncated",
+        "dog/cut.jpg": "decodes with errors: Premature end of JPEG file",
         "dog/empty.png": "empty file",
-        "dog/text.jpg": "does not decode: cannot identify image file",
+        "dog/text.jpg": "does not decode: no image format",
         "dog/thin.png": "300 x 1 pixels: longer than 50 to 1",
     }
 
@@ -232,7 +247,7 @@ def test_bad_images_are_left_out_with_a_reason(small_tree: Path, tmp_path: Path)
     out = tmp_path / "out"
     assert shard(small_tree, out, *options, "--max-bad-share", "0.5") == 0
     quarantine = json.loads((out / "train/manifest/quarantine.json").read_text())
-    found = {item["path"]: item["reason"] for item in quarantine["images"]}
+    found = {item["name"]: item["reason"] for item in quarantine["samples"]}
     assert found.keys() == expected.keys()
     assert all(found[path].startswith(reason) for path, reason in expected.items()), found
     assert quarantine["num_bad"] == 8
@@ -289,7 +304,7 @@ def test_split_folders(tmp_path: Path, names: tuple[str, str]) -> None:
     (tmp_path / names[0] / "a/._1.png").write_text("")
     source = read_image_folder(tmp_path, 0.5)
     assert source.classes == ("a", "b")
-    assert {s: [i.class_index for i in images] for s, images in source.splits.items()} == {
+    assert {s: [i.class_index for i in part.units] for s, part in source.splits.items()} == {
         "train": [0, 1],
         "validation": [1],
     }
@@ -301,26 +316,28 @@ def test_train_folder_alone_is_split(small_tree: Path, tmp_path: Path) -> None:
     small_tree.rename(tmp_path / "root/train")
     source = read_image_folder(tmp_path / "root", 0.2)
     assert source.classes == ("cat", "dog")
-    assert sum(len(images) for images in source.splits.values()) == 40
+    assert sum(listing.num_samples for listing in source.splits.values()) == 40
     assert len(source.splits) == 2
 
 
 def test_vanished_file(small_tree: Path, tmp_path: Path) -> None:
-    source = read_image_folder(small_tree, 0.0)
+    spec = make_spec(str(small_tree), "folder", SourceOptions(validation_share=0.0))
+    source = open_source(spec)
     (small_tree / "dog/7.png").unlink()
     settings = corpus.CorpusSettings(PlanSettings())
-    with pytest.raises(DataError, match=r"dog/7.png: cannot be read"):
-        corpus.make_corpus(open_storage(str(tmp_path / "out")), source, "train", settings)
+    storage = open_storage(str(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"dog/7.png: no such file"):
+        corpus.make_corpus(storage, source, "train", settings, spec=spec)
 
 
 def test_dead_workers_are_replaced(
     small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(jobs: list, workers: int):
-        yield corpus._run_job(jobs[0])
+    def dying(shards, make_job, workers: int):
+        yield tasks.run_job(make_job(next(shards)))
         raise BrokenProcessPool
 
-    monkeypatch.setattr(corpus, "_pool_outcomes", dying)
+    monkeypatch.setattr(tasks, "_pool_outcomes", dying)
     options = ("--shard-samples", "9", "--validation-share", "0")
     assert shard(small_tree, tmp_path / "out", *options, workers=2) == 5
     assert list((tmp_path / "out/train/shards").iterdir())

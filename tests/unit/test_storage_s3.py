@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from gear_cluster.object_store import StoreEndpoint
-from gear_dist import storage_s3
+from gear_dist import s3_upload
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import ObjectInfo, Storage, open_storage
 from gear_dist.storage_s3 import S3Storage
@@ -60,8 +60,8 @@ def test_bucket_is_made_on_demand(object_store: StoreEndpoint) -> None:
 
 
 def test_multipart(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "MULTIPART_BYTES", 5 << 20)
-    data = bytes(range(256)) * (12 << 12)
+    monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
+    data = bytes(range(256)) * (17 << 12)
     with storage.writer("big") as stream:
         stream.write(data)
     assert storage.read("big") == data
@@ -203,7 +203,7 @@ def test_bodies_that_stay_broken(
     faulty: tuple[S3Storage, type[_FaultyHandler]], tmp_path: Path
 ) -> None:
     storage, handler = faulty
-    handler.faults[:] = ["cut"] * 9
+    handler.faults[:] = ["cut"] * 12
     with pytest.raises(DataError, match=r"s3://bucket/x/k: .*data.endpoint"):
         storage.download("k", tmp_path / "k")
     assert list(tmp_path.iterdir()) == []

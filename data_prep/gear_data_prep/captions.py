@@ -1,0 +1,33 @@
+"""Captions as they go into a shard: text, without blank ones."""
+
+from gear_data_prep.policies import CONVERT, KEEP
+from gear_data_prep.samples import BadSampleError
+
+MAX_CAPTIONS = 1000
+
+
+def check_captions(captions: tuple[bytes | str, ...], policies: dict[str, str]) -> tuple[str, ...]:
+    """The captions that are not blank, in their order.
+
+    Raises:
+        BadSampleError: not UTF-8, or none at all, where the policies say so.
+    """
+    if len(captions) > MAX_CAPTIONS:
+        raise BadSampleError("bad-caption", f"{len(captions)} captions")
+    mend = policies["bad-caption"] == CONVERT
+    found = tuple(text for text in (_decode(c, mend) for c in captions) if text.strip())
+    if not found and policies["no-caption"] != KEEP:
+        raise BadSampleError("no-caption", "it has no caption")
+    return found
+
+
+def _decode(caption: bytes | str, mend: bool) -> str:
+    try:
+        # Text from JSON can hold halves of characters, which have no UTF-8 either.
+        data = caption.encode() if isinstance(caption, str) else caption
+        return data.decode()
+    except UnicodeError:
+        if not mend:
+            raise BadSampleError("bad-caption", "its caption is not UTF-8") from None
+    data = caption.encode(errors="replace") if isinstance(caption, str) else caption
+    return data.decode(errors="replace")

@@ -1,0 +1,134 @@
+"""Commands on a finished corpus: `verify`, `repair`, `stats`, `preview`."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gear_dist.errors import ConfigError, DataError
+
+
+def add_corpus_commands(subparsers: Any) -> None:
+    """Add the commands to the command line."""
+    verify = _add(subparsers, "verify", "compare a corpus with its manifest", _verify)
+    _add_verify_options(verify)
+    repair = _add(subparsers, "repair", "make broken or missing shards again", _repair)
+    _add_verify_options(repair)
+    repair.add_argument("--source", default="", help="where the source is now, if it moved")
+    repair.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes"
+    )
+    stats = _add(subparsers, "stats", "classes, sizes and captions of a corpus", _stats)
+    stats.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    preview = _add(subparsers, "preview", "a contact sheet of a corpus as PNG", _preview)
+    preview.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG")
+    for name, default, text in (
+        ("--count", 64, "images"),
+        ("--side", 128, "pixels of each"),
+        ("--seed", 0, "seed of the choice"),
+    ):
+        preview.add_argument(name, type=int, default=default, metavar="N", help=text)
+
+
+def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "corpus", metavar="CORPUS", help="s3://BUCKET/PREFIX/train or a folder: one split"
+    )
+    parser.add_argument("--endpoint", default="", metavar="TEXT", help="S3 endpoint")
+    parser.add_argument("--json", action="store_true", help="a JSON summary on standard output")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="read N shards only (default: all)"
+    )
+    parser.add_argument("--decode", action="store_true", help="decode every image strictly")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample")
+
+
+def _check(args: argparse.Namespace) -> Any:
+    from gear_data_prep.verify import VerifySettings, verify_corpus
+    from gear_dist.storage import open_storage
+
+    if args.sample < 0:
+        raise ConfigError(f"--sample {args.sample}: use a number of shards, or 0 for all")
+    storage = open_storage(args.corpus, args.endpoint)
+    return storage, verify_corpus(storage, VerifySettings(args.sample, args.decode, args.seed))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from gear_data_prep.verify import dump_result
+
+    storage, result = _check(args)
+    if args.json:
+        print(dump_result(storage.address, result))
+    else:
+        for fault in result.faults:
+            print(f"verify: {fault.key}: {fault.what}")
+        rate = result.num_bytes / max(result.seconds, 1e-6) / 1e6
+        print(
+            f"verify: {storage.address}: {result.num_shards:,} shards read, "
+            f"{result.num_bytes / 1e6:,.1f} MB, {rate:,.0f} MB/s, {len(result.faults)} faults"
+        )
+    if result.faults:
+        raise DataError(
+            f"{storage.address}: {len(result.faults)} faults: `gear-dist repair CORPUS` mends them"
+        )
+    return 0
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from gear_data_prep.repair import repair_corpus
+
+    if args.workers < 1:
+        raise ConfigError(f"--workers {args.workers} is too small: use at least 1")
+    storage, found = _check(args)
+    result = repair_corpus(
+        storage, found, source=args.source, endpoint=args.endpoint, workers=args.workers
+    )
+    _, after = _check(args)
+    node = {"faults": len(found.faults), **result._asdict(), "faults_left": len(after.faults)}
+    if args.json:
+        print(json.dumps(node, indent=1))
+    else:
+        whole = " (the whole corpus: its manifest was damaged)" if result.remade else ""
+        print(
+            f"repair: {storage.address}: {len(found.faults)} faults, {result.num_shards} shards "
+            f"made again{whole}, {result.num_removed} objects removed"
+        )
+    if after.faults:
+        first = after.faults[0]
+        raise DataError(f"{storage.address}: still faulty: {first.key}: {first.what}")
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from gear_data_prep.stats import as_table, measure_corpus
+    from gear_data_prep.stats_page import render_page
+    from gear_dist.storage import open_storage, write_file
+
+    storage = open_storage(args.corpus, args.endpoint)
+    stats = measure_corpus(storage)
+    if args.html:
+        write_file(args.html, render_page(storage, stats).encode())
+    print(json.dumps(stats._asdict(), indent=1) if args.json else as_table(stats))
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from gear_data_prep.preview import contact_sheet
+    from gear_dist.storage import atomic_file, open_storage
+
+    if args.count < 1 or args.side < 1:
+        raise ConfigError(f"--count {args.count} and --side {args.side} must be at least 1")
+    storage = open_storage(args.corpus, args.endpoint)
+    sheet = contact_sheet(storage, args.count, side=args.side, seed=args.seed)
+    with atomic_file(args.out) as stream:
+        sheet.save(stream, format="PNG", optimize=True)
+    node = {"out": str(args.out), "width": sheet.width, "height": sheet.height}
+    print(json.dumps(node) if args.json else f"preview: {args.out}")
+    return 0

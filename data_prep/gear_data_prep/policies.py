@@ -1,0 +1,67 @@
+"""What is done about odd samples, kind by kind: `--policy KIND=ACTION`."""
+
+from typing import NamedTuple
+
+from gear_dist.errors import ConfigError
+
+KEEP, CONVERT, SKIP, QUARANTINE = "keep", "convert", "skip", "quarantine"
+_LEAVE_OUT = (QUARANTINE, SKIP)
+
+
+class Policy(NamedTuple):
+    """A kind of odd sample."""
+
+    meaning: str
+    allowed: tuple[str, ...]
+    """The first is the default."""
+
+
+POLICIES: dict[str, Policy] = {
+    "empty": Policy("no bytes", _LEAVE_OUT),
+    "no-image": Policy("a sample without an image", _LEAVE_OUT),
+    "undecodable": Policy("no image, or a damaged or truncated one", _LEAVE_OUT),
+    "corrupt": Policy(
+        "decodes, but with errors that the strict check finds", (QUARANTINE, SKIP, KEEP)
+    ),
+    "too-large": Policy("more pixels, scans or bytes than allowed", _LEAVE_OUT),
+    "too-long": Policy("sides of more than 50 to 1", _LEAVE_OUT),
+    "mislabelled": Policy("another format than its suffix says", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "format": Policy(
+        "GIF or TIFF, which the loader does not read: made PNG", (CONVERT, QUARANTINE, SKIP)
+    ),
+    "cmyk": Policy("four colours of ink: made RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "palette": Policy("indexed colours: made RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "16-bit": Policy("more than 8 bits a channel: made 8", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "animated": Policy("several frames: the first one", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "no-caption": Policy("no caption, or a blank one", (KEEP, QUARANTINE, SKIP)),
+    "bad-caption": Policy("a caption that is not UTF-8 text", (QUARANTINE, SKIP, CONVERT)),
+    "sidecar": Policy("attributes of another form than expected", _LEAVE_OUT),
+    "not-fetched": Policy("a URL that gave no image", (SKIP, QUARANTINE)),
+    "broken-tar": Policy("a source tar that breaks off", (QUARANTINE,)),
+}
+
+
+def parse_policies(choices: list[str]) -> dict[str, str]:
+    """The action for every kind, from KIND=ACTION texts.
+
+    Raises:
+        ConfigError: an unknown kind, or an action that is not possible for it.
+    """
+    actions = {kind: policy.allowed[0] for kind, policy in POLICIES.items()}
+    for choice in choices:
+        kind, _, action = choice.partition("=")
+        if kind not in POLICIES:
+            raise ConfigError(f"--policy {choice}: use one of {', '.join(POLICIES)}")
+        if action not in POLICIES[kind].allowed:
+            allowed = ", ".join(POLICIES[kind].allowed)
+            raise ConfigError(f"--policy {choice}: for {kind} use {allowed}")
+        actions[kind] = action
+    return actions
+
+
+def describe_policies() -> str:
+    """A line a kind, for `--help`."""
+    return "\n".join(
+        f"  {kind:12} {policy.meaning} ({' | '.join(policy.allowed)})"
+        for kind, policy in POLICIES.items()
+    )

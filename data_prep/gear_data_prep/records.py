@@ -1,0 +1,108 @@
+"""What a finished shard holds, kept beside it until the manifest is whole."""
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+from gear_data_prep.samples import BadSample
+from gear_dist.data.manifest import ShardInfo
+
+PARTS_PREFIX = "manifest/parts/"
+
+
+class SampleRow(NamedTuple):
+    """A row of the samples table (SAMPLES_SCHEMA)."""
+
+    key: str
+    class_index: int
+    width: int
+    height: int
+    bytes: int
+    xxh3: str
+    shard: int
+    offset: int
+    num_captions: int
+    caption_chars: int
+
+
+class ShardSummary(NamedTuple):
+    """What of a shard adds up over the corpus."""
+
+    info: ShardInfo
+    bad: tuple[BadSample, ...]
+    skipped: dict[str, int]
+    """Samples left out without a report, by kind."""
+    attribute_counts: dict[str, int]
+    """Samples that have the attribute."""
+    attribute_maxima: dict[str, int]
+    """Largest value of the attribute."""
+    num_classes: int
+    """Largest class index plus 1."""
+
+    @property
+    def num_planned(self) -> int:
+        """Samples that the plan gave the shard."""
+        return self.info.samples + len(self.bad) + sum(self.skipped.values())
+
+
+class ShardRecord(NamedTuple):
+    """A shard's part of the manifest; published after it, under `record_key`."""
+
+    plan_hash: str
+    summary: ShardSummary
+    rows: tuple[SampleRow, ...]
+
+    def dump(self) -> bytes:
+        """JSON bytes, equal for equal records; rows by column."""
+        node = {
+            "plan_hash": self.plan_hash,
+            "summary": self.summary._asdict(),
+            "columns": list(zip(*self.rows, strict=True)),
+        }
+        return json.dumps(node, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> "ShardRecord":
+        """The record of `dump`; ValueError, TypeError or KeyError where it is damaged."""
+        node = json.loads(data)
+        summary = node["summary"]
+        summary["info"] = ShardInfo(*summary["info"])
+        summary["bad"] = tuple(BadSample(*row) for row in summary["bad"])
+        rows = tuple(SampleRow(*row) for row in zip(*node["columns"], strict=True))
+        if len(rows) != summary["info"].samples:
+            raise ValueError("a record of another number of samples")
+        return cls(node["plan_hash"], ShardSummary(**summary), rows)
+
+
+class SummaryBuilder:
+    """Counts a shard's samples as they go in."""
+
+    def __init__(self) -> None:
+        self.bad: list[BadSample] = []
+        self.skipped: Counter[str] = Counter()
+        self.num_classes = 0
+        self._counts: Counter[str] = Counter()
+        self._maxima: dict[str, int] = {}
+
+    def add(self, class_index: int, attributes: dict[str, int]) -> None:
+        """Count a sample that went in."""
+        self.num_classes = max(self.num_classes, class_index + 1)
+        for name, value in attributes.items():
+            self._counts[name] += 1
+            self._maxima[name] = max(value, self._maxima.get(name, 0))
+
+    def finish(self, info: ShardInfo) -> ShardSummary:
+        """The summary."""
+        return ShardSummary(
+            info,
+            tuple(self.bad),
+            dict(sorted(self.skipped.items())),
+            dict(self._counts),
+            self._maxima,
+            self.num_classes,
+        )
+
+
+def record_key(shard: int) -> str:
+    """Where the record of a shard is kept until the manifest is whole."""
+    return f"{PARTS_PREFIX}{shard:06d}.json"

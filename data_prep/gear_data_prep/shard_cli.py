@@ -1,0 +1,300 @@
+"""`gear-dist shard`: a corpus of any kind to shards with a manifest."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+from gear_data_prep.policies import describe_policies, parse_policies
+from gear_dist.errors import ConfigError
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_KINDS = ("auto", "folder", "imagenet", "webdataset", "parquet", "urls")
+_TEXT = """\
+Shards SOURCE into DESTINATION/train and, where there is one, DESTINATION/validation.
+
+SOURCE, a path or s3:// address, is one of:
+  folder      {train,val}/CLASS/NAME.jpg or CLASS/NAME.jpg; NAME.txt is the caption, NAME.json the
+              attributes
+  imagenet    the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
+  webdataset  tars of {key}.jpg with {key}.txt, {key}.json ("caption") or {key}.cls
+  parquet     Hugging Face layout: image bytes and captions
+  urls        a parquet, CSV or TSV table of url and caption; images are fetched first
+
+Run again after an interruption it continues; a finished corpus is reused.
+"""
+_EPILOG = "policies (--policy KIND=ACTION; the first action is the default):\n"
+
+
+def add_shard(subparsers: Any) -> None:
+    """Add `shard` to the command line."""
+    parser = subparsers.add_parser(
+        "shard",
+        help="images with classes or captions to shards with a manifest, on a folder or S3",
+        description=_TEXT,
+        epilog=_EPILOG + describe_policies(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("destination", metavar="DESTINATION", help="s3://BUCKET/PREFIX or a folder")
+    parser.add_argument("--kind", choices=_KINDS, default="auto", help="what SOURCE is")
+    _add_shard_options(parser)
+    _add_sample_options(parser)
+    _add_source_options(parser)
+    _add_fetch_options(parser)
+    _add_run_options(parser)
+    parser.set_defaults(run=_shard)
+
+
+def add_option(parser: Any, name: str, kind: type, default: object, text: str) -> None:
+    """An option whose default is shown."""
+    metavar = {int: "N", float: "NUMBER", str: "TEXT"}[kind]
+    help_text = f"{text} (default: %(default)r)"
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)
+
+
+def _add_shard_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("shards")
+    for name, kind, default, text in (
+        ("--shard-samples", int, 1000, "most samples of a shard"),
+        ("--shard-bytes", str, "256M", "most bytes of a shard, with K, M or G"),
+        ("--seed", int, 0, "seed of the order"),
+        ("--validation-share", float, 0.1, "share held out where SOURCE has no validation split"),
+        ("--block-samples", int, 16, "most neighbours of a tar that stay together"),
+    ):
+        add_option(group, name, kind, default, text)
+    group.add_argument(
+        "--without-duplicates-of",
+        metavar="CORPUS",
+        default="",
+        help="leave out the duplicates that a corpus of the same source and settings holds, which "
+        "is the prefix that an earlier run of this command wrote to",
+    )
+
+
+def _add_sample_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("samples")
+    group.add_argument(
+        "--check",
+        choices=("header", "decode", "strict"),
+        default="strict",
+        help="how images are checked: strict finds corruption that decoders pass (default)",
+    )
+    for name, kind, default, text in (
+        ("--max-pixels", int, 64_000_000, "images with more are bad"),
+        ("--max-bytes", str, "64M", "longer images are bad"),
+        ("--max-bad-share", float, 0.01, "a larger share of bad samples stops it"),
+        ("--short-side", int, 0, "resize to this short side, pixels; 0: copy as they are"),
+        ("--quality", int, 98, "JPEG quality of resized images"),
+    ):
+        add_option(group, name, kind, default, text)
+    group.add_argument(
+        "--filter",
+        choices=("bicubic", "area"),
+        default="bicubic",
+        help="bicubic: PIL's, the default; area: OpenCV's, faster",
+    )
+    group.add_argument(
+        "--keep-original", action="store_true", help="keep KEY.original.SUFFIX beside a resized one"
+    )
+    group.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="KIND=ACTION",
+        help="what is done about odd samples: see below",
+    )
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("source")
+    for name, text in (
+        ("--classes", "file of class names, one a line, for sources that have numbers only"),
+        ("--labels", "imagenet: file of the validation images' classes"),
+        ("--image-column", "parquet: column of image bytes"),
+        (
+            "--caption-column",
+            "parquet, urls: column of captions; webdataset: JSON member",
+        ),
+        ("--class-column", "parquet and urls: column of class indices"),
+        ("--url-column", "urls: column of addresses"),
+    ):
+        group.add_argument(name, default="", metavar="NAME", help=text)
+
+
+def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fetching (urls)")
+    group.add_argument(
+        "--fetched",
+        default="",
+        metavar="ADDRESS",
+        help="where images are kept (default: DESTINATION/fetched)",
+    )
+    for name, kind, default, text in (
+        ("--connections", int, 32, "downloads at a time"),
+        ("--rate", float, 10.0, "requests a second to one host; 0: no limit"),
+        ("--timeout", float, 10.0, "seconds of silence that end a try"),
+        ("--attempts", int, 3, "tries of an address"),
+    ):
+        add_option(group, name, kind, default, text)
+    group.add_argument("--refetch", action="store_true", help="try again what failed")
+    group.add_argument(
+        "--allow-private", action="store_true", help="fetch from private addresses as well"
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    add_option(group, "--endpoint", str, "", "S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS")
+    add_option(group, "--workers", int, os.cpu_count() or 1, "processes, or Ray tasks at a time")
+    group.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
+    group.add_argument("--overwrite", action="store_true", help="replace a corpus of another plan")
+    group.add_argument("--json", action="store_true", help="a JSON summary on standard output")
+
+
+def _shard(args: argparse.Namespace) -> int:
+    from gear_data_prep.corpus import make_corpus
+    from gear_data_prep.duplicates import find_dropped
+    from gear_data_prep.sources import make_spec, open_source
+    from gear_dist.storage import open_storage
+
+    settings = _corpus_settings(args)
+    spec = make_spec(args.source, args.kind, _source_options(args), args.endpoint)
+    if spec.kind == "urls":
+        fetched = args.fetched or f"{args.destination.rstrip('/')}/fetched"
+        address = open_storage(fetched, args.endpoint).address
+        spec = spec._replace(options=spec.options._replace(fetched=address))
+        _fetch(args, spec)
+    source = open_source(spec)
+    summary: dict[str, Any] = {"source": source.address, "kind": spec.kind, "splits": {}}
+    if source.num_ignored and not args.json:
+        print(f"shard: {source.num_ignored:,} files are no images: left out", flush=True)
+    for split in source.splits:
+        storage = open_storage(f"{args.destination.rstrip('/')}/{split}", args.endpoint)
+        dropped = None
+        if args.without_duplicates_of:
+            former = f"{args.without_duplicates_of.rstrip('/')}/{split}"
+            dropped = find_dropped(open_storage(former, args.endpoint), source, split)
+        result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
+        summary["splits"][split] = _summarise(storage.address, result)
+        if not args.json:
+            print(_tell(split, summary["splits"][split]), flush=True)
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    return 0
+
+
+def _summarise(address: str, result: Any) -> dict[str, Any]:
+    facts, seconds = result.facts, max(result.seconds, 1e-6)
+    return {
+        "address": address,
+        "samples": facts.num_samples,
+        "shards": facts.num_shards,
+        "classes": len(facts.classes),
+        "bytes": result.num_bytes,
+        "bad": result.num_bad,
+        "skipped": result.num_skipped,
+        "reused": result.reused,
+        "seconds": round(result.seconds, 3),
+        "images_per_second": 0 if result.reused else round(facts.num_samples / seconds, 1),
+        "megabytes_per_second": 0 if result.reused else round(result.num_bytes / seconds / 1e6, 1),
+    }
+
+
+def _tell(split: str, node: dict[str, Any]) -> str:
+    counts = f"{node['samples']:,} images in {node['shards']:,} shards"
+    out = f", {node['bad']:,} bad ones left out" if node["bad"] else ""
+    out += f", {node['skipped']:,} skipped" if node["skipped"] else ""
+    speed = f"{node['images_per_second']:,.0f} images/s, {node['megabytes_per_second']:,.0f} MB/s"
+    how = "finished before, reused" if node["reused"] else f"{node['seconds']:.1f} s, {speed}"
+    return f"shard {split}: {counts}{out}: {node['address']} ({how})"
+
+
+def _fetch(args: argparse.Namespace, spec: Any) -> None:
+    from gear_data_prep.fetch import FetchLimits
+    from gear_data_prep.fetch_table import fetch_table
+
+    limits = FetchLimits(
+        max_bytes=parse_bytes("--max-bytes", args.max_bytes),
+        timeout_s=args.timeout,
+        attempts=args.attempts,
+        rate=args.rate,
+        private=args.allow_private,
+    )
+    result = fetch_table(
+        spec.address,
+        spec.options,
+        args.endpoint,
+        limits=limits,
+        connections=args.connections,
+        again=args.refetch,
+    )
+    if not args.json:
+        counts = f"{result.num_fetched:,} of {result.num_rows:,} rows have an image"
+        print(f"fetch: {counts} ({result.num_reused:,} settled before)", flush=True)
+
+
+def _source_options(args: argparse.Namespace) -> Any:
+    from gear_data_prep.sources.files import SourceOptions, read_lines
+
+    return SourceOptions(
+        validation_share=args.validation_share,
+        block_samples=args.block_samples,
+        classes=tuple(read_lines(args.classes)) if args.classes else (),
+        labels=args.labels,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        class_column=args.class_column,
+        url_column=args.url_column,
+        fetched=args.fetched,
+    )
+
+
+def _corpus_settings(args: argparse.Namespace) -> Any:
+    from gear_data_prep.corpus import CorpusSettings
+    from gear_data_prep.image_checks import ImageSettings
+    from gear_data_prep.plan import PlanSettings
+    from gear_data_prep.resize import ResizeSettings
+
+    _check_ranges(args)
+    image = ImageSettings(
+        args.check,
+        args.max_pixels,
+        parse_bytes("--max-bytes", args.max_bytes),
+        parse_policies(args.policy),
+    )
+    resize = ResizeSettings(args.short_side, args.filter, args.quality, args.keep_original)
+    shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
+    plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
+    return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    for name, low in (
+        ("shard_samples", 1),
+        ("block_samples", 1),
+        ("max_pixels", 1),
+        ("workers", 1),
+        ("connections", 1),
+        ("attempts", 1),
+        ("timeout", 0.001),
+        ("rate", 0),
+        ("seed", 0),
+        ("short_side", 0),
+    ):
+        if getattr(args, name) < low:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} {getattr(args, name)} is too small: use at least {low}")
+    for name, top in (("validation_share", 1), ("max_bad_share", 1), ("quality", 100)):
+        if not 0 <= getattr(args, name) <= top:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} {getattr(args, name)} is out of range: use 0 to {top}")
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """A number of bytes, with K, M or G; ConfigError for anything else."""
+    unit = _UNITS.get(text[-1:].upper(), 1)
+    number = text[:-1] if unit > 1 else text
+    if not number.isdigit() or int(number) == 0:
+        raise ConfigError(f"{option} {text}: use a number above 0 with K, M or G, such as 256M")
+    return int(number) * unit

@@ -1,0 +1,146 @@
+"""Files of a source, on a folder or an object store: found by suffix, read at positions."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from gear_dist.errors import DataError
+from gear_dist.storage import FileStorage, ObjectInfo, Storage, open_storage
+
+_WINDOW_BYTES = 4 << 20
+
+ReadAt = Callable[[int, int], bytes]
+"""Bytes from a position, fewer at the end."""
+
+
+class SourceOptions(NamedTuple):
+    """How a source is read; part of the plan, and kept with the corpus for `repair`."""
+
+    validation_share: float = 0.1
+    """Share held out where the source has no validation split."""
+    block_samples: int = 16
+    """Most neighbouring samples of a tar that are read together."""
+    classes: tuple[str, ...] = ()
+    """Names by class index, for sources that have numbers only."""
+    labels: str = ""
+    """Class of each validation image by file name, for ImageNet; see imagenet.py."""
+    image_column: str = ""
+    """Parquet: the column of image bytes; empty: the first of the usual names."""
+    caption_column: str = ""
+    """Parquet, URL tables: the caption's column; JSON sidecars: its member."""
+    class_column: str = ""
+    """Parquet: the column of class indices."""
+    url_column: str = ""
+    """URL tables: the column of addresses."""
+    fetched: str = ""
+    """URL tables: where `gear-dist fetch` keeps the images."""
+
+
+class SourceFile(NamedTuple):
+    """A file of a source."""
+
+    storage: Storage
+    key: str
+    bytes: int
+
+
+def open_root(address: str, endpoint: str) -> tuple[Storage, str]:
+    """The storage of a source and, where the address is a single file, that file's key."""
+    if "://" not in address or address.startswith("file://"):
+        storage = open_storage(address)
+        assert isinstance(storage, FileStorage)
+        if storage.root.is_file():
+            return FileStorage(storage.root.parent), storage.root.name
+        return storage, ""
+    storage = open_storage(address, endpoint)
+    parent, _, name = address.rstrip("/").rpartition("/")
+    if "." in name and not parent.endswith("/") and storage.address.count("/") > 2:
+        folder = open_storage(parent, endpoint)
+        if folder.exists(name):
+            return folder, name
+    return storage, ""
+
+
+def find_files(storage: Storage, only: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
+    """Files that end so, in the order of their keys, hidden ones left out.
+
+    Raises:
+        DataError: there is none.
+    """
+    if only:
+        return [ObjectInfo(only, storage.size(only))]
+    found = [
+        item
+        for item in storage.list()
+        if item.key.lower().endswith(suffixes)
+        and not any(part.startswith(".") for part in item.key.split("/"))
+    ]
+    if not found:
+        raise DataError(f"{storage.address}: no {' or '.join(suffixes)} files there")
+    return found
+
+
+def is_remote(storage: Storage) -> bool:
+    """Whether reads wait for a network."""
+    return not isinstance(storage, FileStorage)
+
+
+def open_seekable(storage: Storage, key: str) -> BinaryIO:
+    """A file for reading at positions; a remote one by ranges, a few MiB at a time."""
+    if isinstance(storage, FileStorage):
+        try:
+            return open(storage.root / key, "rb", buffering=0)
+        except OSError as error:
+            raise DataError(f"{storage.root / key}: cannot be read: {error.strerror}") from None
+    return io.BufferedReader(_RangeFile(storage, key), _WINDOW_BYTES)
+
+
+def read_at(stream: BinaryIO) -> ReadAt:
+    """`ReadAt` of a seekable stream."""
+
+    def read(position: int, length: int) -> bytes:
+        stream.seek(position)
+        return stream.read(length)
+
+    return read
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a raw file."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self._storage, self._key = storage, key
+        self._size = storage.size(key)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        length = min(len(buffer), self._size - self._position)
+        if length <= 0:
+            return 0
+        buffer[:length] = self._storage.read_range(self._key, self._position, length)
+        self._position += length
+        return length
+
+
+def read_lines(address: str) -> list[str]:
+    """Lines of a local text file, blank ones left out; DataError where it cannot be read."""
+    try:
+        text = Path(address).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{address}: cannot be read: {error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]

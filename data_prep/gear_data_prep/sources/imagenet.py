@@ -1,0 +1,156 @@
+"""ImageNet as distributed: ILSVRC2012_img_train.tar, a tar of one tar a class, and its val tar.
+
+The validation tar has no classes. `labels` names a file that has them: one class name (wnid) a
+line in the order of file names, or lines of a file name and its class, separated by a comma or
+blanks; whatever follows is passed over, so that Kaggle's LOC_val_solution.csv can be used as it is.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gear_data_prep.samples import BadSample, RawSample
+from gear_data_prep.sources.base import Source, make_splits
+from gear_data_prep.sources.files import (
+    SourceFile,
+    SourceOptions,
+    find_files,
+    is_remote,
+    open_seekable,
+    read_at,
+    read_lines,
+)
+from gear_data_prep.sources.tar_runs import (
+    FIELDS,
+    TarRun,
+    TarRuns,
+    group_members,
+    index_runs,
+    is_hidden,
+    sample_key,
+)
+from gear_data_prep.sources.webdataset_tars import parse_run
+from gear_data_prep.tar_index import Member, TarDamageError, walk_members
+from gear_dist.errors import DataError
+from gear_dist.storage import Storage
+
+
+class ImageNetReader(NamedTuple):
+    """Reads runs of images; their names are all that the tars hold besides."""
+
+    storage: Storage
+    remote: bool
+
+    def read(self, unit: TarRun) -> list[RawSample]:
+        """A run's images; DataError where the tar changed since it was listed."""
+        data = self.storage.read_range(unit.key, unit.start, unit.length)
+        samples = []
+        for group in parse_run(unit, data):
+            member = group.members[0]
+            image = data[member.offset : member.offset + member.size]
+            suffix = member.name.rpartition(".")[2].lower()
+            name = f"{unit.key}/{member.name}"
+            samples.append(RawSample(name, image, suffix, unit.class_index))
+        return samples
+
+
+def open_imagenet(storage: Storage, only: str, options: SourceOptions) -> Source:
+    """List ILSVRC2012_img_train.tar and, where it is beside it, ILSVRC2012_img_val.tar.
+
+    Any tar of tars will do: the inner tars' names are the classes.
+
+    Raises:
+        DataError: no such tars, labels that do not fit.
+    """
+    found = find_files(storage, only, (".tar",))
+    validation = [item for item in found if "_val" in item.key.lower()]
+    train = [item for item in found if item not in validation]
+    if len(train) != 1 or len(validation) > 1:
+        raise DataError(
+            f"{storage.address}: {len(found)} tars: expected ILSVRC2012_img_train.tar and, if "
+            "wanted, ILSVRC2012_img_val.tar"
+        )
+    file = SourceFile(storage, *train[0])
+    classes, runs, damaged = _list_train(file, options.block_samples)
+    units: dict[str, Any] = {"train": runs}
+    if validation:
+        names = {name: number for number, name in enumerate(classes)}
+        units["validation"], broken = _list_validation(
+            SourceFile(storage, *validation[0]), options.labels, names
+        )
+        damaged += broken
+    reader = ImageNetReader(storage, is_remote(storage))
+    splits = make_splits(units, options.validation_share)
+    return Source(storage.address, reader, classes, splits, tuple(damaged))
+
+
+def _list_train(
+    file: SourceFile, block_samples: int
+) -> tuple[tuple[str, ...], TarRuns, list[BadSample]]:
+    rows, damaged = [], []
+    with open_seekable(file.storage, file.key) as stream:
+        read = read_at(stream)
+        inner, damage = _collect(walk_members(read, 0, file.bytes))
+        inner = [member for member in inner if member.name.lower().endswith(".tar")]
+        classes = tuple(sorted({_class_name(member) for member in inner}))
+        index = {name: number for number, name in enumerate(classes)}
+        for member in sorted(inner, key=_class_name):
+            images = walk_members(read, member.offset, member.offset + member.size)
+            groups = group_members(image for image in images if not is_hidden(image.name))
+            found, broken = index_runs(groups, block_samples, index[_class_name(member)])
+            rows += [(0, *row) for row in found]
+            if broken:
+                damaged.append(BadSample(f"{file.key}/{member.name}", "broken-tar", broken))
+    if damage:
+        damaged.append(BadSample(file.key, "broken-tar", damage))
+    if not rows:
+        raise DataError(f"{file.storage.address}/{file.key}: no tars with images in it")
+    return classes, TarRuns([file.key], np.array(rows, FIELDS)), damaged
+
+
+def _list_validation(
+    file: SourceFile, labels: str, names: dict[str, int]
+) -> tuple[TarRuns, list[BadSample]]:
+    """Runs of one image each: neighbours in this tar are of different classes."""
+    with open_seekable(file.storage, file.key) as stream:
+        walk = walk_members(read_at(stream), 0, file.bytes)
+        members, damage = _collect(member for member in walk if not is_hidden(member.name))
+    keys = sorted(sample_key(member.name) for member in members)
+    class_of = _read_labels(labels, keys, names) if labels else {}
+    rows = [
+        (0, m.start, m.end - m.start, number, 1, class_of.get(sample_key(m.name), -1))
+        for number, m in enumerate(members)
+    ]
+    damaged = [BadSample(file.key, "broken-tar", damage)] if damage else []
+    return TarRuns([file.key], np.array(rows, FIELDS)), damaged
+
+
+def _collect(members: Iterator[Member]) -> tuple[list[Member], str]:
+    """Members up to the first damage, and what that is."""
+    found = []
+    try:
+        for member in members:
+            found.append(member)
+    except TarDamageError as error:
+        return found, str(error)
+    return found, ""
+
+
+def _class_name(member: Member) -> str:
+    return member.name.rpartition("/")[2].rpartition(".")[0]
+
+
+def _read_labels(path: str, keys: list[str], names: dict[str, int]) -> dict[str, int]:
+    """Class index by the image's key."""
+    lines = [line.replace(",", " ").split() for line in read_lines(path)]
+    if all(len(words) == 1 for words in lines):
+        if len(lines) != len(keys):
+            raise DataError(f"{path}: {len(lines)} labels for {len(keys)} images")
+        pairs = dict(zip(keys, (words[0] for words in lines), strict=True))
+    else:
+        pairs = {sample_key(words[0]): words[1] for words in lines if len(words) > 1}
+    missing = next((key for key in keys if pairs.get(key) not in names), None)
+    if missing is not None:
+        raise DataError(f"{path}: no class, or none of the training classes, for {missing}")
+    return {key: names[pairs[key]] for key in keys}

@@ -1,0 +1,205 @@
+"""Parquet with image bytes: the Hugging Face layout, {"bytes": ..., "path": ...} and captions."""
+
+import json
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gear_data_prep.samples import MAX_SIDECAR_BYTES, BadSampleError, RawSample
+from gear_data_prep.sources.base import Source, group_by_split, make_splits
+from gear_data_prep.sources.files import SourceOptions, find_files, is_remote, open_seekable
+from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.storage import Storage
+
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences", "prompt")
+CLASS_COLUMNS = ("label", "cls", "class_index", "fine_label")
+MAX_RUN_BYTES = 64 << 20
+"""Row groups are cut into runs of about this size, that one does not fill a shard."""
+
+
+class RowRun(NamedTuple):
+    """Neighbouring rows of a row group."""
+
+    key: str
+    row_group: int
+    first: int
+    """Within the row group."""
+    num_samples: int
+    file_first: int
+    """Number of the first row within its file, for people."""
+    total_bytes: int
+
+    @property
+    def cost_bytes(self) -> int:
+        return self.total_bytes + self.num_samples * SAMPLE_OVERHEAD_BYTES
+
+    @property
+    def identity(self) -> str:
+        return f"{self.row_group} {self.first} {self.num_samples} {self.total_bytes} {self.key}"
+
+
+class Columns(NamedTuple):
+    """Which columns hold what; empty: none does."""
+
+    image: str
+    caption: str
+    class_index: str
+
+
+class ParquetReader(NamedTuple):
+    """Reads runs of rows."""
+
+    storage: Storage
+    remote: bool
+    columns: Columns
+
+    def read(self, unit: RowRun) -> list[RawSample]:
+        """The run's rows; DataError where the file changed since it was listed."""
+        wanted = [name for name in self.columns if name]
+        try:
+            with open_seekable(self.storage, unit.key) as stream, pq.ParquetFile(stream) as file:
+                table = file.read_row_group(unit.row_group, columns=wanted, use_threads=False)
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise DataError(f"{unit.key}: cannot be read: {_line(error)}") from None
+        table = table.slice(unit.first, unit.num_samples)
+        if table.num_rows != unit.num_samples:
+            raise DataError(f"{unit.key}: changed since it was listed: run the command again")
+        return [
+            self._sample(
+                f"{unit.key}:{unit.file_first + i}",
+                {name: cell_value(table.column(name)[i]) for name in wanted},
+            )
+            for i in range(table.num_rows)
+        ]
+
+    def _sample(self, name: str, row: dict[str, Any]) -> RawSample:
+        image, suffix = _image(row[self.columns.image])
+        class_index = row.get(self.columns.class_index)
+        captions = caption_texts(row.get(self.columns.caption))
+        problem = None
+        if any(not isinstance(text, str | bytes) for text in captions):
+            problem, captions = BadSampleError("bad-caption", "its captions are not text"), ()
+        elif sum(map(len, captions)) > MAX_SIDECAR_BYTES:
+            reason = f"its texts exceed {MAX_SIDECAR_BYTES} bytes"
+            problem, captions = BadSampleError("sidecar", reason), ()
+        index = class_index if isinstance(class_index, int) and class_index >= 0 else -1
+        return RawSample(name, image, suffix, index, captions, problem=problem)
+
+
+def open_parquet(storage: Storage, only: str, options: SourceOptions) -> Source:
+    """List parquet files by their footers; `validation-*.parquet` and `val-*` are that split.
+
+    Raises:
+        DataError: no parquet files, or broken ones.
+        ConfigError: no column of images, or a column that is not there.
+    """
+    files = find_files(storage, only, (".parquet",))
+    columns, classes = _read_schema(storage, files[0].key, options)
+    splits = {
+        split: [unit for key in keys for unit in _list_file(storage, key, columns)]
+        for split, keys in group_by_split(item.key for item in files).items()
+    }
+    if not splits["train"]:
+        raise DataError(f"{storage.address}: its parquet files hold no rows")
+    reader = ParquetReader(storage, is_remote(storage), columns)
+    units = {split: found for split, found in splits.items() if found}
+    return Source(
+        storage.address,
+        reader,
+        options.classes or classes,
+        make_splits(units, options.validation_share),
+    )
+
+
+def _open(storage: Storage, key: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(open_seekable(storage, key))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{storage.address}/{key}: no parquet file: {_line(error)}") from None
+
+
+def _read_schema(
+    storage: Storage, key: str, options: SourceOptions
+) -> tuple[Columns, tuple[str, ...]]:
+    """The columns to use, and the class names that Hugging Face keeps in the metadata."""
+    with _open(storage, key) as file:
+        schema = file.schema_arrow
+    columns = Columns(
+        pick_column(schema.names, options.image_column, IMAGE_COLUMNS),
+        pick_column(schema.names, options.caption_column, CAPTION_COLUMNS),
+        pick_column(schema.names, options.class_column, CLASS_COLUMNS),
+    )
+    if not columns.image:
+        found = ", ".join(schema.names)
+        raise ConfigError(f"{key}: no column of images among {found}: name it by --image-column")
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        names = list(features[columns.class_index]["names"])
+    except (KeyError, TypeError, ValueError):
+        names = []
+    return columns, tuple(map(str, names))
+
+
+def pick_column(names: list[str], wanted: str, usual: tuple[str, ...]) -> str:
+    """The column that the user names, else the first of the usual ones; empty: none."""
+    if wanted and wanted not in names:
+        raise ConfigError(f"no column {wanted} among {', '.join(names)}")
+    return wanted or next((name for name in usual if name in names), "")
+
+
+def _list_file(storage: Storage, key: str, columns: Columns) -> list[RowRun]:
+    runs = []
+    with _open(storage, key) as file:
+        file_first = 0
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            sizes = [group.column(i) for i in range(group.num_columns)]
+            wanted = tuple(f"{name}." for name in columns if name)
+            size = sum(
+                c.total_uncompressed_size
+                for c in sizes
+                if f"{c.path_in_schema}.".startswith(wanted)
+            )
+            pieces = max(1, -(-size // MAX_RUN_BYTES))
+            step = max(1, -(-group.num_rows // pieces))
+            for first in range(0, group.num_rows, step):
+                count = min(step, group.num_rows - first)
+                share = size * count // group.num_rows
+                runs.append(RowRun(key, number, first, count, file_first + first, share))
+            file_first += group.num_rows
+    return runs
+
+
+def cell_value(scalar: pa.Scalar) -> Any:
+    """A cell's value; text that is not UTF-8 as bytes that are not either."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return b"\xff"
+
+
+def _image(value: Any) -> tuple[bytes, str]:
+    """Bytes and suffix of a cell: bytes, or a struct with the bytes and a path."""
+    if isinstance(value, dict):
+        path = value.get("path") or ""
+        suffix = path.rpartition(".")[2].lower() if "." in path else ""
+        return value.get("bytes") or b"", suffix
+    return value if isinstance(value, bytes) else b"", ""
+
+
+def caption_texts(value: Any) -> tuple[Any, ...]:
+    """Captions of a cell: text, a list of texts, or structs with the text under `raw`."""
+    if isinstance(value, dict):
+        value = value.get("raw")
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple(text for item in value for text in caption_texts(item))
+    return (value,)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,111 @@
+"""Where the members of a tar are, from its headers alone: hostile or broken tars end it early.
+
+Nothing is ever extracted by name: links, devices and odd names can do no harm.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gear_data_prep.sources.files import ReadAt
+
+_BLOCK = 512
+_REGULAR = b"0\0"
+_LONG_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
+_MAX_EXTENDED_BYTES = 1 << 20
+
+
+class TarDamageError(ValueError):
+    """The tar cannot be read beyond what was found; the message says where and why."""
+
+
+class Member(NamedTuple):
+    """A regular file in a tar."""
+
+    name: str
+    start: int
+    """Of its first header."""
+    offset: int
+    """Of its data."""
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next header is."""
+        return self.offset + -(-self.size // _BLOCK) * _BLOCK
+
+
+def walk_members(read: ReadAt, begin: int, end: int) -> Iterator[Member]:
+    """Regular files of the tar in bytes `begin` to `end`; a missing end marker is no damage.
+
+    Raises:
+        TarDamageError: no header where one should be, or a member beyond the end.
+    """
+    position, first = begin, begin
+    name, long_size = "", -1
+    while position + _BLOCK <= end:
+        header = read(position, _BLOCK)
+        if not header.strip(b"\0"):
+            return
+        size, kind = _parse(header, position)
+        data = position + _BLOCK
+        if long_size >= 0 and kind not in (_LONG_NAME, _PAX):
+            size = long_size
+        if data + size > end:
+            raise TarDamageError(f"the tar breaks off at byte {end}, inside a member")
+        if kind in (_LONG_NAME, _PAX):
+            name, long_size = _extended(read, kind, data, size, (name, long_size))
+        elif kind != _PAX_GLOBAL:
+            if kind in _REGULAR:
+                yield Member(name or _name(header), first, data, size)
+            name, long_size = "", -1
+        position = data + -(-size // _BLOCK) * _BLOCK
+        if kind not in (_LONG_NAME, _PAX):
+            first = position
+    if position < end or position > end:
+        raise TarDamageError(f"the tar breaks off at byte {end}")
+
+
+def _parse(header: bytes, position: int) -> tuple[int, bytes]:
+    """Size and type flag of a header whose checksum is right."""
+    if len(header) < _BLOCK:
+        raise TarDamageError(f"the tar breaks off at byte {position}")
+    try:
+        size = _number(header[124:136])
+        checksum = _number(header[148:156])
+    except ValueError:
+        raise TarDamageError(f"no tar header at byte {position}") from None
+    if size < 0 or checksum != sum(header[:148]) + sum(header[156:]) + 8 * 32:
+        raise TarDamageError(f"a damaged tar header at byte {position}")
+    return size, header[156:157]
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or base 256 where the first bit is set."""
+    if field[0] & 0x80:
+        return int.from_bytes(field, "big", signed=True) & ((1 << (8 * len(field) - 1)) - 1)
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].split(b"\0")[0]
+    prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode(errors="replace")
+
+
+def _extended(
+    read: ReadAt, kind: bytes, position: int, size: int, known: tuple[str, int]
+) -> tuple[str, int]:
+    """Name and size that extended headers give to the next member; -1: no size."""
+    if size > _MAX_EXTENDED_BYTES:
+        raise TarDamageError(f"an extended header of {size} bytes at byte {position}")
+    data = read(position, size)
+    if kind == _LONG_NAME:
+        return data.split(b"\0")[0].decode(errors="replace"), known[1]
+    name, long_size = known
+    for line in data.split(b"\n"):
+        key, _, value = line.partition(b" ")[2].partition(b"=")
+        if key == b"path":
+            name = value.decode(errors="replace")
+        elif key == b"size" and value.isdigit() and len(value) < 19:
+            long_size = int(value)
+    return name, long_size
