@@ -1,6 +1,5 @@
 """s3:// behind the `Storage` interface, by boto3; errors in terms of the settings to mend."""
 
-import base64
 import contextlib
 import os
 import shutil
@@ -22,10 +21,11 @@ from gear_dist.s3_client import (
     UNREACHABLE,
     Result,
     error_code,
+    is_loopback,
     make_client,
     with_retries,
 )
-from gear_dist.s3_upload import Target, put_bytes, upload_stream
+from gear_dist.s3_upload import Target, full_checksum, put_bytes, upload_stream
 from gear_dist.storage import COPY_BYTES, MissingObjectError, ObjectInfo, atomic_file, check_key
 
 _NO_CONDITIONS = {"NotImplemented", "501"}
@@ -77,7 +77,8 @@ class S3Storage:
             self._fail(key, error, writing)
 
     def _target(self, key: str) -> Target:
-        return Target(lambda: self.client, self._renew, self.bucket, self._name(key))
+        loopback = is_loopback(self.client.meta.endpoint_url)
+        return Target(lambda: self.client, self._renew, self.bucket, self._name(key), loopback)
 
     def read(self, key: str) -> bytes:
         return self._try(key, lambda: self._get(key).read())
@@ -152,9 +153,7 @@ class S3Storage:
         return int(self._head(key)["ContentLength"])
 
     def known_checksum(self, key: str) -> str:
-        found = self._head(key, ChecksumMode="ENABLED").get("ChecksumCRC64NVME", "")
-        # A composite checksum, of parts' checksums, has their number after a hyphen.
-        return base64.b64decode(found).hex() if found and "-" not in found else ""
+        return full_checksum(self._head(key, ChecksumMode="ENABLED"))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
