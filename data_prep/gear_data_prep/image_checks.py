@@ -15,7 +15,9 @@ CHECKS = ("header", "decode", "strict")
 _MAX_SCANS = 100
 _MAX_SCAN_PIXELS = 2_000_000_000
 # libjpeg-turbo's remarks on files that are whole: strict mode raises on them as well.
-_HARMLESS = ("JFIF", "Adobe", "APP", "extraneous bytes before marker", "colour", "color")
+_HARMLESS = ("JFIF", "Adobe")
+# TurboJPEG names an error; its binding trips over values that it does not know.
+_TURBO_ERRORS = (ValueError, KeyError)
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -118,7 +120,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _jpeg_header(data: bytes) -> _Header:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except _TURBO_ERRORS:
         return _other_header(data)  # PIL reads rare subsamplings that TurboJPEG does not name
     # Entropy-coded data cannot hold this marker: every scan costs a pass over all pixels.
     scans = data.count(b"\xff\xda")
@@ -139,11 +141,11 @@ def _check_jpeg(data: bytes, header: _Header, settings: ImageSettings) -> None:
     try:
         simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, strict=True, **small)
         return
-    except ValueError as error:
+    except _TURBO_ERRORS as error:
         strict = _line(error)
     try:
         simplejpeg.decode_jpeg(data, colours, strict=False, **small)
-    except ValueError as error:
+    except _TURBO_ERRORS as error:
         raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
     harmless = any(word in strict for word in _HARMLESS)
     if not harmless and settings.policies["corrupt"] != KEEP:
@@ -155,6 +157,8 @@ def _other_header(data: bytes) -> _Header:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             mode, frames = image.mode, getattr(image, "is_animated", False)
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("too-large", _line(error)) from None
     except Exception as error:  # PIL's plugins raise almost anything for hostile bytes
         raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
     if frames:

@@ -49,7 +49,7 @@ def _decode(image: CheckedImage, max_pixels: int) -> np.ndarray:
     if image.suffix == "jpg":
         try:
             return simplejpeg.decode_jpeg(image.data, "RGB", strict=False)
-        except ValueError:
+        except (ValueError, KeyError):
             pass  # rare subsamplings and colours of ink, which PIL reads
     return np.ascontiguousarray(decode_image(image.data, max_pixels))
 

@@ -30,7 +30,7 @@ from gear_dist.storage import MissingObjectError, Storage
 _THREADS = 2
 """Reading and summing up release the interpreter's lock."""
 # Kept whatever their colours: what is in a shard has been through the policies.
-_DECODE = ImageSettings(max_pixels=1 << 40)
+_DECODE = ImageSettings(max_pixels=1 << 40, max_bytes=1 << 40)
 
 
 class Fault(NamedTuple):

@@ -36,13 +36,13 @@ class FakeStore:
         self._call("create")
         return {"UploadId": "u"}
 
-    def upload_part(self, *, PartNumber: int, Body: bytes, **checks: str) -> dict[str, str]:  # noqa: N803
+    def upload_part(self, *, PartNumber: int, Body: bytes, **checks: str) -> dict[str, str]:
         self._call("part")
         assert set(checks) >= {"ContentMD5"} or set(checks) >= {"ChecksumCRC64NVME"}
         self.parts[PartNumber] = Body
         return {"ETag": f"tag{PartNumber}"}
 
-    def complete_multipart_upload(self, *, MultipartUpload: Any, **_: Any) -> None:  # noqa: N803
+    def complete_multipart_upload(self, *, MultipartUpload: Any, **_: Any) -> None:
         order = [part["PartNumber"] for part in MultipartUpload["Parts"]]
         self.object = b"".join(self.parts[number] for number in order)
         self._call("complete")
@@ -134,7 +134,7 @@ def test_small_files_go_in_one_request() -> None:
     bodies = []
 
     class Store:
-        def put_object(self, *, Body: bytes, **_: Any) -> None:  # noqa: N803
+        def put_object(self, *, Body: bytes, **_: Any) -> None:
             bodies.append(Body)
 
     upload_stream(Target(Store, lambda: None, "b", "k", True), io.BytesIO(b"abc"))

@@ -1,0 +1,271 @@
+"""Tables of URLs: fetched once, politely, from public hosts only; then sharded like any source."""
+
+import http.server
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from gear_data_prep import fetch as fetch_module
+from gear_data_prep import fetch_table
+from gear_data_prep.__main__ import main as data_prep
+from gear_data_prep.fetch import Fetcher, FetchError, FetchLimits
+from gear_dist.data.manifest import load_manifest
+from gear_dist.storage import open_storage
+from image_files import contents, encode
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    seen: Counter[str]
+    times: list[float]
+
+    def do_GET(self) -> None:
+        self.seen[self.path] += 1
+        self.times.append(time.monotonic())
+        word, _, number = self.path.strip("/").partition("/")
+        getattr(self, f"_{word}", self._missing)(number)
+
+    def _answer(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _image(self, number: str) -> None:
+        self._answer(200, encode(int(number)))
+
+    def _flaky(self, number: str) -> None:
+        first = self.seen[self.path] == 1
+        self._answer(503 if first else 200, b"" if first else encode(int(number)))
+
+    def _moved(self, number: str) -> None:
+        self._answer(302, Location=f"/image/{number}")
+
+    def _loop(self, _: str) -> None:
+        self._answer(302, Location="/loop")
+
+    def _private(self, _: str) -> None:
+        self._answer(302, Location="http://169.254.169.254/latest")
+
+    def _file(self, _: str) -> None:
+        self._answer(302, Location="file:///etc/passwd")
+
+    def _long(self, _: str) -> None:
+        self._answer(200, b"x" * 300_000)
+
+    def _endless(self, _: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(200):
+            self.wfile.write(b"x" * 1000)
+            time.sleep(0.02)
+
+    def _slow(self, _: str) -> None:
+        time.sleep(1.5)
+        self._answer(200, b"late")
+
+    def _cut(self, _: str) -> None:
+        self._answer(200, b"half", Content_Length="100")
+
+    def _missing(self, _: str) -> None:
+        self._answer(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Site:
+    """A web site on loopback."""
+
+    def __init__(self, handler: type[_Handler], port: int) -> None:
+        self.handler = handler
+        self.url = f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    handler = type("Handler", (_Handler,), {"seen": Counter(), "times": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield Site(handler, server.server_port)
+        server.shutdown()
+        thread.join()
+
+
+LIMITS = FetchLimits(max_bytes=200_000, timeout_s=0.4, total_s=2, attempts=3, rate=0, private=True)
+
+
+@pytest.mark.parametrize("path", ["image/3", "flaky/3", "moved/3"])
+def test_fetch(site: Site, path: str) -> None:
+    assert Fetcher(LIMITS, 2).fetch(f"{site.url}/{path}") == encode(3)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("nothing", "HTTP 404"),
+        ("loop", "more than 5 redirects"),
+        ("file", "no http or https URL"),
+        ("long", "longer than 200000 bytes"),
+        ("endless", "slower than 2 s|longer than"),
+        ("slow", "timed out"),
+        ("cut", "connection failed"),
+    ],
+)
+def test_failures_have_a_reason_and_an_end(site: Site, path: str, words: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(FetchError, match=words):
+        Fetcher(LIMITS, 2).fetch(f"{site.url}/{path}")
+    assert time.monotonic() - start < 6
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x/y", "x", "", "http://", "http://[::", "file:///etc/passwd"]
+)
+def test_no_urls(url: str) -> None:
+    with pytest.raises(FetchError, match="URL"):
+        Fetcher(LIMITS, 2).fetch(url)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "0.0.0.0",
+             "[::ffff:127.0.0.1]", "192.168.1.1", "2130706433"]
+)  # fmt: skip
+def test_private_hosts_are_refused_before_they_are_asked(site: Site, host: str) -> None:
+    port = site.url.rpartition(":")[2]
+    with pytest.raises(FetchError, match=r"not a public one \(allow: --allow-private\)"):
+        Fetcher(LIMITS._replace(private=False), 2).fetch(f"http://{host}:{port}/image/1")
+    assert not site.handler.seen
+
+
+def test_redirects_to_private_hosts_are_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fetch_module._public_address
+
+    def allow_loopback(host: str, port: int) -> str:
+        return host if host == "127.0.0.1" else real(host, port)
+
+    monkeypatch.setattr(fetch_module, "_public_address", allow_loopback)
+    with pytest.raises(FetchError, match="not a public one"):
+        Fetcher(LIMITS._replace(private=False), 2).fetch(f"{site.url}/private")
+    assert site.handler.seen["/private"] == 1
+
+
+def test_requests_to_a_host_keep_their_rate(site: Site) -> None:
+    fetcher = Fetcher(LIMITS._replace(rate=20, total_s=10), 8)
+    threads = [
+        threading.Thread(target=fetcher.fetch, args=(f"{site.url}/image/{k}",)) for k in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    times = sorted(site.handler.times)
+    assert times[-1] - times[0] > 0.3
+
+
+def write_table(path: Path, site: Site, kind: str) -> None:
+    urls = [f"{site.url}/image/{k}" for k in range(20)]
+    urls += [f"{site.url}/missing", f"{site.url}/flaky/20", "nonsense"]
+    captions = [f"number {k}" for k in range(23)]
+    if kind == "parquet":
+        pq.write_table(pa.table({"url": urls, "caption": captions}), path)
+        return
+    separator = "\t" if kind == "tsv" else ","
+    lines = [f'{u}{separator}"{c}"' for u, c in zip(urls, captions, strict=True)]
+    path.write_text("\n".join([f"url{separator}caption", *lines]) + "\n")
+
+
+OPTIONS = ("--kind", "urls", "--allow-private", "--rate", "0", "--validation-share", "0",
+           "--workers", "1", "--timeout", "2", "--shard-samples", "10")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv"])
+def test_a_table_of_urls(
+    site: Site, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_table, "CHUNK_ROWS", 7)
+    table = tmp_path / f"table.{kind}"
+    write_table(table, site, kind)
+    assert data_prep(["shard", str(table), str(tmp_path / "out"), *OPTIONS]) == 0
+    urls = sorted(str(path) for path in (tmp_path / "out/train/shards").iterdir())
+    found = {s["jpg"]: s["txt"] for s in webdataset.WebDataset(urls, shardshuffle=False)}
+    wanted = {encode(k): f"number {k}".encode() for k in range(20)}
+    assert found == {**wanted, encode(20): b"number 21"}
+    report = json.loads((tmp_path / "out/train/manifest/quarantine.json").read_text())
+    assert report["skipped"] == {"not-fetched": 2}
+    asked = site.handler.seen.total()
+    before = contents(tmp_path / "out/train")
+    words = [*OPTIONS, "--fetched", str(tmp_path / "out/fetched")]
+    assert data_prep(["shard", str(table), str(tmp_path / "again"), *words]) == 0
+    assert site.handler.seen.total() == asked, "what was fetched is not fetched again"
+    after = contents(tmp_path / "again/train")
+    assert {k: v for k, v in after.items() if k.endswith("tar")} == {
+        k: v for k, v in before.items() if k.endswith("tar")
+    }
+
+
+def test_an_interrupted_fetch_goes_on(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_table, "CHUNK_ROWS", 5)
+    write_table(tmp_path / "t.csv", site, "csv")
+    out = tmp_path / "out"
+    assert data_prep(["shard", str(tmp_path / "t.csv"), str(out), *OPTIONS]) == 0
+    straight = contents(out)
+    for name in ("ledger/000002.json", "ledger/000004.json"):
+        (out / "fetched" / name).unlink()
+    site.handler.seen.clear()
+    assert data_prep(["shard", str(tmp_path / "t.csv"), str(out), *OPTIONS]) == 0
+    assert site.handler.seen.total() < 12
+    assert contents(out) == straight
+
+
+def test_failures_are_tried_again_on_demand(site: Site, tmp_path: Path) -> None:
+    table = pa.table({"url": [f"{site.url}/image/1", f"{site.url}/flaky/2"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    words = ["shard", str(tmp_path / "t.parquet"), str(tmp_path / "out"), *OPTIONS]
+    assert data_prep([*words, "--attempts", "1"]) == 0
+    corpus = open_storage(str(tmp_path / "out/train"))
+    assert load_manifest(corpus).facts.num_samples == 1
+    assert data_prep([*words, "--refetch"]) == 3, "that is another plan"
+    assert data_prep([*words, "--refetch", "--overwrite"]) == 0
+    assert load_manifest(corpus).facts.num_samples == 2
+    assert site.handler.seen["/image/1"] == 1
+
+
+def test_ledgers_of_another_table_are_refused(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        table = pa.table({"url": [f"{site.url}/image/{number}"]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    words = ["--fetched", str(tmp_path / "f"), *OPTIONS]
+    assert data_prep(["shard", f"{tmp_path}/1.parquet", f"{tmp_path}/a", *words]) == 0
+    assert data_prep(["shard", f"{tmp_path}/2.parquet", f"{tmp_path}/b", *words]) == 3
+    assert "another table" in capsys.readouterr().err
+
+
+def test_a_damaged_object_is_an_error(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path / "t.csv", site, "csv")
+    words = ["shard", str(tmp_path / "t.csv")]
+    assert data_prep([*words, str(tmp_path / "out"), *OPTIONS]) == 0
+    victim = next((tmp_path / "out/fetched/objects").rglob("*/*"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    again = [*OPTIONS, "--fetched", str(tmp_path / "out/fetched")]
+    assert data_prep([*words, str(tmp_path / "b"), *again]) == 3
+    assert "damaged" in capsys.readouterr().err

@@ -1,0 +1,222 @@
+"""What of an image is accepted, converted, or refused with a kind and a reason."""
+
+import contextlib
+import io
+import random
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from gear_data_prep.captions import check_captions
+from gear_data_prep.image_checks import ImageSettings, check_image
+from gear_data_prep.policies import POLICIES, parse_policies
+from gear_data_prep.resize import ResizeSettings, resize_image
+from gear_data_prep.samples import BadSampleError, parse_sidecar
+from gear_dist.errors import ConfigError
+from image_files import encode
+
+SETTINGS = ImageSettings()
+
+
+def with_policy(*choices: str) -> ImageSettings:
+    return ImageSettings(policies=parse_policies(list(choices)))
+
+
+def kind_of(data: bytes, suffix: str = "jpg", settings: ImageSettings = SETTINGS) -> str:
+    with pytest.raises(BadSampleError) as caught:
+        check_image(data, suffix, settings)
+    return caught.value.kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "options"),
+    [
+        ("JPEG", "jpg", {}),
+        ("JPEG", "jpg", {"progressive": True}),
+        ("JPEG", "jpg", {"mode": "L"}),
+        ("PNG", "png", {}),
+        ("PNG", "png", {"mode": "RGBA"}),
+        ("WEBP", "webp", {}),
+        ("BMP", "bmp", {}),
+    ],
+)
+def test_good_images_are_copied(kind: str, suffix: str, options: dict) -> None:
+    data = encode(1, kind, **options)
+    found = check_image(data, suffix, SETTINGS)
+    assert (found.data, found.suffix, found.width, found.height) == (data, suffix, 64, 48)
+    assert check_image(data, "", SETTINGS) == found, "a source that names no format"
+
+
+def grainy(seed: int) -> bytes:
+    """As dense as a photograph: in smooth pictures a garbled code often stands for another."""
+    pixels = np.random.default_rng(seed).normal(128, 25, (300, 400, 3)).clip(0, 255)
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def test_corruption_of_jpegs() -> None:
+    """Cut in half, 4 KiB zeroed, 16 bytes garbled: most of it passes other decoders."""
+    rng = random.Random(0)
+    found = {"cut": 0, "zeroed": 0, "garbled": 0}
+    for seed in range(40):
+        data = grainy(seed)
+        start = rng.randrange(1000, len(data) - 5000)
+        garbled = bytearray(data)
+        garbled[start : start + 16] = rng.randbytes(16)
+        spoilt = {
+            "cut": data[: len(data) // 2],
+            "zeroed": data[:start] + bytes(4096) + data[start + 4096 :],
+            "garbled": bytes(garbled),
+        }
+        for name, image in spoilt.items():
+            try:
+                check_image(image, "jpg", SETTINGS)
+            except BadSampleError:
+                found[name] += 1
+    assert found["cut"] == found["zeroed"] == 40
+    assert found["garbled"] >= 34
+
+
+def test_checks_find_what_they_say() -> None:
+    data = encode(3, size=(400, 300), quality=95)
+    cut = data[: len(data) // 2]
+    assert check_image(cut, "jpg", ImageSettings("header")).width == 400
+    assert kind_of(cut, settings=ImageSettings("decode")) == "undecodable"
+    assert kind_of(cut) == "corrupt"
+    assert check_image(cut, "jpg", with_policy("corrupt=keep")).data == cut
+    png = encode(3, "PNG")
+    assert kind_of(png[:-40], "png") == "undecodable"
+    assert check_image(png[:-40], "png", ImageSettings("header")).suffix == "png"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (b"<html>", "undecodable"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 100, "undecodable"),
+        (encode(0, size=(300, 3)), "too-long"),
+        (encode(0, size=(300, 200)), "too-large"),
+        (b"\xff\xd8\xff" + b"x" * 20_000, "too-large"),
+    ],
+)
+def test_bad_images(data: bytes, kind: str) -> None:
+    assert kind_of(data, settings=ImageSettings(max_pixels=50_000, max_bytes=16_000)) == kind
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    """900 million pixels in 130 kB: never decoded."""
+    stream = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(stream, "PNG")
+    assert kind_of(stream.getvalue(), "png") == "too-large"
+
+
+def test_scans_are_limited() -> None:
+    data = encode(0, progressive=True)
+    assert kind_of(data[:-2] + b"\xff\xda\0\x08" * 200 + data[-2:]) == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "suffix", "made"),
+    [
+        ("cmyk", encode(1, mode="CMYK"), "jpg", "jpg"),
+        ("palette", encode(1, "PNG", mode="P"), "png", "png"),
+        ("16-bit", encode(1, "PNG", mode="I"), "png", "png"),
+        ("format", encode(1, "GIF"), "gif", "png"),
+        ("format", encode(1, "TIFF"), "tif", "png"),
+        ("mislabelled", encode(1, "PNG"), "jpg", "png"),
+    ],
+)
+def test_odd_images_are_converted_or_refused(
+    kind: str, data: bytes, suffix: str, made: str
+) -> None:
+    found = check_image(data, suffix, SETTINGS)
+    assert (found.suffix, found.width, found.height) == (made, 64, 48)
+    with Image.open(io.BytesIO(found.data)) as image:
+        assert image.mode == "RGB"
+    assert check_image(data, suffix, SETTINGS) == found, "twice the same bytes"
+    assert kind_of(data, suffix, with_policy(f"{kind}=quarantine")) == kind
+    if "keep" in POLICIES[kind].allowed:
+        assert check_image(data, suffix, with_policy(f"{kind}=keep")).data == data
+
+
+def test_animations_give_their_first_frame() -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    stream = io.BytesIO()
+    frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    found = check_image(stream.getvalue(), "webp", SETTINGS)
+    with Image.open(io.BytesIO(found.data)) as image:
+        assert image.getpixel((5, 5)) == (255, 0, 0)
+    assert kind_of(stream.getvalue(), "webp", with_policy("animated=skip")) == "animated"
+
+
+def test_hostile_bytes_never_crash() -> None:
+    rng = random.Random(1)
+    originals = [encode(1), encode(1, "PNG"), encode(1, "WEBP"), encode(1, "GIF"),
+                 encode(1, "TIFF"), encode(1, "BMP"), encode(1, progressive=True)]  # fmt: skip
+    for number in range(700):
+        data = bytearray(originals[number % len(originals)])
+        for _ in range(rng.randrange(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        cut = bytes(data[: rng.randrange(len(data) // 2, len(data) + 1)])
+        with contextlib.suppress(BadSampleError):
+            check_image(cut, "", SETTINGS)
+
+
+def test_policies() -> None:
+    assert parse_policies(["cmyk=skip"])["cmyk"] == "skip"
+    with pytest.raises(ConfigError, match="--policy pink=skip: use one of empty"):
+        parse_policies(["pink=skip"])
+    with pytest.raises(ConfigError, match="for empty use quarantine, skip"):
+        parse_policies(["empty=convert"])
+
+
+def test_captions() -> None:
+    policies = parse_policies([])
+    assert check_captions((b"one", " \n", "two"), policies) == ("one", "two")
+    assert check_captions((), policies) == ()
+    for bad in (b"\xff", "\ud800"):
+        with pytest.raises(BadSampleError, match="not UTF-8"):
+            check_captions((bad,), policies)
+        mended = check_captions((bad,), parse_policies(["bad-caption=convert"]))
+        assert mended[0].encode()
+    with pytest.raises(BadSampleError, match="no caption"):
+        check_captions((b"  ",), parse_policies(["no-caption=skip"]))
+    with pytest.raises(BadSampleError, match="2000 captions"):
+        check_captions(("a",) * 2000, policies)
+
+
+def test_sidecars() -> None:
+    assert parse_sidecar(b'{"caption": "a", "hue": 3}', strict=True) == (("a",), {"hue": 3})
+    assert parse_sidecar(b'{"captions": ["a", "b"]}', strict=True) == (("a", "b"), {})
+    assert parse_sidecar(b'{"caption": null, "w": 1.5}', strict=False) == ((), {})
+    for bad in (b"{", b"[1]", b'{"a": true}', b'{"a": -1}', b"[" * 100_000):
+        with pytest.raises(BadSampleError):
+            parse_sidecar(bad, strict=True)
+    with pytest.raises(BadSampleError, match="not text"):
+        parse_sidecar(b'{"captions": [1]}', strict=False)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_bicubic_resize_is_pils(kind: str) -> None:
+    data = encode(4, kind, size=(500, 375), **({"quality": 95} if kind == "JPEG" else {}))
+    checked = check_image(data, "", SETTINGS)
+    small = resize_image(checked, ResizeSettings(256), 1 << 30)
+    assert (small.suffix, small.width, small.height) == ("jpg", 341, 256)
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = np.asarray(image.convert("RGB").resize((341, 256), Image.Resampling.BICUBIC))
+    same = simplejpeg.encode_jpeg(np.ascontiguousarray(wanted), 98, colorsubsampling="444")
+    assert small.data == same
+
+
+def test_area_resize_is_close_and_small_images_stay() -> None:
+    checked = check_image(encode(4, size=(500, 375), quality=95), "", SETTINGS)
+    area = resize_image(checked, ResizeSettings(128, "area"), 1 << 30)
+    bicubic = resize_image(checked, ResizeSettings(128), 1 << 30)
+    assert (area.width, area.height) == (bicubic.width, bicubic.height) == (170, 128)
+    first, second = (simplejpeg.decode_jpeg(image.data).astype(float) for image in (area, bicubic))
+    assert 10 * np.log10(255**2 / ((first - second) ** 2).mean()) > 35
+    assert resize_image(checked, ResizeSettings(400), 1 << 30) is checked
