@@ -3,6 +3,7 @@
 import argparse
 import io
 import multiprocessing
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,8 @@ def _resize_with_pil(target: Path, process: int, images: list[tuple[str, int]]) 
 
 
 def _img2dataset(tree: Path, target: Path, mode: str, size: int) -> None:
+    # Its pins exclude ours, so it lives in a folder of its own, ahead of all else.
+    sys.path.insert(0, os.environ["IMG2DATASET"])
     import pandas
     from img2dataset import download
 
@@ -85,14 +88,6 @@ def _img2dataset(tree: Path, target: Path, mode: str, size: int) -> None:
         min_image_size=1,
     )
     table.unlink()
-
-
-def _upload(path: Path, bucket: str, endpoint: str) -> None:
-    import boto3
-
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").upload_file(
-        str(path), bucket, "peer"
-    )
 
 
 def main() -> int:

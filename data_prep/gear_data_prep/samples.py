@@ -7,6 +7,10 @@ MAX_SIDECAR_BYTES = 1 << 20
 """Captions and attributes of one sample; more is no caption but an attack or a mistake."""
 
 
+MAX_SAMPLE_BYTES = 256 << 20
+"""Files and members that are longer are not even read."""
+
+
 class BadSampleError(ValueError):
     """A sample that must not go into a shard.
 

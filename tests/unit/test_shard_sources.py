@@ -300,3 +300,25 @@ def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
     (tmp_path / "a/1.jpg").write_bytes(encode())
     (tmp_path / "a/loop").symlink_to(tmp_path)
     assert open_kind(tmp_path, "folder").splits["train"].num_samples == 1
+
+
+def test_samples_that_would_fill_the_memory_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gear_data_prep.sources import image_folder, tar_runs
+
+    for module in (image_folder, tar_runs):
+        monkeypatch.setattr(module, "MAX_SAMPLE_BYTES", 20_000)
+    members = {"a.jpg": encode(1), "b.jpg": b"\xff\xd8\xff" * 10_000, "c.jpg": encode(2)}
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars/0.tar").write_bytes(tar_bytes(members))
+    (tmp_path / "tree/x").mkdir(parents=True)
+    for name, data in members.items():
+        (tmp_path / "tree/x" / name).write_bytes(data)
+    (tmp_path / "tree/x/a.txt").write_bytes(b"y" * (2 << 20))
+    for name, left, bad in (("tars", 2, 1), ("tree", 1, 2)):
+        out = tmp_path / f"out-{name}"
+        shard(tmp_path / name, out, "--max-bad-share", "1", "--validation-share", "0")
+        report = json.loads((out / "train/manifest/quarantine.json").read_text())
+        assert report["kinds"] == {"too-large": bad}
+        assert len(samples_of(out / "train")) == left

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gear_dist.checksums import crc64nvme_hex
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import FileStorage, ObjectInfo, atomic_file, open_storage
 
@@ -153,3 +154,33 @@ def test_atomic_file_mode(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "secret", 0o600) as stream:
         stream.write(b"1")
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_create_takes_a_name_once(storage: FileStorage) -> None:
+    assert storage.create("a/k", b"first")
+    assert not storage.create("a/k", b"second")
+    assert storage.read("a/k") == b"first"
+    assert files_below(storage.root) == ["a/k"], "no temporary file stays"
+
+
+def test_create_without_hard_links(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert storage.create("k", b"x")
+    assert storage.read("k") == b"x"
+
+
+def test_checksum_in_windows(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gear_dist import storage as module
+
+    data = os.urandom(100_000)
+    storage.write("k", data)
+    whole = module.checksum_of(storage, "k")
+    assert whole == crc64nvme_hex(data)
+    monkeypatch.setattr(module, "_WINDOW_BYTES", 999)
+    assert module.checksum_of(storage, "k") == whole
+    monkeypatch.setattr(FileStorage, "known_checksum", lambda *_: "of the store")
+    assert module.checksum_of(storage, "k") == "of the store"
+    assert module.checksum_of(storage, "k", trust_store=False) == whole

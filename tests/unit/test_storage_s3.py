@@ -59,6 +59,63 @@ def test_bucket_is_made_on_demand(object_store: StoreEndpoint) -> None:
     assert storage.read("k") == b"1"
 
 
+def test_create_takes_a_name_once(storage: Storage) -> None:
+    assert storage.create("k", b"first")
+    assert not storage.create("k", b"second")
+    assert storage.read("k") == b"first"
+
+
+class _ConditionalHandler(http.server.BaseHTTPRequestHandler):
+    """A store that honours If-None-Match, or one that knows nothing of it."""
+
+    answer: int
+    seen: list[str | None]
+
+    def do_HEAD(self) -> None:
+        self._reply(404)
+
+    def do_PUT(self) -> None:
+        self.seen.append(self.headers.get("If-None-Match"))
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._reply(self.answer if self.headers.get("If-None-Match") else 200)
+
+    def _reply(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "created", "seen"), [(412, False, ["*"]), (501, True, ["*", None]), (200, True, ["*"])]
+)
+def test_create_where_another_was_first(
+    answer: int, created: bool, seen: list[str | None]
+) -> None:
+    handler = type("Handler", (_ConditionalHandler,), {"answer": answer, "seen": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        storage = S3Storage("s3://bucket/x", f"http://127.0.0.1:{server.server_port}")
+        assert storage.create("k", b"data") is created
+        assert handler.seen == seen
+        server.shutdown()
+        thread.join()
+
+
+def test_leftovers_of_a_killed_upload_are_removed(storage: S3Storage) -> None:
+    storage.write("whole", b"x")
+    for number in range(3):
+        storage.client.create_multipart_upload(**storage._of(f"part{number}"))
+    other = open_storage(f"s3://{storage.bucket}/elsewhere")
+    other.client.create_multipart_upload(Bucket=storage.bucket, Key="elsewhere/part")
+    assert storage.remove_leftovers() == 3
+    assert storage.remove_leftovers() == 0
+    assert other.remove_leftovers() == 1, "only those below the prefix"
+
+
 def test_multipart(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
     data = bytes(range(256)) * (17 << 12)

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gear_data_prep.samples import BadSampleError, RawSample, parse_sidecar
+from gear_data_prep.samples import (
+    MAX_SAMPLE_BYTES,
+    MAX_SIDECAR_BYTES,
+    BadSampleError,
+    RawSample,
+    parse_sidecar,
+)
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import SourceOptions
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
@@ -51,6 +57,9 @@ class TreeReader(NamedTuple):
 
     def read(self, unit: TreeImage) -> list[RawSample]:
         """The one sample of an image file; DataError where it vanished."""
+        if unit.sizes[0] > MAX_SAMPLE_BYTES or max(unit.sizes[1:]) > MAX_SIDECAR_BYTES:
+            problem = BadSampleError("too-large", f"{unit.sizes} bytes of image, caption, JSON")
+            return [RawSample(unit.path, b"", "", problem=problem)]
         image = self.storage.read(unit.path)
         suffix = unit.path.rpartition(".")[2].lower()
         captions: tuple[bytes | str, ...] = ()

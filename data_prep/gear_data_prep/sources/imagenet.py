@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.samples import BadSample, RawSample
+from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample, RawSample
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import (
     SourceFile,
@@ -98,10 +98,9 @@ def _list_train(
         for member in sorted(inner, key=_class_name):
             images = walk_members(read, member.offset, member.offset + member.size)
             groups = group_members(image for image in images if not is_hidden(image.name))
-            found, broken = index_runs(groups, block_samples, index[_class_name(member)])
+            found, bad = index_runs(groups, block_samples, index[_class_name(member)])
             rows += [(0, *row) for row in found]
-            if broken:
-                damaged.append(BadSample(f"{file.key}/{member.name}", "broken-tar", broken))
+            damaged += [BadSample(f"{file.key}/{member.name}", *item) for item in bad]
     if damage:
         damaged.append(BadSample(file.key, "broken-tar", damage))
     if not rows:
@@ -115,7 +114,11 @@ def _list_validation(
     """Runs of one image each: neighbours in this tar are of different classes."""
     with open_seekable(file.storage, file.key) as stream:
         walk = walk_members(read_at(stream), 0, file.bytes)
-        members, damage = _collect(member for member in walk if not is_hidden(member.name))
+        members, damage = _collect(
+            member
+            for member in walk
+            if not is_hidden(member.name) and member.size <= MAX_SAMPLE_BYTES
+        )
     keys = sorted(sample_key(member.name) for member in members)
     class_of = _read_labels(labels, keys, names) if labels else {}
     rows = [

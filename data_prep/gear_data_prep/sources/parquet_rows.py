@@ -19,6 +19,9 @@ CLASS_COLUMNS = ("label", "cls", "class_index", "fine_label")
 MAX_RUN_BYTES = 64 << 20
 """Row groups are cut into runs of about this size, that one does not fill a shard."""
 
+MAX_GROUP_BYTES = 4 << 30
+"""A row group is read whole, so a larger one would not fit in memory."""
+
 
 class RowRun(NamedTuple):
     """Neighbouring rows of a row group."""
@@ -158,6 +161,12 @@ def _list_file(storage: Storage, key: str, columns: Columns) -> list[RowRun]:
             group = file.metadata.row_group(number)
             sizes = [group.column(i) for i in range(group.num_columns)]
             wanted = tuple(f"{name}." for name in columns if name)
+            if group.total_byte_size > MAX_GROUP_BYTES:
+                raise DataError(
+                    f"{storage.address}/{key}: row group {number} unfolds to "
+                    f"{group.total_byte_size} bytes, more than {MAX_GROUP_BYTES}: write it again "
+                    "with smaller row groups"
+                )
             size = sum(
                 c.total_uncompressed_size
                 for c in sizes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.samples import BadSample
+from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
 from gear_data_prep.tar_index import Member, TarDamageError, walk_members
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
@@ -61,11 +61,12 @@ class TarRuns(Sequence[Any]):
 
 
 class TarIndex(NamedTuple):
-    """Runs of one tar, as rows of FIELDS less the file, and what is wrong with it."""
+    """Runs of one tar."""
 
     rows: list[tuple[int, int, int, int, int]]
-    damage: str
-    num_ignored: int
+    """Rows of FIELDS less the file."""
+    bad: list[tuple[str, str]]
+    """Kind and reason of what cannot be read: samples that are too large, the end of a tar."""
 
 
 class Group(NamedTuple):
@@ -102,36 +103,34 @@ def is_hidden(name: str) -> bool:
     return base.startswith(".") or not base
 
 
-def index_runs(
-    groups: Iterator[Group], block_samples: int, class_index: int = -1
-) -> tuple[list[tuple[int, int, int, int, int]], str]:
-    """Cut groups into runs of at most so many samples and about MAX_RUN_BYTES.
-
-    Returns:
-        The runs, and what is wrong with the tar after them (empty: nothing).
-    """
+def index_runs(groups: Iterator[Group], block_samples: int, class_index: int = -1) -> TarIndex:
+    """Cut groups into runs of at most so many samples and about MAX_RUN_BYTES."""
     rows: list[tuple[int, int, int, int, int]] = []
+    bad: list[tuple[str, str]] = []
     start = end = count = first = 0
-    damage = ""
     try:
         for group in groups:
             begin, stop = group.members[0].start, group.members[-1].end
+            if stop - begin > MAX_SAMPLE_BYTES:
+                bad.append(("too-large", f"{group.key}: {stop - begin} bytes in a sample"))
+                continue
             # Members between two samples (folders, hidden files) end a run.
-            if count and (count >= block_samples or stop - start > MAX_RUN_BYTES or begin != end):
+            full = count >= block_samples or stop - start > MAX_RUN_BYTES
+            if count and (full or begin != end):
                 rows.append((start, end - start, first, count, class_index))
                 first, count = first + count, 0
             start, end, count = (start if count else begin), stop, count + 1
     except TarDamageError as error:
-        damage = str(error)
+        bad.append(("broken-tar", str(error)))
     if count:
         rows.append((start, end - start, first, count, class_index))
-    return rows, damage
+    return TarIndex(rows, bad)
 
 
 def list_runs(files: Sequence[SourceFile], block_samples: int) -> tuple[TarRuns, list[BadSample]]:
     """Index tars, several at a time where they are remote, in the files' order."""
 
-    def index(file: SourceFile) -> tuple[list[tuple[int, int, int, int, int]], str]:
+    def index(file: SourceFile) -> TarIndex:
         with open_seekable(file.storage, file.key) as stream:
             walk = walk_members(read_at(stream), 0, file.bytes)
             members = (member for member in walk if not is_hidden(member.name))
@@ -139,12 +138,10 @@ def list_runs(files: Sequence[SourceFile], block_samples: int) -> tuple[TarRuns,
 
     remote = any(is_remote(file.storage) for file in files)
     threads = _INDEX_THREADS if remote else min(2, os.cpu_count() or 1)
-    rows: list[tuple[int, ...]] = []
+    tables = [np.zeros(0, FIELDS)]
     damaged = []
     with ThreadPoolExecutor(threads) as pool:
-        for number, (found, damage) in enumerate(pool.map(index, files)):
-            rows += [(number, *row) for row in found]
-            if damage:
-                damaged.append(BadSample(files[number].key, "broken-tar", damage))
-    table = np.array(rows, dtype=FIELDS) if rows else np.zeros(0, FIELDS)
-    return TarRuns([file.key for file in files], table), damaged
+        for number, (found, bad) in enumerate(pool.map(index, files)):
+            tables.append(np.array([(number, *row) for row in found], FIELDS))
+            damaged += [BadSample(files[number].key, *item) for item in bad]
+    return TarRuns([file.key for file in files], np.concatenate(tables)), damaged
