@@ -1,8 +1,8 @@
 """Uploads of files to S3: one request for small ones, parallel parts for large ones.
 
 Every request carries a checksum: MD5, which every store verifies; on loopback CRC-64/NVME, because
-there MD5 would cost as much as all the rest. A published object's size is compared with what was
-sent, and its CRC-64/NVME where the store keeps one.
+there MD5 would cost as much as all the rest. The CRC-64/NVME of a published object is compared with
+what was sent, where the store keeps one.
 """
 
 import base64
@@ -112,13 +112,14 @@ def _send_part(
 
 
 def _complete(target: Target, upload: dict[str, Any], parts: list[_Part], size: int) -> None:
-    """Publish, then compare what the store has with what was sent.
+    """Publish, then compare the store's checksum with what was sent.
 
-    Where the answer to a first try was lost, the object itself is the answer to the second.
+    The object itself is asked only where the answer to a first try was lost: some stores read all
+    of it again to answer.
     """
     listed = [{"PartNumber": part.number, "ETag": part.tag} for part in parts]
     try:
-        with_retries(
+        answer = with_retries(
             lambda: target.client().complete_multipart_upload(
                 **upload, MultipartUpload={"Parts": listed}
             ),
@@ -127,11 +128,11 @@ def _complete(target: Target, upload: dict[str, Any], parts: list[_Part], size: 
     except exceptions.ClientError as error:
         if error_code(error) != "NoSuchUpload":
             raise
-    head = with_retries(
-        lambda: target.client().head_object(**target.of, ChecksumMode="ENABLED"), target.renew
-    )
-    known = full_checksum(head)
-    if head["ContentLength"] != size or (known and known != _combine(parts)):
+        answer = with_retries(
+            lambda: target.client().head_object(**target.of, ChecksumMode="ENABLED"), target.renew
+        )
+    known = full_checksum(answer)
+    if answer.get("ContentLength", size) != size or known not in ("", _combine(parts)):
         target.client().delete_object(**target.of)
         raise StorageError(
             f"s3://{target.bucket}/{target.name}: the store holds other bytes than it was sent: "
@@ -139,9 +140,9 @@ def _complete(target: Target, upload: dict[str, Any], parts: list[_Part], size: 
         )
 
 
-def full_checksum(head: dict[str, Any]) -> str:
-    """The CRC-64/NVME of the whole object in a HEAD's answer, hex; empty: the store keeps none."""
-    found = head.get("ChecksumCRC64NVME", "")
+def full_checksum(answer: dict[str, Any]) -> str:
+    """The CRC-64/NVME of the whole object in an answer, hex; empty: the store keeps none."""
+    found = answer.get("ChecksumCRC64NVME", "")
     # A composite checksum, of parts' checksums, has their number after a hyphen.
     return base64.b64decode(found).hex() if found and "-" not in found else ""
 

@@ -1,5 +1,6 @@
 """Contenders side by side: each its own process, in turns; the median of the rounds counts."""
 
+import json
 import os
 import statistics
 import subprocess
@@ -22,55 +23,66 @@ class Result(NamedTuple):
     """Of one contender."""
 
     name: str
-    seconds: tuple[float, ...]
+    work: tuple[float, ...]
+    """Seconds of each round that the contender itself tells, imports not counted."""
+    whole: tuple[float, ...]
+    """Seconds of each round from the command's start to its end."""
     peak_bytes: int
     """Largest resident memory of the process and its children together."""
 
     @property
-    def median_s(self) -> float:
+    def work_s(self) -> float:
         """Median over the rounds."""
-        return statistics.median(self.seconds)
+        return statistics.median(self.work)
+
+    @property
+    def whole_s(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.whole)
 
 
 def run_in_turns(
     contenders: list[Contender], rounds: int, folder: Path, environment: dict[str, str]
 ) -> list[Result]:
     """Run all contenders in turns, after one round that warms the page cache."""
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    peaks = dict.fromkeys(seconds, 0)
+    work: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    whole: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    peaks = dict.fromkeys(work, 0)
     for number in range(rounds + 1):
         for contender in contenders:
             target = folder / "out"
             remove(target)
             # What the one before has left to write would slow this one down.
             os.sync()
-            took, peak = run(contender.command(target), environment)
+            told, took, peak = run(contender.command(target), environment)
             if number:
-                seconds[contender.name].append(took)
+                work[contender.name].append(told)
+                whole[contender.name].append(took)
             peaks[contender.name] = max(peaks[contender.name], peak)
     remove(folder / "out")
-    return [Result(name, tuple(times), peaks[name]) for name, times in seconds.items()]
+    return [Result(name, tuple(work[name]), tuple(whole[name]), peaks[name]) for name in work]
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[float, int]:
-    """Seconds from start to end, and the peak memory of the tree of processes."""
+def run(command: list[str], environment: dict[str, str]) -> tuple[float, float, int]:
+    """Seconds that the command tells as JSON, from start to end, and its tree's peak memory."""
     start = time.monotonic()
     process = subprocess.Popen(
         command,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
     )
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(process.pid, peak), daemon=True)
     watcher.start()
-    output, _ = process.communicate()
+    output, errors = process.communicate()
     took = time.monotonic() - start
     watcher.join()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{output}")
-    return took, peak[0]
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{errors}")
+    told = json.loads(output[output.rindex('{"seconds') :]) if '{"seconds' in output else None
+    return (told or json.loads(output))["seconds"], took, peak[0]
 
 
 def remove(path: Path) -> None:

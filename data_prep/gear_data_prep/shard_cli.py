@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import time
 from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
@@ -158,6 +159,7 @@ def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.sources import make_spec, open_source
     from gear_dist.storage import open_storage
 
+    start = time.monotonic()
     settings = _corpus_settings(args)
     spec = make_spec(args.source, args.kind, _source_options(args), args.endpoint)
     if spec.kind == "urls":
@@ -179,6 +181,7 @@ def _shard(args: argparse.Namespace) -> int:
         summary["splits"][split] = _summarise(storage.address, result)
         if not args.json:
             print(_tell(split, summary["splits"][split]), flush=True)
+    summary["seconds"] = round(time.monotonic() - start, 3)
     if args.json:
         print(json.dumps(summary, indent=1))
     return 0

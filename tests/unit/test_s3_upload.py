@@ -42,10 +42,11 @@ class FakeStore:
         self.parts[PartNumber] = Body
         return {"ETag": f"tag{PartNumber}"}
 
-    def complete_multipart_upload(self, *, MultipartUpload: Any, **_: Any) -> None:
+    def complete_multipart_upload(self, *, MultipartUpload: Any, **_: Any) -> dict[str, str]:
         order = [part["PartNumber"] for part in MultipartUpload["Parts"]]
         self.object = b"".join(self.parts[number] for number in order)
         self._call("complete")
+        return {"ChecksumCRC64NVME": self.checksum}
 
     def abort_multipart_upload(self, **_: Any) -> None:
         self._call("abort")

@@ -89,11 +89,10 @@ class _ConditionalHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("answer", "created", "seen"), [(412, False, ["*"]), (501, True, ["*", None]), (200, True, ["*"])]
+    ("answer", "created", "seen"),
+    [(412, False, ["*"]), (501, True, ["*", None]), (200, True, ["*"])],
 )
-def test_create_where_another_was_first(
-    answer: int, created: bool, seen: list[str | None]
-) -> None:
+def test_create_where_another_was_first(answer: int, created: bool, seen: list[str | None]) -> None:
     handler = type("Handler", (_ConditionalHandler,), {"answer": answer, "seen": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
