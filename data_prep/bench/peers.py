@@ -51,7 +51,7 @@ def _write_shards(target: Path, process: int, images: list[tuple[str, int]]) -> 
 
 
 def _resize_with_pil(target: Path, process: int, images: list[tuple[str, int]]) -> None:
-    """PIL's decode, bicubic and encode at our quality, written by webdataset."""
+    """PIL's decode, bicubic and encode at the same quality, written by webdataset."""
     import webdataset
     from PIL import Image
 
@@ -64,7 +64,7 @@ def _resize_with_pil(target: Path, process: int, images: list[tuple[str, int]]) 
             size = tuple(max(256, 256 * side // short) for side in image.size)
             stream = io.BytesIO()
             small = image.resize(size, Image.Resampling.BICUBIC)
-            small.save(stream, "JPEG", quality=98, subsampling=0)
+            small.save(stream, "JPEG", quality=95, subsampling=2)
             sample = {"__key__": Path(path).stem, "jpg": stream.getvalue(), "cls": str(label)}
             sink.write(sample)
 
@@ -88,7 +88,7 @@ def _img2dataset(tree: Path, target: Path, mode: str, size: int) -> None:
         resize_mode=mode,
         image_size=size,
         resize_only_if_bigger=True,
-        encode_quality=98,
+        encode_quality=95,
         processes_count=PROCESSES,
         thread_count=4,
         number_sample_per_shard=1000,

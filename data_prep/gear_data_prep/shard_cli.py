@@ -96,6 +96,12 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         help="bicubic: PIL's, the default; area: OpenCV's, faster",
     )
     group.add_argument(
+        "--subsampling",
+        choices=("444", "420"),
+        default="444",
+        help="chroma of resized images: 444 keeps all of it, the default",
+    )
+    group.add_argument(
         "--keep-original", action="store_true", help="keep KEY.original.SUFFIX beside a resized one"
     )
     group.add_argument(
@@ -266,7 +272,9 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
         parse_bytes("--max-bytes", args.max_bytes),
         parse_policies(args.policy),
     )
-    resize = ResizeSettings(args.short_side, args.filter, args.quality, args.keep_original)
+    resize = ResizeSettings(
+        args.short_side, args.filter, args.quality, args.subsampling, args.keep_original
+    )
     shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
     plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
     return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
