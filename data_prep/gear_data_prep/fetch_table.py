@@ -55,6 +55,16 @@ class _Row(NamedTuple):
     class_index: int
 
 
+class _Chunk(NamedTuple):
+    """Rows of a ledger file on their way."""
+
+    number: int
+    num_rows: int
+    known: dict[int, dict[str, Any]]
+    """Lines that a former run had settled, by row."""
+    futures: dict[int, Future[dict[str, Any]]]
+
+
 def ledger_key(chunk: int) -> str:
     """Where the fate of a chunk of rows is written."""
     return f"ledger/{chunk:06d}.json"
@@ -88,48 +98,48 @@ def fetch_table(
         DataError: no table there, or another one than the ledger's.
         ConfigError: no column of addresses.
     """
-    storage, only = open_root(address, endpoint)
+    place = open_root(address, endpoint)
     target = open_storage(options.fetched, endpoint)
     fetcher = Fetcher(limits, connections)
     progress = Progress("fetch", 0)
     result = FetchResult(0, 0, 0)
-    pending: deque[tuple[int, list[_Row], dict[int, Any], list[Future[dict]]]] = deque()
-
-    def settle() -> None:
-        nonlocal result
-        chunk, rows, known, futures = pending.popleft()
-        fresh = iter(futures)
-        lines = [known.get(i) or next(fresh).result() for i in range(len(rows))]
-        if futures or not known:
-            data = json.dumps({"rows": lines}, indent=0).encode()
-            target.write(ledger_key(chunk), data)
-        fetched = sum("sha256" in line for line in lines)
-        result = FetchResult(
-            result.num_rows + len(lines),
-            result.num_fetched + fetched,
-            result.num_reused + len(known),
-        )
-        progress.advance(len(lines), timed=bool(futures))
-
+    pending: deque[_Chunk] = deque()
     with ThreadPoolExecutor(connections) as pool:
         try:
-            for chunk, rows in enumerate(_chunks(storage, only, options)):
-                known = _settled(target, chunk, rows, again)
-                futures = [
-                    pool.submit(_fetch_row, fetcher, target, row)
-                    for number, row in enumerate(rows)
-                    if number not in known
-                ]
-                pending.append((chunk, rows, known, futures))
-                if len(pending) >= _CHUNKS_AHEAD:
-                    settle()
+            for number, rows in enumerate(_chunks(place.storage, place.only, options)):
+                known = _settled(target, number, rows, again)
+                futures = {
+                    i: pool.submit(_fetch_row, fetcher, target, row)
+                    for i, row in enumerate(rows)
+                    if i not in known
+                }
+                pending.append(_Chunk(number, len(rows), known, futures))
+                while len(pending) >= _CHUNKS_AHEAD:
+                    result = _settle(target, pending.popleft(), result, progress)
             while pending:
-                settle()
+                result = _settle(target, pending.popleft(), result, progress)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     progress.finish()
     return result
+
+
+def _settle(target: Storage, chunk: _Chunk, result: FetchResult, progress: Progress) -> FetchResult:
+    """Wait for a chunk's downloads and write its ledger."""
+    lines = [
+        chunk.known[i] if i in chunk.known else chunk.futures[i].result()
+        for i in range(chunk.num_rows)
+    ]
+    if chunk.futures:
+        data = json.dumps({"rows": lines}, indent=0).encode()
+        target.write(ledger_key(chunk.number), data)
+    progress.advance(len(lines), timed=bool(chunk.futures))
+    return FetchResult(
+        result.num_rows + len(lines),
+        result.num_fetched + sum("sha256" in line for line in lines),
+        result.num_reused + len(chunk.known),
+    )
 
 
 def _fetch_row(fetcher: Fetcher, target: Storage, row: _Row) -> dict[str, Any]:

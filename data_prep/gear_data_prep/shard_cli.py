@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
@@ -250,7 +251,7 @@ def _source_options(args: argparse.Namespace) -> Any:
         validation_share=args.validation_share,
         block_samples=args.block_samples,
         classes=tuple(read_lines(args.classes)) if args.classes else (),
-        labels=args.labels,
+        labels=str(Path(args.labels).absolute()) if args.labels else "",
         image_column=args.image_column,
         caption_column=args.caption_column,
         class_column=args.class_column,

@@ -7,6 +7,7 @@ are run again; few are handed out at a time, so that a plan of any length costs 
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -112,19 +113,42 @@ def _run_on_ray(
     if started:
         _start_ray(ray, workers)
     try:
-        # A task whose worker or node dies is run elsewhere; an error of its own is an answer.
-        task = ray.remote(num_cpus=1, max_retries=_RAY_RETRIES)(run_job)
+        task = _ray_task(ray)
         left = iter(shards)
-        running: list[Any] = [
-            task.remote(make_job(planned)) for planned in itertools.islice(left, workers)
-        ]
+
+        def start(count: int) -> list[Any]:
+            return [
+                task.remote(pickle.dumps(make_job(planned)))
+                for planned in itertools.islice(left, count)
+            ]
+
+        running = start(workers)
         while running:
             finished, running = ray.wait(running, num_returns=1)
             yield _result(ray, finished[0])
-            running += [task.remote(make_job(planned)) for planned in itertools.islice(left, 1)]
+            running += start(1)
     finally:
         if started:
             ray.shutdown()
+
+
+def _ray_task(ray: Any) -> Any:
+    """The task: run elsewhere where its worker or node dies; an error of its own is an answer.
+
+    A job travels as bytes and the function by value, because `ray job submit --working-dir .`
+    makes only gear_dist importable, and that the rest.
+    """
+
+    def run_pickled_job(data: bytes) -> Any:  # a class would be looked up before the path is set
+        from gear_dist.source_tree import use_source_tree
+
+        use_source_tree()
+        from gear_data_prep.shards import run_job
+
+        return run_job(pickle.loads(data))
+
+    remote = ray.remote(num_cpus=1, max_retries=_RAY_RETRIES)(run_pickled_job)
+    return remote.options(name="shard_task")
 
 
 def _result(ray: Any, reference: Any) -> ShardOutcome:

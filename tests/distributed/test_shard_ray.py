@@ -10,6 +10,7 @@ from pathlib import Path
 
 from image_files import contents, encode
 
+ROOT = Path(__file__).parents[2]
 CODE = "import sys; from gear_data_prep.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -37,7 +38,7 @@ def _kill_some_workers(stop: threading.Event, root: int, killed: list[int]) -> N
                 marked = f"SHARD_RAY={root}".encode() in (folder / "environ").read_bytes()
             except OSError:
                 continue
-            if marked and name.startswith("ray::run_job") and len(killed) < 2:
+            if marked and name.startswith("ray::shard_task") and len(killed) < 2:
                 os.kill(int(folder.name), signal.SIGKILL)
                 killed.append(int(folder.name))
                 time.sleep(1)
@@ -71,3 +72,14 @@ def test_errors_of_tasks_are_the_users(tmp_path: Path) -> None:
     )
     assert run.returncode == 5
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_workers_find_the_packages_of_a_bare_checkout(tmp_path: Path) -> None:
+    """As under `ray job submit --working-dir .`: the checkout's root is all that is on the path."""
+    tree = make_tree(tmp_path / "tree")
+    words = command(tree, tmp_path / "out", "--ray")
+    words[1:3] = ["-m", "gear_dist"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    subprocess.run(words, check=True, env=environment, timeout=240)
+    assert (tmp_path / "out/train/manifest/dataset.json").exists()

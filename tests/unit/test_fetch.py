@@ -269,3 +269,17 @@ def test_a_damaged_object_is_an_error(
     again = [*OPTIONS, "--fetched", str(tmp_path / "out/fetched")]
     assert data_prep([*words, str(tmp_path / "b"), *again]) == 3
     assert "damaged" in capsys.readouterr().err
+
+
+def test_a_table_and_its_images_on_s3(site: Site, object_store: object, tmp_path: Path) -> None:
+    """All on S3 by an endpoint that is given, not taken from the environment."""
+    write_table(tmp_path / "t.csv", site, "csv")
+    address = "s3://gear-tests-urls"
+    open_storage(address).write("t.csv", (tmp_path / "t.csv").read_bytes())
+    options = [*OPTIONS, "--endpoint", object_store.endpoint]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        assert data_prep(["shard", f"{address}/t.csv", f"{address}/out", *options]) == 0
+        corpus = open_storage(f"{address}/out/train", object_store.endpoint)
+        assert load_manifest(corpus).facts.num_samples == 21

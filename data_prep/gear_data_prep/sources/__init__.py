@@ -5,41 +5,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gear_data_prep.sources.base import Source
-from gear_data_prep.sources.files import SourceOptions, open_root
+from gear_data_prep.sources.files import Place, SourceOptions, open_root
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.storage import FileStorage, Storage
 
-Opener = Callable[[Storage, str, SourceOptions], Source]
+Opener = Callable[[Place, SourceOptions], Source]
 
 
-def _image_folder(storage: Storage, only: str, options: SourceOptions) -> Source:
+def _image_folder(place: Place, options: SourceOptions) -> Source:
     from gear_data_prep.sources.image_folder import open_image_folder
 
-    return open_image_folder(storage, only, options)
+    return open_image_folder(place, options)
 
 
-def _imagenet(storage: Storage, only: str, options: SourceOptions) -> Source:
+def _imagenet(place: Place, options: SourceOptions) -> Source:
     from gear_data_prep.sources.imagenet import open_imagenet
 
-    return open_imagenet(storage, only, options)
+    return open_imagenet(place, options)
 
 
-def _webdataset(storage: Storage, only: str, options: SourceOptions) -> Source:
+def _webdataset(place: Place, options: SourceOptions) -> Source:
     from gear_data_prep.sources.webdataset_tars import open_webdataset
 
-    return open_webdataset(storage, only, options)
+    return open_webdataset(place, options)
 
 
-def _parquet(storage: Storage, only: str, options: SourceOptions) -> Source:
+def _parquet(place: Place, options: SourceOptions) -> Source:
     from gear_data_prep.sources.parquet_rows import open_parquet
 
-    return open_parquet(storage, only, options)
+    return open_parquet(place, options)
 
 
-def _urls(storage: Storage, only: str, options: SourceOptions) -> Source:
+def _urls(place: Place, options: SourceOptions) -> Source:
     from gear_data_prep.sources.url_table import open_url_table
 
-    return open_url_table(storage, only, options)
+    return open_url_table(place, options)
 
 
 # Each is imported when it is used: workers of a folder need no parquet reader.
@@ -80,8 +80,7 @@ def make_spec(address: str, kind: str, options: SourceOptions, endpoint: str = "
         DataError: nothing is there.
     """
     if kind == "auto":
-        storage, only = open_root(address, endpoint)
-        kind = _guess(storage, only)
+        kind = _guess(open_root(address, endpoint))
     if kind not in KINDS:
         raise ConfigError(f"--kind {kind}: use auto, {', '.join(KINDS)}")
     if "://" not in address:
@@ -95,13 +94,12 @@ def open_source(spec: SourceSpec) -> Source:
     Raises:
         DataError: it is missing or holds nothing of that kind.
     """
-    storage, only = open_root(spec.address, spec.endpoint)
-    return KINDS[spec.kind](storage, only, spec.options)
+    return KINDS[spec.kind](open_root(spec.address, spec.endpoint), spec.options)
 
 
-def _guess(storage: Storage, only: str) -> str:
+def _guess(place: Place) -> str:
     """The kind, by the first file names; a table of URLs is asked for by name."""
-    names = [only] if only else _some_names(storage)
+    names = [place.only] if place.only else _some_names(place.storage)
     if any("ilsvrc2012_img_" in name.lower() for name in names):
         return "imagenet"
     for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet"), (".csv", "urls")):

@@ -45,21 +45,30 @@ class SourceFile(NamedTuple):
     bytes: int
 
 
-def open_root(address: str, endpoint: str) -> tuple[Storage, str]:
-    """The storage of a source and, where the address is a single file, that file's key."""
+class Place(NamedTuple):
+    """Where a source is."""
+
+    storage: Storage
+    only: str
+    """The key of the one file where the address names one; else empty."""
+    endpoint: str
+
+
+def open_root(address: str, endpoint: str) -> Place:
+    """The place of a source, a folder, prefix or file."""
     if "://" not in address or address.startswith("file://"):
         storage = open_storage(address)
         assert isinstance(storage, FileStorage)
         if storage.root.is_file():
-            return FileStorage(storage.root.parent), storage.root.name
-        return storage, ""
+            return Place(FileStorage(storage.root.parent), storage.root.name, endpoint)
+        return Place(storage, "", endpoint)
     storage = open_storage(address, endpoint)
     parent, _, name = address.rstrip("/").rpartition("/")
     if "." in name and not parent.endswith("/") and storage.address.count("/") > 2:
         folder = open_storage(parent, endpoint)
         if folder.exists(name):
-            return folder, name
-    return storage, ""
+            return Place(folder, name, endpoint)
+    return Place(storage, "", endpoint)
 
 
 def find_files(storage: Storage, only: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:

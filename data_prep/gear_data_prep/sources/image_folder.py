@@ -13,7 +13,7 @@ from gear_data_prep.samples import (
     parse_sidecar,
 )
 from gear_data_prep.sources.base import Source, make_splits
-from gear_data_prep.sources.files import SourceOptions
+from gear_data_prep.sources.files import Place, SourceOptions
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, Storage
@@ -58,13 +58,13 @@ class TreeReader(NamedTuple):
     def read(self, unit: TreeImage) -> list[RawSample]:
         """The one sample of an image file; DataError where it vanished."""
         if unit.sizes[0] > MAX_SAMPLE_BYTES or max(unit.sizes[1:]) > MAX_SIDECAR_BYTES:
-            problem = BadSampleError("too-large", f"{unit.sizes} bytes of image, caption, JSON")
-            return [RawSample(unit.path, b"", "", problem=problem)]
+            heavy = BadSampleError("too-large", f"{unit.sizes} bytes of image, caption, JSON")
+            return [RawSample(unit.path, b"", "", problem=heavy)]
         image = self.storage.read(unit.path)
         suffix = unit.path.rpartition(".")[2].lower()
         captions: tuple[bytes | str, ...] = ()
         attributes: dict[str, int] = {}
-        problem = None
+        problem: BadSampleError | None = None
         if unit.sizes[1] >= 0:
             captions = (self.storage.read(f"{unit.stem}.txt"),)
         if unit.sizes[2] >= 0:
@@ -79,7 +79,7 @@ class TreeReader(NamedTuple):
         ]
 
 
-def open_image_folder(storage: Storage, only: str, options: SourceOptions) -> Source:
+def open_image_folder(place: Place, options: SourceOptions) -> Source:
     """List an ImageFolder tree.
 
     ROOT/{train,val}/CLASS/... gives the two splits; ROOT/CLASS/... (or ROOT/train/CLASS/... alone)
@@ -89,6 +89,7 @@ def open_image_folder(storage: Storage, only: str, options: SourceOptions) -> So
     Raises:
         DataError: no such folder, no class folders, no images.
     """
+    storage, only = place.storage, place.only
     local = isinstance(storage, FileStorage)
     if only:
         raise DataError(f"{storage.address}/{only}: a file, not an ImageFolder tree")

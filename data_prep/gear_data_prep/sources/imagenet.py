@@ -13,6 +13,7 @@ import numpy as np
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample, RawSample
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import (
+    Place,
     SourceFile,
     SourceOptions,
     find_files,
@@ -55,7 +56,7 @@ class ImageNetReader(NamedTuple):
         return samples
 
 
-def open_imagenet(storage: Storage, only: str, options: SourceOptions) -> Source:
+def open_imagenet(place: Place, options: SourceOptions) -> Source:
     """List ILSVRC2012_img_train.tar and, where it is beside it, ILSVRC2012_img_val.tar.
 
     Any tar of tars will do: the inner tars' names are the classes.
@@ -63,6 +64,7 @@ def open_imagenet(storage: Storage, only: str, options: SourceOptions) -> Source
     Raises:
         DataError: no such tars, labels that do not fit.
     """
+    storage, only = place.storage, place.only
     found = find_files(storage, only, (".tar",))
     validation = [item for item in found if "_val" in item.key.lower()]
     train = [item for item in found if item not in validation]

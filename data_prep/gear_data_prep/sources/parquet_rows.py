@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from gear_data_prep.samples import MAX_SIDECAR_BYTES, BadSampleError, RawSample
 from gear_data_prep.sources.base import Source, group_by_split, make_splits
-from gear_data_prep.sources.files import SourceOptions, find_files, is_remote, open_seekable
+from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_remote, open_seekable
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.storage import Storage
@@ -92,13 +92,14 @@ class ParquetReader(NamedTuple):
         return RawSample(name, image, suffix, index, captions, problem=problem)
 
 
-def open_parquet(storage: Storage, only: str, options: SourceOptions) -> Source:
+def open_parquet(place: Place, options: SourceOptions) -> Source:
     """List parquet files by their footers; `validation-*.parquet` and `val-*` are that split.
 
     Raises:
         DataError: no parquet files, or broken ones.
         ConfigError: no column of images, or a column that is not there.
     """
+    storage, only = place.storage, place.only
     files = find_files(storage, only, (".parquet",))
     columns, classes = _read_schema(storage, files[0].key, options)
     splits = {

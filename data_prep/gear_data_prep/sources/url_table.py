@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from gear_data_prep.fetch_table import ledger_key, load_ledger, object_key
 from gear_data_prep.samples import BadSampleError, RawSample
 from gear_data_prep.sources.base import Source, make_splits
-from gear_data_prep.sources.files import SourceOptions, is_remote
+from gear_data_prep.sources.files import Place, SourceOptions, is_remote
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage, open_storage
@@ -76,13 +76,13 @@ class FetchedReader:
         return RawSample(row["url"], image, "", row["class_index"], captions)
 
 
-def open_url_table(storage: Storage, only: str, options: SourceOptions) -> Source:
+def open_url_table(place: Place, options: SourceOptions) -> Source:
     """List what was fetched of a table.
 
     Raises:
         DataError: nothing was fetched yet.
     """
-    fetched = open_storage(options.fetched, getattr(storage, "endpoint", ""))
+    fetched = open_storage(options.fetched, place.endpoint)
     units: list[LedgerRun] = []
     chunk = 0
     while fetched.exists(ledger_key(chunk)):
@@ -95,7 +95,7 @@ def open_url_table(storage: Storage, only: str, options: SourceOptions) -> Sourc
     if not units:
         raise DataError(f"{fetched.address}: nothing fetched there")
     return Source(
-        f"{storage.address}/{only}".rstrip("/"),
+        f"{place.storage.address}/{place.only}".rstrip("/"),
         FetchedReader(fetched),
         options.classes,
         make_splits({"train": units}, options.validation_share),

@@ -12,6 +12,7 @@ from gear_data_prep.samples import (
 )
 from gear_data_prep.sources.base import Source, group_by_split, make_splits
 from gear_data_prep.sources.files import (
+    Place,
     SourceFile,
     SourceOptions,
     find_files,
@@ -92,12 +93,13 @@ def parse_run(unit: TarRun, data: bytes) -> list[Group]:
     return groups
 
 
-def open_webdataset(storage: Storage, only: str, options: SourceOptions) -> Source:
+def open_webdataset(place: Place, options: SourceOptions) -> Source:
     """List tars; those whose names or folders say `val` or `validation` are that split.
 
     Raises:
         DataError: no tars, or none with a sample.
     """
+    storage, only = place.storage, place.only
     found = {item.key: item.bytes for item in find_files(storage, only, (".tar",))}
     splits, damaged = {}, []
     for split, keys in group_by_split(found).items():
