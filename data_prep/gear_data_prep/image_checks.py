@@ -18,6 +18,9 @@ _MAX_SCAN_PIXELS = 2_000_000_000
 _HARMLESS = ("JFIF", "Adobe")
 # TurboJPEG names an error; its binding trips over values that it does not know.
 _TURBO_ERRORS = (ValueError, KeyError)
+_HOLE = bytes(512)
+# How many codes of each length the AC table of the JPEG standard's annex K.3 has.
+_USUAL_TABLE = bytes.fromhex("0002010303020403050504040000017d")
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -140,9 +143,11 @@ def _check_jpeg(data: bytes, header: _Header, settings: ImageSettings) -> None:
     small = {"min_height": 1, "min_width": 1, "min_factor": 1}
     try:
         simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, strict=True, **small)
-        return
+        strict = "" if not _has_hole(data) else "a run of zeros among the pixels"
     except _TURBO_ERRORS as error:
         strict = _line(error)
+    if not strict:
+        return
     try:
         simplejpeg.decode_jpeg(data, colours, strict=False, **small)
     except _TURBO_ERRORS as error:
@@ -150,6 +155,16 @@ def _check_jpeg(data: bytes, header: _Header, settings: ImageSettings) -> None:
     harmless = any(word in strict for word in _HARMLESS)
     if not harmless and settings.policies["corrupt"] != KEEP:
         raise BadSampleError("corrupt", f"decodes with errors: {strict}")
+
+
+def _has_hole(data: bytes) -> bool:
+    """Whether zeros stand where pixels were: a decoder sees it only if it ends up out of step.
+
+    In the usual code tables zeros would mean coefficients of -1 throughout. Tables that an encoder
+    has made for the image may give zeros another meaning, so there nothing is said.
+    """
+    pixels = data.rfind(b"\xff\xda")
+    return _USUAL_TABLE in data and data.find(_HOLE, pixels, data.rfind(b"\xff\xd9")) >= 0
 
 
 def _other_header(data: bytes) -> _Header:

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import skimage
 from PIL import Image
 
 from gear_data_prep.captions import check_captions
@@ -78,6 +80,25 @@ def test_corruption_of_jpegs() -> None:
                 found[name] += 1
     assert found["cut"] == found["zeroed"] == 40
     assert found["garbled"] >= 34
+
+
+def test_a_hole_that_decodes_in_step() -> None:
+    """Zeros that end exactly where they should: no decoder complains, flat images stay good."""
+    with Image.open(Path(skimage.__file__).parent / "data/chelsea.png") as opened:
+        stream = io.BytesIO()
+        opened.convert("RGB").save(stream, "JPEG", quality=94)
+    data, hits = stream.getvalue(), 0
+    for start in range(2000, len(data) - 6000, 300):
+        holed = data[:start] + bytes(4096) + data[start + 4096 :]
+        with contextlib.suppress(ValueError):
+            simplejpeg.decode_jpeg(holed, strict=True)
+            hits += 1
+        assert kind_of(holed) == "corrupt"
+    assert hits, "no decoder passed one: the test has to look for others"
+    for options in ({}, {"optimize": True}, {"progressive": True}):
+        stream = io.BytesIO()
+        Image.new("RGB", (2000, 2000), "black").save(stream, "JPEG", **options)
+        assert check_image(stream.getvalue() + bytes(2000), "jpg", SETTINGS).width == 2000
 
 
 def test_checks_find_what_they_say() -> None:

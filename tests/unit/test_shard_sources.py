@@ -264,7 +264,7 @@ def test_a_source_that_changes_after_the_listing(tmp_path: Path) -> None:
         ("webdataset", "x.txt", b"", r"no \.tar files"),
         ("webdataset", "x.tar", b"no tar at all" * 100, "hold no samples: x.tar: no tar header"),
         ("webdataset", "x.tar", b"", "hold no samples"),
-        ("parquet", "x.parquet", b"PAR1", "no parquet file"),
+        ("parquet", "x.parquet", b"PAR1", "no parquet file, or damaged"),
         ("imagenet", "x.tar", b"", "no tars with images"),
         ("folder", "x.jpg", b"", "no images in class folders"),
     ],
@@ -322,3 +322,24 @@ def test_samples_that_would_fill_the_memory_are_not_read(
         report = json.loads((out / "train/manifest/quarantine.json").read_text())
         assert report["kinds"] == {"too-large": bad}
         assert len(samples_of(out / "train")) == left
+
+
+def test_damaged_parquet_is_refused_or_read(tmp_path: Path) -> None:
+    """Changed footers make pyarrow raise errors of many kinds: all are the user's."""
+    path = tmp_path / "x.parquet"
+    write_parquet(path, 8)
+    data = path.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in rng.integers(len(data) - footer, len(data), 300):
+        changed = bytearray(data)
+        changed[position] = int(rng.integers(256))
+        path.write_bytes(changed)
+        try:
+            source = open_kind(path)
+            for unit in source.splits["train"].units:
+                source.reader.read(unit)
+        except (DataError, ConfigError):
+            refused += 1
+    assert refused > 10

@@ -1,6 +1,8 @@
 """Parquet with image bytes: the Hugging Face layout, {"bytes": ..., "path": ...} and captions."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ from gear_data_prep.samples import MAX_SIDECAR_BYTES, BadSampleError, RawSample
 from gear_data_prep.sources.base import Source, group_by_split, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_remote, open_seekable
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
-from gear_dist.errors import ConfigError, DataError
+from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.storage import Storage
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
@@ -62,11 +64,8 @@ class ParquetReader(NamedTuple):
     def read(self, unit: RowRun) -> list[RawSample]:
         """The run's rows; DataError where the file changed since it was listed."""
         wanted = [name for name in self.columns if name]
-        try:
-            with open_seekable(self.storage, unit.key) as stream, pq.ParquetFile(stream) as file:
-                table = file.read_row_group(unit.row_group, columns=wanted, use_threads=False)
-        except (pa.ArrowException, OSError, IndexError) as error:
-            raise DataError(f"{unit.key}: cannot be read: {_line(error)}") from None
+        with _open(self.storage, unit.key) as file:
+            table = file.read_row_group(unit.row_group, columns=wanted, use_threads=False)
         table = table.slice(unit.first, unit.num_samples)
         if table.num_rows != unit.num_samples:
             raise DataError(f"{unit.key}: changed since it was listed: run the command again")
@@ -118,11 +117,17 @@ def open_parquet(place: Place, options: SourceOptions) -> Source:
     )
 
 
-def _open(storage: Storage, key: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _open(storage: Storage, key: str) -> Iterator[pq.ParquetFile]:
+    """A file, whose faults are DataErrors: damaged footers raise almost anything."""
     try:
-        return pq.ParquetFile(open_seekable(storage, key))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{storage.address}/{key}: no parquet file: {_line(error)}") from None
+        with open_seekable(storage, key) as stream, pq.ParquetFile(stream) as file:
+            yield file
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
+        name = f"{storage.address}/{key}"
+        raise DataError(f"{name}: no parquet file, or damaged: {_line(error)}") from None
 
 
 def _read_schema(
@@ -131,13 +136,14 @@ def _read_schema(
     """The columns to use, and the class names that Hugging Face keeps in the metadata."""
     with _open(storage, key) as file:
         schema = file.schema_arrow
+        columns_found = list(schema.names)
     columns = Columns(
-        pick_column(schema.names, options.image_column, IMAGE_COLUMNS),
-        pick_column(schema.names, options.caption_column, CAPTION_COLUMNS),
-        pick_column(schema.names, options.class_column, CLASS_COLUMNS),
+        pick_column(columns_found, options.image_column, IMAGE_COLUMNS),
+        pick_column(columns_found, options.caption_column, CAPTION_COLUMNS),
+        pick_column(columns_found, options.class_column, CLASS_COLUMNS),
     )
     if not columns.image:
-        found = ", ".join(schema.names)
+        found = ", ".join(columns_found)
         raise ConfigError(f"{key}: no column of images among {found}: name it by --image-column")
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
