@@ -87,6 +87,8 @@ def measure_resize(bench: Bench) -> Iterator[str]:
         tree = make_tree(bench.folder / f"resize-{name}", count, size, num_distinct=200)
         header = ("--check", "header", "--short-side", "256", "--quality", "95")
         header += ("--subsampling", "420")
+        # Shards are what processes share out: a few large ones would leave one of them idle.
+        header += ("--shard-samples", str(max(1, count // 16)))
         contenders = [
             Contender("PIL", peer("pil-resize", tree)),
             Contender("gear-dist, bicubic", ours(tree, *header)),

@@ -36,34 +36,43 @@ def resize_image(image: CheckedImage, settings: ResizeSettings, max_pixels: int)
     if min(image.width, image.height) <= settings.short_side:
         return image
     try:
-        pixels = _decode(image, max_pixels)
+        small = _FILTERS[settings.filter](image, settings.short_side, max_pixels)
     except (ValueError, BadImageError) as error:
         raise BadSampleError("undecodable", f"does not decode: {error}") from None
-    small = _FILTERS[settings.filter](pixels, settings.short_side)
     data = simplejpeg.encode_jpeg(
         small, quality=settings.quality, colorsubsampling=settings.subsampling
     )
     return CheckedImage(data, "jpg", small.shape[1], small.shape[0])
 
 
-def _decode(image: CheckedImage, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W, 3), the pixels that PIL decodes."""
-    if image.suffix == "jpg":
-        try:
-            return simplejpeg.decode_jpeg(image.data, "RGB", strict=False)
-        except (ValueError, KeyError):
-            pass  # rare subsamplings and colours of ink, which PIL reads
-    return np.ascontiguousarray(decode_image(image.data, max_pixels))
+def _decode_jpeg(image: CheckedImage, colours: str) -> np.ndarray | None:
+    """uint8 (H, W, C), the pixels that PIL decodes; None: PIL has to."""
+    if image.suffix != "jpg":
+        return None
+    try:
+        return simplejpeg.decode_jpeg(image.data, colours, strict=False)
+    except (ValueError, KeyError):
+        return None  # rare subsamplings and colours of ink
 
 
-def _bicubic(pixels: np.ndarray, side: int) -> np.ndarray:
-    return np.ascontiguousarray(resize_short_side(Image.fromarray(pixels), side))
+def _bicubic(image: CheckedImage, side: int, max_pixels: int) -> np.ndarray:
+    pixels = _decode_jpeg(image, "RGBX")
+    if pixels is None:
+        picture = decode_image(image.data, max_pixels)
+    else:
+        # Four bytes a pixel are PIL's own layout, which it takes over without unpacking.
+        size = (pixels.shape[1], pixels.shape[0])
+        picture = Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1).convert("RGB")
+    return np.ascontiguousarray(resize_short_side(picture, side))
 
 
-def _area(pixels: np.ndarray, side: int) -> np.ndarray:
+def _area(image: CheckedImage, side: int, max_pixels: int) -> np.ndarray:
     import cv2
 
     cv2.setNumThreads(1)  # every process has a core of its own
+    pixels = _decode_jpeg(image, "RGB")
+    if pixels is None:
+        pixels = np.ascontiguousarray(decode_image(image.data, max_pixels))
     height, width = pixels.shape[:2]
     short = min(height, width)
     target = max(side, side * width // short), max(side, side * height // short)
