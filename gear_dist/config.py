@@ -82,6 +82,11 @@ refused where the folder already holds a run."""
 class DataConfig:
     train: str = ""
     """Sharded training corpus: s3://bucket/prefix, file:///folder or a path."""
+    mixture: tuple[str, ...] = ()
+    """Further training corpora that are mixed with `train`."""
+    mixture_weights: tuple[float, ...] = ()
+    """Share of each batch for `train` and each corpus of `mixture`, in proportion; empty: the \
+corpora are joined, so that an epoch shows every sample once."""
     validation: str = ""
     """Sharded validation corpus for grids and evaluation; empty: the training corpus."""
     endpoint: str = ""
@@ -92,17 +97,52 @@ class DataConfig:
     """Probability of a horizontal flip."""
     max_pixels: int = 64_000_000
     """Largest width x height that is decoded; larger images are refused before decoding."""
+    decoding: Literal["exact", "fast"] = "exact"
+    """exact: pixels within one grey level of PIL's bicubic resize; fast: JPEGs of at least twice \
+the size are decoded at a half, a quarter or an eighth, which changes pixels."""
+    captions: Literal["off", "first", "random"] = "off"
+    """Captions in the batches: none, each image's first, or one of its captions drawn anew every \
+epoch. Unless off, a sample may lack a class and must have a caption."""
     prefetch_batches: int = 4
     """Batches that the loader's thread reads ahead."""
     shuffle_buffer_shards: int = 8
-    """Shards whose samples are mixed with one another."""
+    """Shards whose samples are mixed at any time, over all workers, which hold about twice as \
+many in memory. A corpus of up to 256 MiB is kept in memory and mixed as a whole."""
+    lanes: int = 0
+    """Equal segments of the epoch, of each of which every global batch takes the same number of \
+samples; a worker reads only its own. A divisor of engine.global_batch, at best a multiple of the \
+number of workers; 0: chosen when the run starts. They stay when the number of workers changes."""
+    tail: Literal["drop", "repeat"] = "drop"
+    """The samples of an epoch that do not fill a global batch: left out, others every epoch, or \
+filled up with samples of the epoch's beginning."""
     decode_threads: int = 2
     """Threads of a worker that decode images; what it yields does not depend on it."""
+    max_bad_share: float = 0.001
+    """Share of a worker's samples of an epoch that may be unusable: each is named, counted and \
+replaced by the next one of its shard; more of them end the run."""
+    read_attempts: int = 6
+    """Tries of a shard that cannot be read, with pauses that grow from 0.2 to 10 s."""
+    cache_folder: str = ""
+    """Local folder where shards are kept once they are read; empty: none."""
+    cache_bytes: int = 100_000_000_000
+    """Size up to which `cache_folder` grows; then the shards longest unused go."""
 
     def __post_init__(self) -> None:
         _require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
-        _require_at_least("data", self, 1, "prefetch_batches", "decode_threads")
+        _require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
+        _require_at_least("data", self, 0, "lanes", "cache_bytes")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
+        _require_fraction("data", self, "max_bad_share")
+        weights = self.mixture_weights
+        _require(
+            all(weight > 0 for weight in weights),
+            f"data.mixture_weights={list(weights)} must all be > 0; leave a corpus out instead",
+        )
+
+    @property
+    def train_addresses(self) -> tuple[str, ...]:
+        """All training corpora."""
+        return (self.train, *self.mixture)
 
 
 @dataclass(frozen=True)

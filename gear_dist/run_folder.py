@@ -27,7 +27,8 @@ State = Literal["running", "done", "interrupted", "failed"]
 # Settings that may change between the parts of one run: where and how it runs, what it logs.
 # The embedded object store's port, and so the endpoint, differs from start to start.
 FREE_SETTINGS = re.compile(
-    r"run\.(?!seed$).*|log\..*|sampling\..*|data\.(endpoint|prefetch_batches|decode_threads)"
+    r"run\.(?!seed$).*|log\..*|sampling\..*|"
+    r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)"
 )
 _GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
 _GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")

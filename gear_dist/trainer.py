@@ -96,12 +96,13 @@ class Trainer:
         self.micro_batch = config.engine.micro_batch(dist.world_size())
         self.loader = build_loader(
             config.data,
-            config.data.train,
+            *config.data.train_addresses,
             batch_size=self.micro_batch,
             rank=dist.rank(),
             world_size=dist.world_size(),
             seed=config.run.seed,
             num_classes=config.generator.num_classes,
+            accumulation=config.engine.accumulation,
         )
         self.lpips = load_lpips(config.losses)
         if self.lpips is not None:
@@ -137,7 +138,8 @@ class Trainer:
             "zero_stage": self.config.engine.zero_stage,
             "kernels": resolve(self.config.engine.kernels, self.device),
             "launcher": self.config.run.launcher,
-            "data": self.loader.manifest.facts._asdict(),
+            "data": self.loader.corpora[0].manifest.facts._asdict(),
+            "order": self.loader.facts(),
         }
         return collect_environment(self.config, extra)
 

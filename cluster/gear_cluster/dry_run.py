@@ -4,12 +4,12 @@ import os
 from typing import Literal
 
 from gear_dist.config import RunConfig
-from gear_dist.data.manifest import Manifest, load_manifest
+from gear_dist.data.corpus import open_corpus
+from gear_dist.data.manifest import Manifest
 from gear_dist.errors import DataError
 from gear_dist.memory_estimate import ParameterCounts, estimate_memory, format_estimate
 from gear_dist.run_folder import RunFolder
 from gear_dist.start import open_start
-from gear_dist.storage import open_storage
 
 
 def dry_run(config: RunConfig) -> None:
@@ -29,14 +29,16 @@ def dry_run(config: RunConfig) -> None:
     world_size, device = _placement(config)
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")
-    manifest = check_corpus(config, config.data.train)
-    steps = manifest.facts.num_samples // config.engine.global_batch
-    if steps == 0:
+    num_samples = sum(
+        check_corpus(config, address).facts.num_samples for address in config.data.train_addresses
+    )
+    steps = num_samples // config.engine.global_batch
+    if steps == 0 and config.data.tail == "drop":
         raise DataError(
-            f"data.train={config.data.train}: {manifest.facts.num_samples} images are fewer than "
+            f"data.train={config.data.train}: {num_samples} images are fewer than "
             f"engine.global_batch={config.engine.global_batch}: lower that or add images"
         )
-    epochs = config.stages.total_steps / steps
+    epochs = config.stages.total_steps * config.engine.global_batch / num_samples
     print(f"{config.stages.total_steps} steps, {steps} an epoch, {epochs:.1f} epochs")
     if config.data.validation:
         check_corpus(config, config.data.validation)
@@ -61,10 +63,10 @@ def check_corpus(config: RunConfig, address: str) -> Manifest:
     Raises:
         DataError: the corpus is not there, incomplete, or has too many classes.
     """
-    storage = open_storage(address, config.data.endpoint)
-    manifest = load_manifest(storage)
+    storage, manifest = open_corpus(address, config.data.endpoint)
     facts = manifest.facts
-    found = {item.key: item.bytes for item in storage.list("shards/")}
+    folder = "shards/" if facts.schema_version else ""
+    found = {item.key: item.bytes for item in storage.list(folder)}
     for shard in manifest.shards:
         if found.get(shard.key) != shard.bytes:
             problem = "has another size than" if shard.key in found else "is missing, but is in"

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 from gear_cluster.local_launch import Worker, launch_local
 from gear_dist.config import RunConfig
-from gear_dist.data.manifest import load_manifest
+from gear_dist.data.corpus import open_corpus
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
 from gear_dist.host import Host, Outcome
 from gear_dist.run_folder import RunFolder, State
-from gear_dist.storage import open_storage
 
 
 def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = False) -> Outcome:
@@ -42,9 +41,9 @@ def train(config: RunConfig, host: Host) -> Outcome:
 
 def _check_corpora(config: RunConfig) -> None:
     """Find a wrong address or credential before Ray takes its time to start."""
-    for address in (config.data.train, config.data.validation):
+    for address in (*config.data.train_addresses, config.data.validation):
         if address:
-            load_manifest(open_storage(address, config.data.endpoint))
+            open_corpus(address, config.data.endpoint)
 
 
 def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> Outcome:

@@ -47,11 +47,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         raise BadImageError("empty file")
     try:
         image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadImageError(f"{width} x {height} pixels exceed max_pixels = {max_pixels}")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise BadImageError(f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1")
+        check_size(*image.size, max_pixels)
         image.load()
         return _to_rgb(image)
     except BadImageError:
@@ -60,6 +56,14 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         # PIL names the in-memory file by its address, which no two runs share.
         raise BadImageError(f"does not decode: {why.split(' <_io')[0]}") from None
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise BadImageError for an image that is too large or too long to be decoded."""
+    if width * height > max_pixels:
+        raise BadImageError(f"{width} x {height} pixels exceed max_pixels = {max_pixels}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImageError(f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -72,12 +76,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     """Bicubic (antialiased) resize so that the short side is `size`; the long side rounds down."""
-    width, height = image.size
+    target = size_by_short_side(*image.size, size)
+    return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+
+
+def size_by_short_side(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height with a short side of `size`; the long side rounds down."""
     short = min(width, height)
-    if short == size:
-        return image
-    target = (max(size, size * width // short), max(size, size * height // short))
-    return image.resize(target, Image.Resampling.BICUBIC)
+    return max(size, size * width // short), max(size, size * height // short)
 
 
 def crop(

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gear_dist.data.corpus import open_corpus
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
-from gear_dist.data.manifest import DatasetFacts, Manifest, ShardInfo, load_manifest
-from gear_dist.data.shard_reader import Sample, read_shard
+from gear_dist.data.manifest import Manifest, ShardInfo
+from gear_dist.data.shard_reader import BadSampleError, Sample, read_shard
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage, open_storage
+from gear_dist.storage import Storage
 
 UNKNOWN = -1  # class or attribute of a sample that does not record it
 _ZOOM = 1.4
@@ -68,8 +69,7 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
     Raises:
         DataError: unreachable or damaged corpus, a broken image, a class out of range, no sample.
     """
-    storage = open_storage(address, endpoint)
-    manifest = load_manifest(storage)
+    storage, manifest = open_corpus(address, endpoint)
     facts = manifest.facts
     limit = min(settings.max_images, settings.max_bytes // (3 * settings.image_size**2))
     num_sources = min(limit, facts.num_samples)
@@ -97,17 +97,6 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
     )
 
 
-def check_same_classes(
-    address: str, facts: DatasetFacts, other_address: str, other: DatasetFacts
-) -> None:
-    """Raise DataError where class indices of two corpora do not mean the same classes."""
-    if facts.classes != other.classes:
-        raise DataError(
-            f"{other_address}: its classes are not those of {address}; shard both from one source "
-            "folder"
-        )
-
-
 def _decoded(
     storage: Storage, manifest: Manifest, settings: LoadSettings, crops: int
 ) -> Iterator[tuple[Sample, np.ndarray]]:
@@ -125,8 +114,19 @@ def _decoded(
                     where = f"{storage.address}/{shard.key}: sample {sample.key}"
                     raise DataError(f"{where}: {error}") from None
 
-            samples = read_shard(storage, shard)
+            samples = _parse(storage, shard)
             yield from zip(samples, pool.map(decode, samples), strict=True)
+
+
+def _parse(storage: Storage, info: ShardInfo) -> list[Sample]:
+    shard = read_shard(storage, info)
+    samples = []
+    for row, key in enumerate(shard.keys):
+        try:
+            samples.append(shard.sample(row))
+        except BadSampleError as error:
+            raise DataError(f"{storage.address}/{info.key}: sample {key}: {error}") from None
+    return samples
 
 
 def _check(storage: Storage, manifest: Manifest, shard: ShardInfo, sample: Sample) -> None:

@@ -1,50 +1,46 @@
-"""Batches of crops from a sharded corpus, with an exact position.
+"""Batches of crops from sharded corpora, with an exact position.
 
-What a rank yields is a function of (seed, epoch, batch, world size) alone; see order.py for the
-order. Crop and flip are keyed by (seed, epoch, sample), so they do not depend on the rank either.
+What a rank yields is a function of seed, step, lanes and its place among the ranks; see order.py
+for the order. Crop, flip and caption are keyed by (seed, epoch, sample), so they do not depend on
+the rank either.
 """
 
-import struct
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+import math
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import xxhash
 
 from gear_dist.config import DataConfig
-from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
-from gear_dist.data.manifest import Manifest, load_manifest
-from gear_dist.data.order import Share, Window, epoch_windows, sequential_windows
+from gear_dist.data.bad_samples import BadSamples
+from gear_dist.data.batches import Batch, BatchMaker
+from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
+from gear_dist.data.fetching import FetchSettings, ShardFetcher
+from gear_dist.data.lane_reader import Item, LaneReader
+from gear_dist.data.order import Order, Part, choose_lanes, sequential_windows, split_lanes
 from gear_dist.data.read_ahead import ReadAhead
-from gear_dist.data.shard_reader import Sample, read_shard
-from gear_dist.errors import DataError
-from gear_dist.storage import Storage, open_storage
+from gear_dist.data.shard_cache import ShardCache
+from gear_dist.errors import ConfigError, DataError
 
 KEEP_BYTES = 256 << 20
-"""A corpus up to this size is kept in memory after its first epoch."""
-_FETCH_THREADS = 2
+"""Corpora up to this size are kept in memory, and mixed as a whole."""
 
 
-class Batch(NamedTuple):
-    """Images with their labels, on the CPU."""
+class Share(NamedTuple):
+    """A rank's place among the ranks."""
 
-    images: torch.Tensor
-    """(B, 3, H, W) uint8."""
-    labels: torch.Tensor
-    """(B,) int64."""
-    keys: tuple[str, ...]
+    batch_size: int
+    """Samples of a batch of this rank."""
+    rank: int = 0
+    world_size: int = 1
+    accumulation: int = 1
+    """Batches of this rank that make up its part of a global batch."""
 
-
-class _Item(NamedTuple):
-    """A sample on its way into a batch."""
-
-    epoch: int
-    shard: int
-    row: int
-    sample: Sample
+    @property
+    def global_batch(self) -> int:
+        """Samples of an optimizer step: of all ranks and all accumulated batches."""
+        return self.batch_size * self.world_size * self.accumulation
 
 
 class ShardLoader:
@@ -52,96 +48,127 @@ class ShardLoader:
 
     def __init__(
         self,
-        storage: Storage,
-        manifest: Manifest,
+        corpora: Sequence[Corpus],
+        data: DataConfig,
         *,
-        image_size: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        share: Share,
         seed: int = 0,
-        flip: float = 0.5,
-        max_pixels: int = 64_000_000,
-        shuffle_buffer_shards: int = 8,
-        prefetch_batches: int = 4,
         num_classes: int,
-        decode_threads: int = 1,
     ) -> None:
         """Nothing is read yet.
 
         Args:
-            storage: where the corpus is.
-            manifest: what it holds.
-            image_size: side of the square crops, pixels.
-            batch_size: images of a batch of this rank.
-            rank: this rank.
-            world_size: number of ranks.
-            seed: seed of order, crops and flips.
-            flip: probability of a horizontal flip.
-            max_pixels: larger images are refused before decoding.
-            shuffle_buffer_shards: shards whose samples are mixed; a rank holds its own samples
-                of twice as many.
-            prefetch_batches: batches that the thread works ahead.
+            corpora: the corpus, or several to be mixed.
+            data: settings; the addresses in it are not used.
+            share: this rank's batch size and place.
+            seed: seed of order, crops, flips and choice of captions.
             num_classes: labels must be below.
-            decode_threads: threads that decode a batch; the result does not depend on it.
 
         Raises:
-            DataError: an empty corpus, or one with more classes than `num_classes`.
+            DataError: an empty corpus, one with more classes than `num_classes`, corpora whose
+                classes differ.
+            ConfigError: weights or lanes that do not fit.
         """
-        facts = manifest.facts
-        if facts.num_samples == 0:
-            raise DataError(f"{storage.address}: the corpus is empty: shard it again")
-        if len(facts.classes) > num_classes:
-            raise DataError(
-                f"{storage.address}: has {len(facts.classes)} classes, which is more than "
-                f"generator.num_classes={num_classes}: raise that to {len(facts.classes)}"
-            )
-        self.storage = storage
-        self.manifest = manifest
-        self._share = Share(batch_size, rank, world_size)
-        self._counts = np.array([shard.samples for shard in manifest.shards], np.int64)
-        self._starts = np.cumsum(self._counts) - self._counts
-        self._image_size = image_size
+        for corpus in corpora:
+            _check_corpus(corpus, corpora[0], data, num_classes)
+        self.corpora = tuple(corpora)
+        self._data = data
+        self._share = share
         self._seed = seed
-        self._flip = flip
-        self._max_pixels = max_pixels
-        self._window_shards = shuffle_buffer_shards
-        self._prefetch_batches = prefetch_batches
+        shards = [info for corpus in corpora for info in corpus.manifest.shards]
+        self._counts = np.array([info.samples for info in shards], np.int64)
+        self._keep = sum(info.bytes for info in shards) <= KEEP_BYTES
         self._num_classes = num_classes
-        self._decode_threads = decode_threads
-        self._keeps = sum(shard.bytes for shard in manifest.shards) <= KEEP_BYTES
-        self._kept: dict[int, list[Sample]] = {}
-        self._epoch, self._batch = 0, 0
+        self._order = self._plan(self._first_lanes())
+        self._samples_per_epoch = sum(tally.samples for tally in self._order.tallies)
+        self._step, self._micro = 0, 0
         self._reader: ReadAhead[Batch] | None = None
+        self.bad_samples = self._new_count(self._samples_per_epoch // share.world_size)
+
+    # -- the plan ---------------------------------------------------------------------------
+
+    def _first_lanes(self) -> tuple[int, ...]:
+        """Lanes of each part, for a run that starts."""
+        weights = _weights(self._data, len(self.corpora))
+        global_batch, lanes = self._share.global_batch, self._data.lanes
+        if lanes and (global_batch % lanes or lanes < len(weights)):
+            raise ConfigError(
+                f"data.lanes={lanes}: use a divisor of engine.global_batch={global_batch}, at "
+                f"least {len(weights)}, or 0"
+            )
+        if lanes:
+            return split_lanes(lanes, weights)
+        if self._keep:
+            found = choose_lanes(global_batch, 1, 1, weights)
+        else:
+            wanted = self._data.shuffle_buffer_shards
+            found = choose_lanes(global_batch, self._share.world_size, wanted, weights)
+        if not found:
+            raise ConfigError(
+                f"engine.global_batch={global_batch} has no room for {len(weights)} corpora: "
+                "raise it"
+            )
+        return found
+
+    def _plan(self, lanes: Sequence[int]) -> Order:
+        """The order, with one part a corpus, or one for all where there are no weights."""
+        sizes = [len(corpus.manifest.shards) for corpus in self.corpora]
+        sizes = sizes if len(lanes) > 1 else [sum(sizes)]
+        ends = np.cumsum(sizes).tolist()
+        parts = [
+            Part(self._counts[end - size : end], end - size, part_lanes)
+            for size, end, part_lanes in zip(sizes, ends, lanes, strict=True)
+        ]
+        buffer = self._data.shuffle_buffer_shards
+        return Order(
+            parts,
+            global_batch=self._share.global_batch,
+            seed=self._seed,
+            window_shards=0 if self._keep else math.ceil(buffer / sum(lanes)),
+            tail=self._data.tail,
+        )
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of each rank in an epoch; the global tail is dropped."""
-        return self.manifest.facts.num_samples // self._share.global_batch
+        """Batches of each rank in an epoch (of the first corpus of a weighted mixture)."""
+        return self._order.tallies[0].steps * self._share.accumulation
+
+    def facts(self) -> dict[str, Any]:
+        """What is read and in which order, for the record of a run."""
+        lanes = [part.lanes for part in self._order.parts]
+        return {
+            "corpora": [corpus.storage.address for corpus in self.corpora],
+            "global_batch": self._order.global_batch,
+            "lanes": lanes,
+            "shares": [count / self._order.lanes for count in lanes],
+            "epochs": [tally._asdict() for tally in self._order.tallies],
+            "tail": self._data.tail,
+            "decoding": self._data.decoding,
+        }
 
     def check_global_batch(self) -> None:
-        """Raise DataError where the corpus does not fill one batch of all ranks."""
-        if self.batches_per_epoch == 0:
-            share = self._share
-            raise DataError(
-                f"{self.storage.address}: has {self.manifest.facts.num_samples} images, fewer "
-                f"than one batch of all workers ({share.world_size} x {share.batch_size}): lower "
-                f"engine.global_batch to at most that, or add images"
-            )
+        """Raise DataError where a corpus does not fill its part of one global batch."""
+        for tally, part in zip(self._order.tallies, self._order.parts, strict=True):
+            if tally.steps == 0:
+                address = self.corpora[0].storage.address
+                raise DataError(
+                    f"{address}: has {tally.samples} images, fewer than its "
+                    f"{part.lanes * self._order.per_lane} of a batch of all workers: lower "
+                    "engine.global_batch, add images, or set data.tail=repeat"
+                )
+
+    # -- batches ----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches without end, from the current position; a former iteration is closed.
 
         Raises:
-            DataError: as `check_global_batch`; while iterating: a missing or corrupt shard, an
-                image that does not decode, a label out of range.
+            DataError: as `check_global_batch`; while iterating: a missing or corrupt shard, too
+                many bad samples, a label out of range.
         """
         self.check_global_batch()
         self.close()
-        self._reader = ReadAhead(
-            self._batches(self._windows(self._epoch, self._batch), augment=True),
-            self._prefetch_batches,
-        )
+        self._reader = ReadAhead(self._training_batches(), self._data.prefetch_batches)
         return self._consume(self._reader)
 
     def validation_batches(self, limit: int = 0) -> Iterator[Batch]:
@@ -151,26 +178,20 @@ class ShardLoader:
         than another; both are equal where `limit` is a multiple of the global batch. The training
         position does not move.
         """
-        total = self.manifest.facts.num_samples
+        share, total = self._share, int(self._counts.sum())
         limit = min(limit, total) if limit else total
-        windows = sequential_windows(self._counts, self._share, limit)
-        yield from self._batches(windows, augment=False)
-
-    def state_dict(self) -> dict[str, int]:
-        """The position of the next batch to be yielded, whatever has been read ahead."""
-        return {"epoch": self._epoch, "batch": self._batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position; iterate anew afterwards."""
-        self.close()
-        epoch, batch = int(state["epoch"]), int(state["batch"])
-        if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
-            raise DataError(
-                f"{self.storage.address}: position {state} is beyond an epoch of "
-                f"{self.batches_per_epoch} batches: was the run started with other data?"
-            )
-        at_end = batch > 0 and batch == self.batches_per_epoch
-        self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch)
+        windows = sequential_windows(
+            self._counts, share.batch_size, share.rank, share.world_size, limit
+        )
+        fetcher = self._new_fetcher()
+        lane = LaneReader(windows, fetcher)
+        lane.read_ahead()
+        lane.read_ahead()
+        lists = iter(lambda: lane.take(share.batch_size), [])
+        try:
+            yield from self._maker(fetcher).batches(lists, self._new_count(limit), augment=False)
+        finally:
+            fetcher.close()
 
     def close(self) -> None:
         """Stop reading ahead; iterating again starts at the current position."""
@@ -181,146 +202,167 @@ class ShardLoader:
     def _consume(self, reader: ReadAhead[Batch]) -> Iterator[Batch]:
         try:
             for batch in reader:
-                self._batch += 1
-                if self._batch >= self.batches_per_epoch:
-                    self._epoch, self._batch = self._epoch + 1, 0
+                self._micro += 1
+                if self._micro == self._share.accumulation:
+                    self._step, self._micro = self._step + 1, 0
                 yield batch
         finally:
             reader.close()
 
-    def _windows(self, epoch: int, first_batch: int) -> Iterator[Window]:
-        while True:
-            yield from epoch_windows(
-                self._counts,
-                self._share,
-                seed=self._seed,
-                epoch=epoch,
-                window_shards=self._window_shards,
-                first_batch=first_batch,
-            )
-            epoch, first_batch = epoch + 1, 0
-
-    def _batches(self, windows: Iterator[Window], augment: bool) -> Generator[Batch, None, None]:
-        pool = ThreadPoolExecutor(_FETCH_THREADS, "gear-fetch")
-        decoders = ThreadPoolExecutor(self._decode_threads, "gear-decode")
+    def _training_batches(self) -> Generator[Batch, None, None]:
+        fetcher = self._new_fetcher()
+        lists = self._item_lists(fetcher, self._step, self._micro)
         try:
-            pending: list[_Item] = []
-            for item in self._items(windows, pool):
-                pending.append(item)
-                if len(pending) == self._share.batch_size:
-                    yield self._collate(pending, augment, decoders)
-                    pending = []
-            if pending:
-                yield self._collate(pending, augment, decoders)
+            yield from self._maker(fetcher).batches(lists, self.bad_samples, augment=True)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            decoders.shutdown(wait=True, cancel_futures=True)
+            fetcher.close()
 
-    def _items(self, windows: Iterator[Window], pool: ThreadPoolExecutor) -> Iterator[_Item]:
-        """Samples in order; the next window is fetched while this one is used."""
-        ahead: deque[tuple[Window, dict[int, Future[dict[int, Sample]]]]] = deque()
+    def _item_lists(self, fetcher: ShardFetcher, step: int, micro: int) -> Iterator[list[Item]]:
+        """This rank's samples, batch by batch, from a position on."""
+        share = self._share
+        places = self._order.places(share.rank, share.world_size)
+        lanes = [LaneReader(self._order.windows(place, step), fetcher) for place in places]
+        for _ in range(2):
+            for lane in lanes:
+                lane.read_ahead()
         while True:
-            while len(ahead) < 2 and (window := next(windows, None)) is not None:
-                ahead.append((window, self._submit(window, pool)))
-            if not ahead:
-                return
-            window, futures = ahead.popleft()
-            samples = {shard: future.result() for shard, future in futures.items()}
-            for shard, row in zip(window.shards.tolist(), window.rows.tolist(), strict=True):
-                yield _Item(window.epoch, shard, row, samples[shard][row])
+            items: list[Item] = []
+            for lane, place in zip(lanes, places, strict=True):
+                items += lane.take(place.stop - place.start)
+            for batch in range(micro, share.accumulation):
+                yield items[batch * share.batch_size : (batch + 1) * share.batch_size]
+            micro = 0
 
-    def _submit(
-        self, window: Window, pool: ThreadPoolExecutor
-    ) -> dict[int, Future[dict[int, Sample]]]:
-        wanted: dict[int, list[int]] = {}
-        for shard, row in zip(window.shards.tolist(), window.rows.tolist(), strict=True):
-            wanted.setdefault(shard, []).append(row)
-        return {shard: pool.submit(self._fetch, shard, rows) for shard, rows in wanted.items()}
+    def _new_fetcher(self) -> ShardFetcher:
+        data = self._data
+        cache = ShardCache(Path(data.cache_folder), data.cache_bytes) if data.cache_folder else None
+        return ShardFetcher(self.corpora, FetchSettings(data.read_attempts, cache, self._keep))
 
-    def _fetch(self, shard: int, rows: list[int]) -> dict[int, Sample]:
-        """This rank's samples of a shard; the rest of its bytes is not held."""
-        samples = self._kept.get(shard)
-        if samples is None:
-            samples = read_shard(self.storage, self.manifest.shards[shard])
-            if self._keeps:
-                self._kept[shard] = samples
-        return {row: samples[row] for row in rows}
-
-    def _collate(self, items: list[_Item], augment: bool, decoders: ThreadPoolExecutor) -> Batch:
-        size = self._image_size
-        pixels = np.empty((len(items), size, size, 3), np.uint8)
-
-        def decode(numbers: range) -> None:
-            for number in numbers:
-                pixels[number] = self._crop(items[number], augment)
-
-        threads = self._decode_threads
-        parts = [range(start, len(items), threads) for start in range(threads)]
-        for _ in decoders.map(decode, parts) if threads > 1 else map(decode, parts):
-            pass
-        labels = [self._label(item) for item in items]
-        return Batch(
-            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(labels, dtype=torch.int64),
-            tuple(item.sample.key for item in items),
+    def _maker(self, fetcher: ShardFetcher) -> BatchMaker:
+        return BatchMaker(
+            self._data,
+            seed=self._seed,
+            num_classes=self._num_classes,
+            first_samples=np.cumsum(self._counts) - self._counts,
+            shard_name=fetcher.name,
         )
 
-    def _crop(self, item: _Item, augment: bool) -> np.ndarray:
-        try:
-            image = decode_image(item.sample.image, self._max_pixels)
-        except BadImageError as error:
-            raise DataError(f"{self._name(item)}: {error}; remove it and shard again") from None
-        image = resize_short_side(image, self._image_size)
-        if not augment:
-            return np.asarray(crop(image, self._image_size))
-        ordinal = int(self._starts[item.shard]) + item.row
-        digest = xxhash.xxh3_128_digest(struct.pack("<QQQ", self._seed, item.epoch, ordinal))
-        left, top, flip, _ = (word / 2**32 for word in struct.unpack("<4I", digest))
-        done = crop(image, self._image_size, left=left, top=top, flip=flip < self._flip)
-        return np.asarray(done)
+    def _new_count(self, samples: int) -> BadSamples:
+        return BadSamples(int(self._data.max_bad_share * samples))
 
-    def _label(self, item: _Item) -> int:
-        label = item.sample.class_index
-        if not 0 <= label < self._num_classes:
-            raise DataError(
-                f"{self._name(item)}: class {label} is out of range for "
-                f"generator.num_classes={self._num_classes}"
+    # -- position ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the next batch to be yielded, whatever has been read ahead.
+
+        It holds for any number of ranks, with the lanes of the run's start, unless it is inside a
+        global batch (`micro` is not 0).
+        """
+        return {
+            "epoch": self._step // max(self._order.tallies[0].steps, 1),
+            "step": self._step,
+            "micro": self._micro,
+            "lanes": [part.lanes for part in self._order.parts],
+            "ranks": [self._share.world_size, self._share.accumulation],
+            **self._identity(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position; iterate anew afterwards.
+
+        Raises:
+            DataError: another corpus or another kind of state.
+            ConfigError: a setting has changed without which the position means nothing.
+        """
+        self.close()
+        address = self.corpora[0].storage.address
+        identity = self._identity()
+        if not state.keys() >= self.state_dict().keys():
+            raise DataError(f"{address}: the checkpoint's data position is of another version")
+        for name, value in identity.items():
+            if state[name] != value:
+                _refuse_change(address, name, state[name], value)
+        ranks = [self._share.world_size, self._share.accumulation]
+        if state["micro"] and state["ranks"] != ranks:
+            raise ConfigError(
+                f"the checkpoint's data position is inside a global batch of {state['ranks'][0]} "
+                f"workers x {state['ranks'][1]} accumulated batches: go on with those"
             )
-        return label
+        if self._data.lanes and self._data.lanes != sum(state["lanes"]):
+            _refuse_change(address, "data.lanes", sum(state["lanes"]), self._data.lanes)
+        self._order = self._plan(state["lanes"])
+        self._step, self._micro = int(state["step"]), int(state["micro"])
 
-    def _name(self, item: _Item) -> str:
-        shard = self.manifest.shards[item.shard]
-        return f"{self.storage.address}/{shard.key}: sample {item.sample.key}"
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a position to mean the same samples."""
+        return {
+            "corpora": [corpus.manifest.facts.plan_hash for corpus in self.corpora],
+            "engine.global_batch": self._share.global_batch,
+            "run.seed": self._seed,
+            "data.tail": self._data.tail,
+            "data.shuffle_buffer_shards": self._data.shuffle_buffer_shards,
+            "data.mixture_weights": list(self._data.mixture_weights),
+        }
+
+
+def _refuse_change(address: str, name: str, old: Any, new: Any) -> None:
+    if name == "corpora":
+        raise DataError(
+            f"{address}: is not the corpus that the run was started with: set data.train and "
+            "data.mixture back, or start a new run"
+        )
+    raise ConfigError(
+        f"{name}={new}: the run was started with {old}, without which its position in the data "
+        "means nothing: set it back, or start a new run"
+    )
+
+
+def _weights(data: DataConfig, num_corpora: int) -> tuple[float, ...]:
+    """A weight for each part of the order; one part where corpora are simply joined."""
+    weights = data.mixture_weights
+    if num_corpora == 1 or not weights:
+        return (1.0,)
+    if len(weights) != num_corpora:
+        raise ConfigError(
+            f"data.mixture_weights has {len(weights)} entries for {num_corpora} corpora "
+            "(data.train and those of data.mixture): give one each, or none"
+        )
+    return weights
+
+
+def _check_corpus(corpus: Corpus, first: Corpus, data: DataConfig, num_classes: int) -> None:
+    facts, address = corpus.manifest.facts, corpus.storage.address
+    if facts.num_samples == 0:
+        raise DataError(f"{address}: the corpus is empty: shard it again")
+    if len(facts.classes) > num_classes:
+        raise DataError(
+            f"{address}: has {len(facts.classes)} classes, which is more than "
+            f"generator.num_classes={num_classes}: raise that to {len(facts.classes)}"
+        )
+    if corpus is not first and data.captions == "off":
+        check_same_classes(first.storage.address, first.manifest.facts, address, facts)
 
 
 def build_loader(
     config: DataConfig,
-    address: str,
-    *,
+    *addresses: str,
     batch_size: int,
     rank: int,
     world_size: int,
     seed: int,
     num_classes: int,
+    accumulation: int = 1,
 ) -> ShardLoader:
-    """The loader of a corpus by its address; reads its manifest.
+    """The loader of a corpus, or of several, by address; reads their manifests.
 
     Raises:
         DataError: the store or the corpus is not there, is damaged, or does not fit.
+        ConfigError: settings that do not fit the corpora.
     """
-    storage = open_storage(address, config.endpoint)
     return ShardLoader(
-        storage,
-        load_manifest(storage),
-        image_size=config.image_size,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
+        [open_corpus(address, config.endpoint) for address in addresses],
+        config,
+        share=Share(batch_size, rank, world_size, accumulation),
         seed=seed,
-        flip=config.flip,
-        max_pixels=config.max_pixels,
-        shuffle_buffer_shards=config.shuffle_buffer_shards,
-        prefetch_batches=config.prefetch_batches,
         num_classes=num_classes,
-        decode_threads=config.decode_threads,
     )

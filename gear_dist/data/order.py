@@ -1,20 +1,46 @@
-"""The order of an epoch: which samples each rank sees, from the seed and the counts alone.
+"""The order of training: which sample stands where in the global sequence. No I/O, no torch.
 
-Shards are permuted, taken in windows of a few, and the samples of a window are mixed with one
-another; so a rank holds few shards at a time. The resulting global sequence does not depend on the
-number of ranks: global batch b is its positions [b G, (b + 1) G), rank r's part of it the
-positions [b G + r B, b G + (r + 1) B), with G = B x world size. The tail short of G is dropped.
+The shards of a corpus, permuted by the epoch's seed, make one cyclic sequence of samples. From a
+random place on, it is cut into `lanes` equal contiguous segments; inside a lane, windows of a few
+shards are mixed by a seeded permutation. Global batch t takes the same number of samples of each
+lane, in the order of the lanes; rank r of W serves the places [r G / W, (r + 1) G / W) of it, G
+being the global batch, and so reads only the lanes under them. The global sequence does not depend
+on the number of ranks. A mixture gives each corpus lanes in proportion to its weight.
+
+Everything is computed where it is needed, from permutations of shards and of windows: a plan costs
+the same for a thousand samples as for a hundred millions.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
 
+Tail = Literal["drop", "repeat"]
+_EPOCHS_KEPT = 4
+
+
+class Part(NamedTuple):
+    """A corpus of the mixture, or all of them where they are simply joined."""
+
+    counts: np.ndarray
+    """(num_shards,) samples of each shard."""
+    first_shard: int
+    """Number of its first shard among all."""
+    lanes: int
+
+
+class Places(NamedTuple):
+    """The places [start, stop) among a lane's samples of one global batch."""
+
+    lane: int
+    start: int
+    stop: int
+
 
 class Window(NamedTuple):
-    """One rank's samples of a window of shards, in the order in which it sees them."""
+    """One reader's samples of a window of shards, in the order in which it sees them."""
 
     epoch: int
     shards: np.ndarray
@@ -23,17 +49,27 @@ class Window(NamedTuple):
     """(n,) positions of the samples in their shards."""
 
 
-class Share(NamedTuple):
-    """A rank's place among the ranks."""
+class Tally(NamedTuple):
+    """What an epoch of a part comes to."""
 
-    batch_size: int
-    rank: int
-    world_size: int
+    samples: int
+    steps: int
+    """Global batches that make an epoch."""
+    dropped: int
+    """Samples of the corpus that an epoch leaves out (tail=drop)."""
+    repeated: int
+    """Samples that an epoch shows twice (tail=repeat)."""
 
-    @property
-    def global_batch(self) -> int:
-        """Samples of one batch of all ranks."""
-        return self.batch_size * self.world_size
+
+class _Epoch(NamedTuple):
+    """The cyclic sequence of a part in one epoch."""
+
+    shards: np.ndarray
+    """The part's shards in the epoch's order."""
+    ends: np.ndarray
+    """(num_shards,) samples up to the end of each."""
+    offset: int
+    """Where the epoch starts in the cycle, so that no sample is always in the tail."""
 
 
 def hash_key(*numbers: int) -> int:
@@ -42,58 +78,203 @@ def hash_key(*numbers: int) -> int:
     return xxhash.xxh3_128_intdigest(text)
 
 
-def epoch_windows(
-    counts: np.ndarray,
-    share: Share,
-    *,
-    seed: int,
-    epoch: int,
-    window_shards: int,
-    first_batch: int = 0,
+def _random(*numbers: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=hash_key(*numbers)))
+
+
+class Order:
+    """The global sequence of a run."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        global_batch: int,
+        seed: int,
+        window_shards: int,
+        tail: Tail = "drop",
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            parts: the corpora, each with a sample at least, with their lanes.
+            global_batch: samples G of an optimizer step; a multiple of the number of lanes.
+            seed: seed of the order.
+            window_shards: shards of a lane that are mixed with one another; 0: all.
+            tail: what becomes of the samples that do not fill a global batch.
+        """
+        self.lanes = sum(part.lanes for part in parts)
+        assert global_batch % self.lanes == 0
+        self.global_batch = global_batch
+        self.per_lane = global_batch // self.lanes
+        self.parts = tuple(parts)
+        self._seed = seed
+        self._window_shards = window_shards
+        self._tail = tail
+        self._epochs: dict[tuple[int, int], _Epoch] = {}
+        self.tallies = tuple(map(self._count, parts))
+
+    def _count(self, part: Part) -> Tally:
+        samples, per_step = int(part.counts.sum()), part.lanes * self.per_lane
+        dropping = self._tail == "drop"
+        steps = samples // per_step if dropping else -(-samples // per_step)
+        rest = samples - steps * per_step
+        return Tally(samples, steps, max(rest, 0), max(-rest, 0))
+
+    def places(self, rank: int, world_size: int) -> tuple[Places, ...]:
+        """What a rank serves of every global batch, in order."""
+        share = self.global_batch // world_size
+        low, high, width = rank * share, (rank + 1) * share, self.per_lane
+        return tuple(
+            Places(lane, max(low - lane * width, 0), min(high - lane * width, width))
+            for lane in range(low // width, (high - 1) // width + 1)
+        )
+
+    def windows(self, places: Places, first_step: int) -> Iterator[Window]:
+        """The samples at `places` of the global batches from `first_step` on, without end."""
+        number, lane = 0, places.lane
+        while lane >= self.parts[number].lanes:
+            lane -= self.parts[number].lanes
+            number += 1
+        epoch, step = divmod(first_step, self.tallies[number].steps)
+        while True:
+            yield from self._lane_windows(number, lane, epoch, places, step)
+            epoch, step = epoch + 1, 0
+
+    def _lane_windows(
+        self, number: int, lane: int, epoch: int, places: Places, first_step: int
+    ) -> Iterator[Window]:
+        """One lane of one part in one epoch."""
+        part, length = self.parts[number], self.tallies[number].steps * self.per_lane
+        sequence = self._epoch(number, epoch)
+        pieces = _cut(sequence, sequence.offset + lane * length, length)
+        sizes = pieces[:, 1]
+        ends = np.cumsum(sizes)
+        low = 0
+        for window, high in enumerate(self._window_ends(part, ends)):
+            start, stop = int(ends[low] - sizes[low]), int(ends[high - 1])
+            first = max(start, first_step * self.per_lane)
+            if first < stop:
+                random = _random(self._seed, epoch, number, lane, window)
+                mixed = random.permutation(stop - start)
+                place = np.arange(start, stop) % self.per_lane
+                mine = (place >= places.start) & (place < places.stop)
+                mine[: first - start] = False
+                if mine.any():
+                    chosen, rows = _locate(pieces[low:high], mixed[mine])
+                    shards = sequence.shards[chosen] + part.first_shard
+                    yield Window(epoch, shards, rows)
+            low = high
+
+    def _window_ends(self, part: Part, ends: np.ndarray) -> list[int]:
+        """Cut a lane's pieces into windows of about `window_shards` shards' samples each."""
+        if self._window_shards == 0:
+            return [len(ends)]
+        length = int(ends[-1])
+        count = round(length / (self._window_shards * part.counts.mean()))
+        cuts = np.arange(1, count) * (length / max(count, 1))
+        inner = np.searchsorted(ends, cuts)
+        before = np.where(inner > 0, ends[inner - 1], 0)
+        nearest = inner + (ends[inner] - cuts <= cuts - before)
+        return [*np.unique(nearest[(nearest > 0) & (nearest < len(ends))]).tolist(), len(ends)]
+
+    def _epoch(self, number: int, epoch: int) -> _Epoch:
+        found = self._epochs.get((number, epoch))
+        if found is None:
+            counts = self.parts[number].counts
+            random = _random(self._seed, epoch, number)
+            shards = random.permutation(len(counts))
+            ends = np.cumsum(counts[shards])
+            found = _Epoch(shards, ends, int(random.integers(ends[-1])))
+            while len(self._epochs) >= _EPOCHS_KEPT * len(self.parts):
+                self._epochs.pop(next(iter(self._epochs)))
+            self._epochs[number, epoch] = found
+        return found
+
+
+def sequential_windows(
+    counts: np.ndarray, batch_size: int, rank: int, world_size: int, limit: int
 ) -> Iterator[Window]:
-    """A rank's windows of an epoch from its batch `first_batch` on; empty ones are left out.
-
-    Args:
-        counts: (num_shards,) samples of each shard.
-        share: this rank's batch size and place.
-        seed: seed of the order.
-        epoch: number of the epoch.
-        window_shards: shards of a window.
-        first_batch: batches of the epoch that are passed over without reading.
-    """
-    random = np.random.Generator(np.random.Philox(key=hash_key(seed, epoch)))
-    order = random.permutation(len(counts))
-    usable = int(counts.sum()) // share.global_batch * share.global_batch
-    position = 0
-    for start in range(0, len(order), window_shards):
-        chosen = order[start : start + window_shards]
-        size = int(counts[chosen].sum())
-        window_random = np.random.Generator(np.random.Philox(key=hash_key(seed, epoch, start)))
-        mixed = window_random.permutation(size)
-        positions = np.arange(position, position + size)
-        position += size
-        mine = positions // share.batch_size % share.world_size == share.rank
-        mine &= (positions < usable) & (positions >= first_batch * share.global_batch)
-        if mine.any():
-            shards, rows = _locate(counts, chosen, mixed[mine])
-            yield Window(epoch, shards, rows)
-
-
-def sequential_windows(counts: np.ndarray, share: Share, limit: int) -> Iterator[Window]:
     """A rank's part of the first `limit` samples in the manifest's order, a shard at a time."""
     position = 0
     for shard, count in enumerate(counts):
         positions = np.arange(position, min(limit, position + int(count)))
-        mine = positions[positions // share.batch_size % share.world_size == share.rank]
+        mine = positions[positions // batch_size % world_size == rank]
         if mine.size:
             yield Window(0, np.full(mine.size, shard), mine - position)
         position += int(count)
 
 
-def _locate(
-    counts: np.ndarray, chosen: np.ndarray, samples: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shard and row of samples that are numbered through the chosen shards."""
-    ends = np.cumsum(counts[chosen])
-    place = np.searchsorted(ends, samples, side="right")
-    return chosen[place], samples - (ends - counts[chosen])[place]
+def _cut(sequence: _Epoch, start: int, length: int) -> np.ndarray:
+    """The pieces of shards that make up `length` samples of the cycle from `start` on.
+
+    Returns:
+        (n, 3) int64: place of the shard in the epoch's order, samples, first row; no piece is
+        empty.
+    """
+    total = int(sequence.ends[-1])
+    pieces = []
+    while length > 0:
+        start %= total
+        stop = min(total, start + length)
+        low = int(np.searchsorted(sequence.ends, start, side="right"))
+        high = int(np.searchsorted(sequence.ends, stop, side="left")) + 1
+        bounds = np.concatenate([[start], sequence.ends[low : high - 1], [stop]])
+        place = np.arange(low, high)
+        begins = np.where(place > 0, sequence.ends[place - 1], 0)
+        pieces.append(np.stack([place, np.diff(bounds), bounds[:-1] - begins], axis=1))
+        length -= stop - start
+        start = stop
+    joined = np.concatenate(pieces)
+    return joined[joined[:, 1] > 0]
+
+
+def _locate(pieces: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place of the shard and row of samples that are numbered through the pieces."""
+    ends = np.cumsum(pieces[:, 1])
+    found = np.searchsorted(ends, samples, side="right")
+    rows = samples - (ends - pieces[:, 1])[found] + pieces[found, 2]
+    return pieces[found, 0], rows
+
+
+def choose_lanes(
+    global_batch: int, world_size: int, at_least: int, weights: Sequence[float] = (1.0,)
+) -> tuple[int, ...]:
+    """Lanes of each part of a mixture.
+
+    Their sum divides the global batch and is a multiple of the world size, so that each rank reads
+    lanes of its own; among such sums the least that is `at_least` or more and gives every part its
+    share of each batch to within one in a hundred, else the one that comes nearest.
+
+    Args:
+        global_batch: samples of an optimizer step; a multiple of the world size.
+        world_size: number of ranks.
+        at_least: lanes that are wanted.
+        weights: positive, one a part.
+    """
+    sums = [
+        lanes
+        for lanes in range(world_size, global_batch + 1, world_size)
+        if global_batch % lanes == 0 and lanes >= len(weights)
+    ]
+    wide = [lanes for lanes in sums if lanes >= at_least] or sums[-1:]
+    if not wide:
+        return ()
+    shares = np.array(weights) / sum(weights)
+    errors = []
+    for lanes in wide:
+        split = split_lanes(lanes, weights)
+        errors.append(float(np.abs(np.array(split) / lanes - shares).max()))
+    good = [lanes for lanes, error in zip(wide, errors, strict=True) if error <= 0.01]
+    return split_lanes(good[0] if good else wide[int(np.argmin(errors))], weights)
+
+
+def split_lanes(lanes: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """`lanes` in proportion to the weights, at least one each, by largest remainders."""
+    wanted = np.array(weights) / sum(weights) * lanes
+    split = np.maximum(np.floor(wanted), 1).astype(int)
+    while split.sum() < lanes:
+        split[np.argmax(wanted - split)] += 1
+    while split.sum() > lanes:
+        split[np.argmax(np.where(split > 1, split - wanted, -np.inf))] -= 1
+    return tuple(split.tolist())

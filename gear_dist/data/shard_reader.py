@@ -1,10 +1,11 @@
-"""Webdataset tars to samples: fetched whole, checked against the manifest, parsed by hand.
+"""Webdataset tars to samples: checked against the manifest, parsed by hand, sample by sample.
 
 A stock tarfile walk costs more than decoding a small image; the plain ustar headers that our
 writer and webdataset's use are read here directly.
 """
 
 import json
+import re
 from typing import Any, NamedTuple, NoReturn
 
 from gear_dist.checksums import crc64nvme_hex
@@ -15,6 +16,26 @@ from gear_dist.storage import MissingObjectError, Storage
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+"""Key and suffixes of a member, split at the first dot of its last part, as webdataset does."""
+
+Span = tuple[int, int]
+"""Offset and size of a member's data in its tar."""
+
+
+class LooseShard(ShardInfo):
+    """A webdataset tar that no manifest of ours describes; its name is its object key."""
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> str:
+        """The shard's object key."""
+        return self.name
+
+
+class BadSampleError(ValueError):
+    """A sample whose label or captions cannot be read; the message says why."""
 
 
 class Sample(NamedTuple):
@@ -24,57 +45,137 @@ class Sample(NamedTuple):
     image: bytes
     class_index: int
     """-1: none."""
-    caption: str | None
+    captions: tuple[str, ...]
     attributes: dict[str, int]
 
 
-def read_shard(storage: Storage, shard: ShardInfo) -> list[Sample]:
-    """Fetch a shard and parse it, in the tar's order.
+class Shard(NamedTuple):
+    """A shard's bytes, and where in them its samples are; a row is parsed when it is asked for."""
+
+    data: bytes
+    keys: list[str]
+    parts: list[dict[str, Span]]
+    """Members of each sample by suffix; each has an image."""
+
+    def image(self, row: int) -> bytes:
+        """The encoded image."""
+        parts = self.parts[row]
+        for suffix in IMAGE_SUFFIXES:
+            if suffix in parts:
+                return self._read(parts[suffix])
+        raise AssertionError("every sample has an image")
+
+    def class_index(self, row: int) -> int:
+        """The class; -1: none. BadSampleError where it is no number."""
+        if "cls" not in self.parts[row]:
+            return -1
+        text = self._read(self.parts[row]["cls"])
+        try:
+            return int(text)
+        except ValueError:
+            raise BadSampleError(f"its class {text[:20]!r} is no number") from None
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        """All captions: `captions` or `caption` of the JSON member, else the text member.
+
+        Raises:
+            BadSampleError: no UTF-8, broken JSON.
+        """
+        parts = self.parts[row]
+        node = self._json(row) if "json" in parts else {}
+        found = node.get("captions") or node.get("caption")
+        if found is None and "txt" in parts:
+            try:
+                found = self._read(parts["txt"]).decode()
+            except UnicodeDecodeError:
+                raise BadSampleError("its caption is not UTF-8") from None
+        listed = found if isinstance(found, list) else [found]
+        return tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
+
+    def sample(self, row: int) -> Sample:
+        """Everything that is known of a sample.
+
+        Raises:
+            BadSampleError: an unreadable class, caption or JSON member.
+        """
+        node = self._json(row) if "json" in self.parts[row] else {}
+        attributes = {name: value for name, value in node.items() if type(value) is int}
+        captions = self.captions(row)
+        return Sample(self.keys[row], self.image(row), self.class_index(row), captions, attributes)
+
+    def _json(self, row: int) -> dict[str, Any]:
+        try:
+            node = json.loads(self._read(self.parts[row]["json"]))
+        except ValueError:
+            raise BadSampleError("its JSON member is broken") from None
+        if not isinstance(node, dict):
+            raise BadSampleError("its JSON member is no object")
+        return node
+
+    def _read(self, span: Span) -> bytes:
+        return self.data[span[0] : span[0] + span[1]]
+
+
+def read_shard(storage: Storage, info: ShardInfo) -> Shard:
+    """Fetch a shard and find its samples.
 
     Raises:
         DataError: missing, or its bytes, sample count or members differ from the manifest's.
     """
-    return parse_samples(storage, shard, fetch_shard(storage, shard))
-
-
-def fetch_shard(storage: Storage, shard: ShardInfo) -> bytes:
-    """The tar's bytes, verified by size and CRC-64/NVME.
-
-    Raises:
-        DataError: missing or changed; names the object and how to remake it.
-    """
     try:
-        data = storage.read(shard.key)
+        data = storage.read(info.key)
     except MissingObjectError:
-        _corrupt(storage, shard, "it is missing")
-    if len(data) != shard.bytes:
-        _corrupt(storage, shard, f"{len(data)} bytes instead of {shard.bytes}")
-    if crc64nvme_hex(data) != shard.crc64nvme:
-        _corrupt(storage, shard, "its checksum differs from the manifest's")
-    return data
+        refuse_shard(storage, info, "it is missing")
+    problem = find_damage(info, data)
+    if problem:
+        refuse_shard(storage, info, problem)
+    return parse_shard(storage, info, data)
 
 
-def parse_samples(storage: Storage, shard: ShardInfo, data: bytes) -> list[Sample]:
-    """Group a tar's members by key into samples.
+def find_damage(info: ShardInfo, data: bytes) -> str:
+    """How a shard's bytes differ from the manifest's record of them; empty: they do not."""
+    if len(data) != info.bytes:
+        return f"{len(data)} bytes instead of {info.bytes}"
+    right = crc64nvme_hex(data) == info.crc64nvme
+    return "" if right else "its checksum differs from the manifest's"
+
+
+def parse_shard(storage: Storage, info: ShardInfo, data: bytes) -> Shard:
+    """Find the samples in the bytes of a shard whose checksum has been compared.
 
     Raises:
-        DataError: not a tar, a truncated one, a sample without an image, a wrong count.
+        DataError: not a tar, or another number of samples than the manifest's.
     """
-    groups: dict[str, dict[str, bytes]] = {}
     try:
-        for name, start, size in list_members(data):
-            key, _, suffix = name.partition(".")
-            groups.setdefault(key, {})[suffix.lower()] = data[start : start + size]
-        samples = [_sample(key, parts) for key, parts in groups.items()]
+        shard = index_samples(data, trusted=True)
     except ValueError as error:
-        _corrupt(storage, shard, str(error))
-    if len(samples) != shard.samples:
-        _corrupt(storage, shard, f"{len(samples)} samples instead of {shard.samples}")
-    return samples
+        refuse_shard(storage, info, str(error))
+    if len(shard.keys) != info.samples:
+        refuse_shard(storage, info, f"{len(shard.keys)} samples instead of {info.samples}")
+    return shard
 
 
-def list_members(data: bytes) -> list[tuple[str, int, int]]:
+def index_samples(data: bytes, *, trusted: bool = False) -> Shard:
+    """Group a tar's members into samples; what has no image is no sample.
+
+    Raises:
+        ValueError: as `list_members`.
+    """
+    groups: dict[str, dict[str, Span]] = {}
+    for name, start, size in list_members(data, trusted=trusted):
+        if match := _NAME.fullmatch(name):
+            groups.setdefault(match[1], {})[match[2].lower()] = (start, size)
+    images = set(IMAGE_SUFFIXES)
+    found = {key: parts for key, parts in groups.items() if not images.isdisjoint(parts)}
+    return Shard(data, list(found), list(found.values()))
+
+
+def list_members(data: bytes, *, trusted: bool = False) -> list[tuple[str, int, int]]:
     """Name, offset of the data and size of every regular file in a tar (ustar, pax or GNU names).
+
+    Args:
+        data: the whole tar.
+        trusted: leave out the headers' own checksums, because that of the tar is right.
 
     Raises:
         ValueError: a damaged header, a member that reaches beyond the end, no end marker.
@@ -86,28 +187,33 @@ def list_members(data: bytes) -> list[tuple[str, int, int]]:
         header = data[position : position + _BLOCK]
         if len(header) < _BLOCK:
             raise ValueError(f"the tar breaks off at byte {position}")
-        if not header.strip(b"\0"):
+        if header[0] == 0 and not header.strip(b"\0"):
             return members
-        name, size, kind = _parse_header(header, position)
+        name, size, kind = _parse_header(header, position, trusted)
         name = extended.get("path", name)
         start = position + _BLOCK
         if start + size > len(data):
             raise ValueError(f"the tar breaks off inside {name}")
         if kind in _REGULAR:
             members.append((name, start, size))
-        extended = _extensions(kind, data[start : start + size])
+            extended = {}
+        else:
+            extended = _extensions(kind, data[start : start + size])
         position = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
 
 
-def _parse_header(header: bytes, position: int) -> tuple[str, int, bytes]:
+def _parse_header(header: bytes, position: int, trusted: bool) -> tuple[str, int, bytes]:
     """Name, size and type flag."""
     try:
         name = header[:100].rstrip(b"\0").decode()
+        if header[345] and header[257:263] == b"ustar\0":
+            name = header[345:500].rstrip(b"\0").decode() + "/" + name
         size = int(header[124:136].strip(b" \0") or b"0", 8)
-        checksum = int(header[148:156].strip(b" \0"), 8)
+        stated = int(header[148:156].strip(b" \0"), 8)
     except ValueError:
         raise ValueError(f"no tar header at byte {position}") from None
-    if size < 0 or checksum != sum(header[:148]) + sum(header[156:]) + 8 * 32:
+    right = trusted or stated == sum(header[:148]) + sum(header[156:]) + 8 * 32
+    if size < 0 or not right:
         raise ValueError(f"a damaged tar header at byte {position}")
     return name, size, header[156:157]
 
@@ -125,18 +231,9 @@ def _extensions(kind: bytes, data: bytes) -> dict[str, str]:
     return found
 
 
-def _sample(key: str, parts: dict[str, bytes]) -> Sample:
-    image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-    if image is None:
-        raise ValueError(f"sample {key} has no image")
-    caption = parts["txt"].decode() if "txt" in parts else None
-    class_index = int(parts["cls"]) if "cls" in parts else -1
-    attributes: dict[str, Any] = json.loads(parts["json"]) if "json" in parts else {}
-    return Sample(key, image, class_index, caption, attributes)
-
-
-def _corrupt(storage: Storage, shard: ShardInfo, why: str) -> NoReturn:
-    raise DataError(
-        f"{storage.address}/{shard.key}: corrupt shard: {why}; make the corpus again with "
-        f"`gear-dist shard SOURCE DESTINATION --overwrite`"
-    ) from None
+def refuse_shard(storage: Storage, info: ShardInfo, why: str) -> NoReturn:
+    """Raise the DataError for a shard that is not what the manifest says."""
+    fix = "make the corpus again with `gear-dist shard SOURCE DESTINATION --overwrite`"
+    if isinstance(info, LooseShard):
+        fix = "restore it, or remove ~/.cache/gear-dist to have it counted anew"
+    raise DataError(f"{storage.address}/{info.key}: corrupt shard: {why}; {fix}") from None

@@ -14,14 +14,12 @@ import xxhash
 from torch import Tensor, nn
 
 from gear_dist.config import DataConfig
+from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.data.labelled import (
     LabelledImages,
     LoadSettings,
-    check_same_classes,
     load_labelled,
 )
-from gear_dist.data.manifest import load_manifest
-from gear_dist.storage import open_storage
 from gear_dist.supervised import (
     FitSettings,
     accuracies,
@@ -177,8 +175,8 @@ def prepare_judge(
         DataError: unreachable or damaged corpora, other classes in validation than in training.
         NumericError: training diverged. StorageError: the cache cannot be written.
     """
-    train = load_manifest(open_storage(data.train, data.endpoint)).facts
-    held_out = load_manifest(open_storage(data.validation or data.train, data.endpoint)).facts
+    train = open_corpus(data.train, data.endpoint).manifest.facts
+    held_out = open_corpus(data.validation or data.train, data.endpoint).manifest.facts
     check_same_classes(data.train, train, data.validation, held_out)
     if len(train.classes) < 2:
         return None

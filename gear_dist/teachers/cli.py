@@ -46,17 +46,15 @@ def run_teacher(args: argparse.Namespace) -> int:
         ConfigError: sizes that do not fit, a file that is not a teacher under --out.
         DataError: the corpus is unreachable, damaged, or has nothing to learn.
     """
-    from gear_dist.data.labelled import check_same_classes
-    from gear_dist.data.manifest import load_manifest
-    from gear_dist.storage import open_storage
+    from gear_dist.data.corpus import check_same_classes, open_corpus
     from gear_dist.supervised import load_classifier
     from gear_dist.teachers.convnet import TeacherRecipe, num_halvings
 
     _check(args)
     num_halvings(args.image_size, args.grid_size)
-    facts = load_manifest(open_storage(args.corpus, args.endpoint)).facts
+    facts = open_corpus(args.corpus, args.endpoint).manifest.facts
     if args.validation:
-        held_out = load_manifest(open_storage(args.validation, args.endpoint)).facts
+        held_out = open_corpus(args.validation, args.endpoint).manifest.facts
         check_same_classes(args.corpus, facts, args.validation, held_out)
     recipe = TeacherRecipe(
         image_size=args.image_size,

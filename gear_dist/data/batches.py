@@ -1,0 +1,199 @@
+"""Samples to batches: decode, crop, label, caption; a bad sample is replaced by its neighbour."""
+
+import struct
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+
+from gear_dist.config import DataConfig
+from gear_dist.data.bad_samples import BadSamples
+from gear_dist.data.crops import CropSettings, Placement, take_crop
+from gear_dist.data.images import BadImageError
+from gear_dist.data.lane_reader import Item
+from gear_dist.data.shard_reader import BadSampleError
+from gear_dist.errors import DataError
+
+_BATCHES_IN_WORK = 2
+
+
+class Batch(NamedTuple):
+    """Images with what is known of them, on the CPU."""
+
+    images: torch.Tensor
+    """(B, 3, H, W) uint8."""
+    labels: torch.Tensor
+    """(B,) int64; -1: none, only with captions."""
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    """Empty strings where data.captions=off."""
+
+
+class _Draws(NamedTuple):
+    """A sample's random numbers in one epoch, each in [0, 1)."""
+
+    left: float
+    top: float
+    flip: float
+    caption: float
+
+
+class _Known(NamedTuple):
+    """A batch's entries beside the pixels."""
+
+    key: str
+    label: int
+    caption: str
+
+
+class _Work(NamedTuple):
+    """A batch that threads are decoding."""
+
+    pixels: np.ndarray
+    """(B, H, W, 3)."""
+    parts: list[Future[list[_Known]]]
+
+
+class BatchMaker:
+    """Makes batches of lists of items; what comes out does not depend on the threads."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        seed: int,
+        num_classes: int,
+        first_samples: np.ndarray,
+        shard_name: Callable[[int], str],
+    ) -> None:
+        """Nothing is decoded yet.
+
+        Args:
+            data: sizes, decoding, flips, captions, threads.
+            seed: seed of crops, flips and choice of captions.
+            num_classes: labels must be below.
+            first_samples: (num_shards,) number of each shard's first sample in the corpora.
+            shard_name: a shard's address, for messages.
+        """
+        self._data = data
+        self._crops = CropSettings(data.image_size, data.max_pixels, data.decoding)
+        self._seed = seed
+        self._num_classes = num_classes
+        self._first_samples = first_samples
+        self._shard_name = shard_name
+
+    def batches(
+        self, lists: Iterator[list[Item]], bad: BadSamples, *, augment: bool
+    ) -> Generator[Batch, None, None]:
+        """A batch for each list of items.
+
+        Args:
+            lists: the items, each list one batch.
+            bad: counts what cannot be used.
+            augment: random crops and flips, else centre crops.
+
+        Raises:
+            DataError: a label out of range, too many bad samples, a shard of bad samples only.
+        """
+        if self._data.decode_threads == 1:
+            for items in lists:
+                pixels = self._room(items)
+                yield _collate(pixels, self._fill(pixels, items, bad, augment))
+            return
+        pool = ThreadPoolExecutor(self._data.decode_threads, "gear-decode")
+        work: deque[_Work] = deque()
+        try:
+            for items in lists:
+                work.append(self._submit(pool, items, bad, augment))
+                if len(work) == _BATCHES_IN_WORK:
+                    yield _finish(work.popleft())
+            while work:
+                yield _finish(work.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _room(self, items: list[Item]) -> np.ndarray:
+        size = self._data.image_size
+        return np.empty((len(items), size, size, 3), np.uint8)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, items: list[Item], bad: BadSamples, augment: bool
+    ) -> _Work:
+        pixels = self._room(items)
+        step = -(-len(items) // self._data.decode_threads)
+        parts = [
+            pool.submit(self._fill, pixels[low : low + step], items[low : low + step], bad, augment)
+            for low in range(0, len(items), step)
+        ]
+        return _Work(pixels, parts)
+
+    def _fill(
+        self, pixels: np.ndarray, items: list[Item], bad: BadSamples, augment: bool
+    ) -> list[_Known]:
+        return [
+            self._decode(out, item, bad, augment) for out, item in zip(pixels, items, strict=True)
+        ]
+
+    def _decode(self, out: np.ndarray, item: Item, bad: BadSamples, augment: bool) -> _Known:
+        """Write a sample's crop; of a bad one, that of the next good one in its shard.
+
+        Which one that is depends on the shard alone, so neither rank nor world size matters.
+        """
+        draws = self._draw(item) if augment else _Draws(0.5, 0.5, 1.0, 0.0)
+        place = Placement(draws.left, draws.top, draws.flip < self._data.flip)
+        num_rows = len(item.shard.keys)
+        for row in range(item.row, item.row + num_rows):
+            shard, row = item.shard, row % num_rows
+            try:
+                caption = self._caption(item, row, draws.caption)
+                label = shard.class_index(row)
+                out[:] = take_crop(shard.image(row), self._crops, place)
+            except (BadImageError, BadSampleError) as error:
+                message = f"{self._name(item, row)}: {error}"
+                bad.record(item.epoch, (item.number, row), message)
+                continue
+            self._check_label(item, row, label)
+            return _Known(shard.keys[row], label, caption)
+        raise DataError(f"{self._shard_name(item.number)}: not one sample is good: shard again")
+
+    def _draw(self, item: Item) -> _Draws:
+        number = int(self._first_samples[item.number]) + item.row
+        digest = xxhash.xxh3_128_digest(struct.pack("<QQQ", self._seed, item.epoch, number))
+        return _Draws(*(word / 2**32 for word in struct.unpack("<4I", digest)))
+
+    def _caption(self, item: Item, row: int, draw: float) -> str:
+        if self._data.captions == "off":
+            return ""
+        captions = item.shard.captions(row)
+        if not captions:
+            raise BadSampleError("it has no caption, which data.captions asks for")
+        return captions[int(draw * len(captions)) if self._data.captions == "random" else 0]
+
+    def _check_label(self, item: Item, row: int, label: int) -> None:
+        unlabelled = label == -1 and self._data.captions != "off"
+        if not unlabelled and not 0 <= label < self._num_classes:
+            raise DataError(
+                f"{self._name(item, row)}: class {label} is out of range for "
+                f"generator.num_classes={self._num_classes}"
+            )
+
+    def _name(self, item: Item, row: int) -> str:
+        return f"{self._shard_name(item.number)}: sample {item.shard.keys[row]}"
+
+
+def _finish(work: _Work) -> Batch:
+    return _collate(work.pixels, [known for part in work.parts for known in part.result()])
+
+
+def _collate(pixels: np.ndarray, known: list[_Known]) -> Batch:
+    keys, labels, captions = zip(*known, strict=True)
+    return Batch(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(labels, dtype=torch.int64),
+        keys,
+        captions,
+    )

@@ -1,0 +1,137 @@
+"""A corpus by its address: one of ours by its manifest, or stock webdataset tars, counted once."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from gear_dist.checksums import crc64nvme_hex
+from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
+from gear_dist.data.shard_reader import BadSampleError, LooseShard, Shard, index_samples
+from gear_dist.errors import DataError
+from gear_dist.storage import Storage, open_storage, write_file
+
+_COUNT_THREADS = 4
+
+
+class Corpus(NamedTuple):
+    """Where a corpus is, and what it holds."""
+
+    storage: Storage
+    manifest: Manifest
+
+
+class _Counted(NamedTuple):
+    """What reading a loose tar has shown."""
+
+    name: str
+    samples: int
+    bytes: int
+    crc64nvme: str
+    num_classes: int
+
+
+def open_corpus(address: str, endpoint: str = "") -> Corpus:
+    """The corpus at an address.
+
+    Where no manifest of ours is, but webdataset tars are, each is read whole once to count its
+    samples; the counts are kept under XDG_CACHE_HOME (else ~/.cache) and hold as long as names and
+    sizes of the tars stay.
+
+    Args:
+        address: see `open_storage`.
+        endpoint: S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS itself.
+
+    Raises:
+        DataError: no finished corpus there, a damaged manifest or tar, no tar with images.
+    """
+    storage = open_storage(address, endpoint)
+    if storage.exists(DATASET_KEY) or storage.exists("manifest/plan.json"):
+        return Corpus(storage, load_manifest(storage))
+    tars = {item.key: item.bytes for item in storage.list() if item.key.endswith(".tar")}
+    if not tars:
+        return Corpus(storage, load_manifest(storage))  # which says what is missing
+    return Corpus(storage, _loose_manifest(storage, tars))
+
+
+def check_same_classes(
+    address: str, facts: DatasetFacts, other_address: str, other: DatasetFacts
+) -> None:
+    """Raise DataError where class indices of two corpora do not mean the same classes."""
+    if facts.classes != other.classes:
+        raise DataError(
+            f"{other_address}: its classes are not those of {address}; shard both from one source "
+            "folder"
+        )
+
+
+def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
+    listing = json.dumps([storage.address, tars])
+    digest = xxhash.xxh3_128_hexdigest(listing.encode())
+    path = _cache_folder() / f"counts-{digest}.json"
+    with _locked(path.with_suffix(".lock")):
+        counted = _read_counts(path)
+        if counted is None:
+            with ThreadPoolExecutor(_COUNT_THREADS) as pool:
+                counted = list(pool.map(lambda name: _count(storage, name), tars))
+            write_file(path, json.dumps(counted).encode())
+    shards = tuple(LooseShard(number, *row[:4]) for number, row in enumerate(counted))
+    num_classes = max(row.num_classes for row in counted)
+    facts = DatasetFacts(
+        schema_version=0,
+        num_samples=sum(shard.samples for shard in shards),
+        num_shards=len(shards),
+        classes=tuple(map(str, range(num_classes))),
+        attributes={},
+        source=storage.address,
+        settings={},
+        plan_hash=xxhash.xxh3_128_hexdigest(json.dumps(counted).encode()),
+        tool_version="webdataset",
+        checksums={},
+    )
+    return Manifest(facts, shards)
+
+
+def _count(storage: Storage, name: str) -> _Counted:
+    data = storage.read(name)
+    try:
+        shard = index_samples(data)
+    except ValueError as error:
+        raise DataError(f"{storage.address}/{name}: corrupt shard: {error}; restore it") from None
+    return _Counted(
+        name, len(shard.keys), len(data), crc64nvme_hex(data), _largest_class(shard) + 1
+    )
+
+
+def _largest_class(shard: Shard) -> int:
+    largest = -1
+    for row in range(len(shard.keys)):
+        with contextlib.suppress(BadSampleError):
+            largest = max(largest, shard.class_index(row))
+    return largest
+
+
+def _read_counts(path: Path) -> list[_Counted] | None:
+    try:
+        return [_Counted(*row) for row in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gear-dist"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process of this machine counts, the others wait for its result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
