@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from gear_dist.data.images import check_size, decode_image, size_by_short_side
 
+_SAME_AS_PIL = ("YCbCr", "Gray", "RGB")
+"""Colour spaces of JPEGs that libjpeg-turbo itself converts to RGB."""
 Decoding = Literal["exact", "fast"]
 
 
@@ -19,7 +21,9 @@ class CropSettings(NamedTuple):
     """Side of the crop, pixels."""
     max_pixels: int = 64_000_000
     """Larger images are refused by their header, before decoding."""
-    decoding: Decoding = "exact"
+    decoding: _SAME_AS_PIL = ("YCbCr", "Gray", "RGB")
+"""Colour spaces of JPEGs that libjpeg-turbo itself converts to RGB."""
+Decoding = "exact"
     """exact: at full resolution; fast: JPEGs of twice the size and more by scaled DCT."""
 
 
@@ -65,8 +69,10 @@ def _decode(data: bytes, settings: CropSettings) -> np.ndarray:
     """
     if data[:3] == b"\xff\xd8\xff":
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             check_size(width, height, settings.max_pixels)
+            if colours not in _SAME_AS_PIL:
+                raise ValueError(colours)
             if settings.decoding == "fast":
                 least = min(settings.size, height, width)
                 # Only halves, quarters and eighths have fast code.
