@@ -21,9 +21,7 @@ class CropSettings(NamedTuple):
     """Side of the crop, pixels."""
     max_pixels: int = 64_000_000
     """Larger images are refused by their header, before decoding."""
-    decoding: _SAME_AS_PIL = ("YCbCr", "Gray", "RGB")
-"""Colour spaces of JPEGs that libjpeg-turbo itself converts to RGB."""
-Decoding = "exact"
+    decoding: Decoding = "exact"
     """exact: at full resolution; fast: JPEGs of twice the size and more by scaled DCT."""
 
 

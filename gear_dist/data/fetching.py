@@ -43,7 +43,7 @@ class ShardFetcher:
     """Shards by their number over all corpora.
 
     `acquire` starts a fetch and returns at once, `get` waits for it, `release` forgets the shard
-    when nobody else has acquired it.
+    when nobody else has acquired it. One thread calls these.
     """
 
     def __init__(self, corpora: Sequence[Corpus], settings: FetchSettings) -> None:
@@ -74,17 +74,18 @@ class ShardFetcher:
         Raises:
             DataError: missing, damaged, or not to be had in the given number of attempts.
         """
-        future = self._open[shard].future
+        held = self._open[shard]
         try:
-            return future.result(timeout=self._patience_s())
+            return held.future.result(timeout=self._patience_s())
         except TimeoutError:
-            if future.done():
+            if held.future.done():
                 raise
-        second = self._pool.submit(self._fetch, shard)
-        done, _ = wait([future, second], return_when=FIRST_COMPLETED)
-        first = done.pop()
-        other = second if first is future else future
-        return first.result() if first.exception() is None else other.result()
+        both = [held.future, self._pool.submit(self._fetch, shard)]
+        done, slower = wait(both, return_when=FIRST_COMPLETED)
+        good = [future for future in done if future.exception() is None]
+        winner = (good or [*slower, *done])[0]
+        self._open[shard] = held._replace(future=winner)
+        return winner.result()
 
     def release(self, shard: int) -> None:
         """End one `acquire`."""

@@ -1,0 +1,122 @@
+"""A proxy in front of the object store that spoils a share of the GETs."""
+
+import contextlib
+import http.client
+import http.server
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+FAULTS = ("500", "503", "reset", "slow", "truncated")
+_SLOW_S = 0.3
+
+
+class FaultProxy:
+    """What the proxy is told, and what it has done."""
+
+    def __init__(self, target: str, share: float, seed: int = 0) -> None:
+        self.target = urlsplit(target).netloc
+        self.share = share
+        self.done: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def draw(self, method: str) -> str:
+        """The fault of the next request; "none" for most."""
+        with self._lock:
+            spoiled = method == "GET" and self._random.random() < self.share
+            fault = self._random.choice(FAULTS) if spoiled else "none"
+            self.done[fault if method == "GET" else method] += 1
+        return fault
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FaultProxy
+
+    def _pass_on(self) -> None:
+        fault = self.proxy.draw(self.command)
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else None
+        if fault == "reset":
+            # A linger of 0 s makes closing send a reset.
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
+            self.connection.close()
+            return
+        if fault in ("500", "503"):
+            self.send_response(int(fault))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        connection = http.client.HTTPConnection(self.proxy.target, timeout=30)
+        # The Host header is part of the signature, so it stays the proxy's.
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        self._answer(connection.getresponse(), fault)
+        connection.close()
+
+    def _answer(self, answer: http.client.HTTPResponse, fault: str) -> None:
+        data = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date"):
+                self.send_header(name, value)
+        bare = self.command == "HEAD" or answer.status in (204, 304)
+        length = answer.getheader("Content-Length") if bare else str(len(data))
+        if length is not None:
+            self.send_header("Content-Length", length)
+        self.end_headers()
+        half = len(data) // 2
+        self.wfile.write(data[:half])
+        if fault == "truncated":
+            self.close_connection = True
+            return
+        if fault == "slow":
+            self.wfile.flush()
+            time.sleep(_SLOW_S)
+        self.wfile.write(data[half:])
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            super().handle()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
+
+
+@contextlib.contextmanager
+def fault_proxy(target: str, share: float, seed: int = 0) -> Iterator[tuple[str, FaultProxy]]:
+    """A running proxy: its address, and its record.
+
+    Args:
+        target: URL of the store.
+        share: share of GETs that are spoiled.
+        seed: seed of the choice.
+    """
+    proxy = FaultProxy(target, share, seed)
+    handler = type("Handler", (_Handler,), {"proxy": proxy})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", proxy
+        finally:
+            server.shutdown()
+            thread.join()

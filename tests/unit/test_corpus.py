@@ -1,0 +1,288 @@
+"""Corpora by address: stock webdataset tars, mixtures, captions, the local shard cache."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from gear_cluster.object_store import StoreEndpoint
+from gear_dist.config import DataConfig
+from gear_dist.data import corpus as corpus_module
+from gear_dist.data import fetching
+from gear_dist.data import loader as loader_module
+from gear_dist.data.corpus import open_corpus
+from gear_dist.data.labelled import LoadSettings, load_labelled
+from gear_dist.data.loader import build_loader
+from gear_dist.data.manifest import ShardInfo
+from gear_dist.data.shard_cache import ShardCache
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.storage import open_storage
+from loader_cases import (
+    all_keys,
+    flat_image,
+    make_loader,
+    numbered_samples,
+    same,
+    take,
+    write_corpus,
+)
+
+# -- stock webdataset -----------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Path:
+    """Three shards by webdataset's own writer: class, text, and GPIC's JSON captions."""
+    folder = tmp_path / "stock" / "sub"
+    folder.mkdir(parents=True)
+    with webdataset.ShardWriter(f"{folder}/s-%03d.tar", maxcount=10, verbose=0) as writer:
+        for number in range(28):
+            writer.write(
+                {
+                    "__key__": f"k{number:03d}",
+                    "png": flat_image(number),
+                    "cls": str(number % 5).encode(),
+                    "json": json.dumps({"caption": f"picture {number}"}).encode(),
+                }
+            )
+    return folder.parent
+
+
+def test_stock_shards(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(str(stock), batch_size=14, num_classes=5, captions="first")
+    manifest = loader.corpora[0].manifest
+    assert (manifest.facts.num_samples, len(manifest.shards)) == (28, 3)
+    assert manifest.facts.classes == ("0", "1", "2", "3", "4")
+    batches = take(loader, 2)
+    assert sorted(all_keys(batches)) == [f"k{number:03d}" for number in range(28)]
+    for batch in batches:
+        numbers = [int(key[1:]) for key in batch.keys]
+        assert (batch.images[:, 0, 0, 0].numpy() == numbers).all()
+        assert batch.labels.tolist() == [number % 5 for number in numbers]
+        assert batch.captions == tuple(f"picture {number}" for number in numbers)
+    state = loader.state_dict()
+    monkeypatch.setattr(corpus_module, "_count", None)  # counted once, then never again
+    again = make_loader(str(stock), batch_size=14, num_classes=5)
+    again.load_state_dict(state)
+    data = load_labelled(str(stock), LoadSettings(32))
+    assert (len(data.images), data.num_classes) == (28, 5)
+
+
+def test_stock_shards_on_s3_and_changed_ones(stock: Path, object_store: StoreEndpoint) -> None:
+    remote = open_storage("s3://gear-tests-stock/x")
+    for path in stock.rglob("*.tar"):
+        remote.upload(path.name, path)
+    options = {"batch_size": 28, "rank": 0, "world_size": 1, "seed": 0, "num_classes": 5}
+    (batch,) = take(build_loader(DataConfig(image_size=32), remote.address, **options), 1)
+    assert len(set(batch.keys)) == 28
+    data = bytearray(remote.read("s-000.tar"))
+    data[data.index(b"picture") + 3] ^= 1
+    remote.write("s-000.tar", bytes(data))
+    with pytest.raises(DataError, match=r"s-000.tar: corrupt shard: .*checksum.*counted anew"):
+        take(build_loader(DataConfig(image_size=32), remote.address, **options), 1)
+
+
+def test_stock_shards_that_are_cut(stock: Path) -> None:
+    path = next(stock.rglob("*.tar"))
+    path.write_bytes(path.read_bytes()[:-1024][:9000])
+    with pytest.raises(DataError, match=r"sub/s-00\d.tar: corrupt shard: the tar breaks off"):
+        open_corpus(str(stock))
+
+
+def test_our_shards_are_read_by_stock_webdataset(tmp_path: Path) -> None:
+    address = write_corpus(tmp_path / "c", [numbered_samples(5), numbered_samples(5, first=5)])
+    urls = [str(path) for path in sorted(Path(open_storage(address).root).rglob("*.tar"))]
+    found = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == [f"{number:08d}" for number in range(10)]
+    assert found[7]["cls"] == b"1"
+
+
+# -- captions -------------------------------------------------------------------------------
+
+
+def captioned(tmp_path: Path, *, classes: bool) -> str:
+    samples = []
+    for number in range(20):
+        parts = {"png": flat_image(number)}
+        parts["json"] = json.dumps({"captions": [f"{number} {word}" for word in "abc"]}).encode()
+        parts |= {"cls": b"1"} if classes else {}
+        samples.append(parts)
+    return write_corpus(tmp_path / "captions", [samples], classes=2 if classes else 0)
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_choice_of_captions(tmp_path: Path, classes: bool) -> None:
+    address = captioned(tmp_path, classes=classes)
+    options = {"batch_size": 20, "num_classes": 2}
+    (first,) = take(make_loader(address, captions="first", **options), 1)
+    assert first.captions == tuple(f"{int(key)} a" for key in first.keys)
+    assert set(first.labels.tolist()) == ({1} if classes else {-1})
+    epochs = take(make_loader(address, captions="random", **options), 6)
+    chosen = Counter(caption.split()[1] for batch in epochs for caption in batch.captions)
+    assert set(chosen) == set("abc")
+    assert min(chosen.values()) > 20
+    by_key = [dict(zip(b.keys, b.captions, strict=True)) for b in epochs]
+    assert by_key[0] != by_key[1], "drawn anew every epoch"
+    halves = [
+        take(
+            make_loader(
+                address, captions="random", batch_size=10, rank=r, world_size=2, num_classes=2
+            ),
+            6,
+        )
+        for r in range(2)
+    ]
+    for number, batch in enumerate(epochs):
+        assert batch.captions == halves[0][number].captions + halves[1][number].captions
+
+
+def test_a_missing_caption_is_a_bad_sample(tmp_path: Path) -> None:
+    address = write_corpus(tmp_path / "c", [numbered_samples(4)])
+    loader = make_loader(address, batch_size=4, num_classes=2, captions="first")
+    with (
+        pytest.warns(UserWarning, match="no caption"),
+        pytest.raises(DataError, match=r"no caption, which data.captions asks for"),
+    ):
+        take(loader, 1)
+
+
+# -- mixtures -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    """Sixty samples in six shards, and twenty in two; greys tell which."""
+    big = write_corpus(tmp_path / "a", [numbered_samples(10, first=10 * n) for n in range(6)])
+    small = [
+        [{"png": flat_image(200 + 10 * n + m), "cls": b"1"} for m in range(10)] for n in range(2)
+    ]
+    return big, write_corpus(tmp_path / "b", small)
+
+
+def greys(batch) -> np.ndarray:
+    return batch.images[:, 0, 0, 0].numpy()
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 28])
+def test_weights(two: tuple[str, str], keep_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "KEEP_BYTES", keep_bytes)
+    options = {"num_classes": 2, "mixture_weights": (3.0, 1.0)}
+    loader = make_loader(*two, batch_size=16, **options)
+    assert loader.facts()["shares"] == [0.75, 0.25]
+    whole = take(loader, 10)
+    for batch in whole:
+        assert (greys(batch) >= 200).sum() == 4
+    small = [grey for batch in whole[:5] for grey in greys(batch) if grey >= 200]
+    assert len(set(small)) == 20, "an epoch of the small one shows each sample once"
+    half = [
+        take(make_loader(*two, batch_size=8, rank=r, world_size=2, **options), 10) for r in range(2)
+    ]
+    for number, batch in enumerate(whole):
+        if keep_bytes:
+            assert list(batch.keys) == all_keys([half[0][number], half[1][number]])
+    resumed = make_loader(*two, batch_size=16, **options)
+    resumed.load_state_dict({**loader.state_dict(), "step": 7})
+    assert same(take(resumed, 3), whole[7:])
+
+
+def test_joined_without_weights(two: tuple[str, str]) -> None:
+    (batch,) = take(make_loader(*two, batch_size=80, num_classes=2), 1)
+    assert len(set(greys(batch).tolist())) == 80
+
+
+def test_mixtures_that_do_not_fit(two: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mixture_weights has 3 entries for 2 corpora"):
+        make_loader(*two, num_classes=2, mixture_weights=(1.0, 1.0, 1.0))
+    with pytest.raises(ConfigError, match="no room for 2 corpora"):
+        make_loader(*two, num_classes=2, batch_size=1, mixture_weights=(1.0, 1.0))
+    other = write_corpus(tmp_path / "other", [numbered_samples(5)], classes=4)
+    with pytest.raises(DataError, match="its classes are not those of"):
+        make_loader(two[0], other, num_classes=4)
+    with pytest.raises(ConfigError, match="must all be > 0"):
+        DataConfig(mixture_weights=(1.0, 0.0))
+
+
+# -- the local cache ------------------------------------------------------------------------
+
+
+def test_shards_come_from_the_cache(
+    two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"batch_size": 12, "num_classes": 2, "cache_folder": str(tmp_path / "kept")}
+    expected = take(make_loader(two[0], **options), 5)
+    kept = sorted((tmp_path / "kept").glob("*.tar"))
+    assert len(kept) == 6
+    reads = []
+    real = fetching.ShardFetcher._read
+    monkeypatch.setattr(
+        fetching.ShardFetcher,
+        "_read",
+        lambda self, storage, info: reads.append(info.name) or real(self, storage, info),
+    )
+    kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"x")
+    assert same(take(make_loader(two[0], **options), 5), expected)
+    assert len(reads) == 1, "the spoiled one alone is fetched again"
+    assert same(take(make_loader(two[0], **options), 5), expected)
+    assert len(reads) == 1
+
+
+def test_the_cache_keeps_its_limit(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 250)
+    infos = [ShardInfo(n, f"{n}.tar", 1, 100, f"{n:016x}") for n in range(4)]
+    for age, info in enumerate(infos[:2]):
+        cache.write(info, b"x" * 100)
+        os.utime(tmp_path / f"{info.crc64nvme}-100.tar", (age, age))
+    assert cache.read(infos[0]) == b"x" * 100, "which makes it the one used last"
+    cache.write(infos[2], b"y" * 100)
+    assert [cache.read(info) is not None for info in infos] == [True, False, True, False]
+    cache.write(infos[3]._replace(bytes=300), b"z" * 300)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.tar")) == 200
+    (tmp_path / f".part.{os.uname().nodename.replace('.', '-')}.0a.gear-part").touch()
+    ShardCache(tmp_path, 250)
+    assert not list(tmp_path.glob("*.gear-part"))
+
+
+def test_the_cache_is_shared_by_processes(tmp_path: Path) -> None:
+    """Four processes write and read ten shards through a cache that holds five."""
+    program = (
+        "import sys; from pathlib import Path; from gear_dist.data.shard_cache import ShardCache;"
+        "from gear_dist.data.manifest import ShardInfo; cache = ShardCache(Path(sys.argv[1]), 5000)"
+        "\nfor turn in range(300):"
+        "\n    n = turn * int(sys.argv[2]) % 10"
+        "\n    info = ShardInfo(n, 'x', 1, 1000, f'{n:016x}')"
+        "\n    data = cache.read(info)"
+        "\n    assert data is None or data == bytes([n]) * 1000, data"
+        "\n    cache.write(info, bytes([n]) * 1000) if data is None else None"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(step)]) for step in (1, 3, 7, 9)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert 1 <= len(list(tmp_path.glob("*.tar"))) <= 5 + 3
+
+
+def test_a_full_disk_is_no_end(
+    two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gear_dist.errors import StorageError
+
+    def full(self, key: str, data: bytes) -> None:
+        raise StorageError("planted: the disk is full")
+
+    options = {"batch_size": 12, "num_classes": 2}
+    loader = make_loader(two[0], cache_folder=str(tmp_path / "kept"), **options)
+    monkeypatch.setattr(ShardCache, "write", full)
+    with pytest.warns(UserWarning, match="data.cache_folder: planted"):
+        found = take(loader, 5)
+    assert same(found, take(make_loader(two[0], **options), 5))
