@@ -120,8 +120,9 @@ filled up with samples of the epoch's beginning."""
     max_bad_share: float = 0.001
     """Share of a worker's samples of an epoch that may be unusable: each is named, counted and \
 replaced by the next one of its shard; more of them end the run."""
-    read_attempts: int = 6
-    """Tries of a shard that cannot be read, with pauses that grow from 0.2 to 10 s."""
+    read_attempts: int = 3
+    """Tries of a shard that cannot be read or is damaged, with growing pauses; on S3 each is \
+itself up to ten requests."""
     cache_folder: str = ""
     """Local folder where shards are kept once they are read; empty: none."""
     cache_bytes: int = 100_000_000_000

@@ -27,7 +27,7 @@ _PATIENCE_FACTOR = 4
 class FetchSettings(NamedTuple):
     """How shards are fetched."""
 
-    attempts: int = 6
+    attempts: int = 3
     """Tries of a shard before the error is raised."""
     cache: ShardCache | None = None
     keep: bool = False

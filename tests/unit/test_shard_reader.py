@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from gear_data_prep.shards import TarWriter
+from gear_data_prep.tar_writer import TarWriter
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.manifest import load_manifest
 from gear_dist.data.shard_reader import BadSampleError, index_samples, list_members
