@@ -1,5 +1,6 @@
 """A background thread that runs an iterator ahead of its consumer."""
 
+import atexit
 import contextlib
 import queue
 import threading
@@ -31,6 +32,8 @@ class ReadAhead(Generic[Item]):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gear-loader", daemon=True)
         self._thread.start()
+        # A thread that the interpreter's end meets inside native code aborts the process.
+        atexit.register(self.close)
 
     def __iter__(self) -> "ReadAhead[Item]":
         return self
@@ -46,6 +49,7 @@ class ReadAhead(Generic[Item]):
 
     def close(self) -> None:
         """Stop the thread and wait for it; does nothing a second time."""
+        atexit.unregister(self.close)
         self._stopping.set()
         while self._thread.is_alive():
             # A put that waits for room goes on once there is some, and then sees the request.

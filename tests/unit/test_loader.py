@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -354,6 +357,24 @@ def test_the_thread_ends(train: str) -> None:
     next(batches)
     del batches, loader
     assert not loader_threads(), "dropping the iterator is enough"
+
+
+def test_a_process_may_end_while_it_reads(train: str) -> None:
+    program = (
+        "import sys; from loader_cases import make_loader;"
+        "loader = make_loader(sys.argv[1], prefetch_batches=10**6, image_size=24);"
+        "batches = iter(loader); next(batches)"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", program, train],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_errors_come_after_the_good_batches(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
