@@ -1,0 +1,197 @@
+"""Measures the loader beside its peers: `python data_prep/bench/loader_run.py FOLDER`.
+
+Contenders take turns, each a process tree of its own; medians of the rounds are printed. FOLDER
+keeps the corpora for the next time.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+from corpora import make_tree
+from loader_peers import BATCH, SIZE
+
+from gear_cluster.object_store import ensure_running, stop
+from gear_data_prep.__main__ import main as data_prep
+from gear_dist.config import DataConfig
+from gear_dist.data.loader import ShardLoader, build_loader
+from gear_dist.data.order import Order, Part
+from gear_dist.storage import open_storage
+
+HERE = Path(__file__).parent
+BUCKET = "s3://gear-bench"
+SCENARIOS = {
+    "raw": [
+        "ours-exact",
+        "ours-fast",
+        "webdataset-pil",
+        "imagefolder-pil",
+        "webdataset-turbo",
+        "imagefolder-turbo",
+    ],
+    "raw-s3": ["ours-exact", "ours-fast", "webdataset-pil", "webdataset-turbo"],
+    "small": ["ours-exact", "webdataset-pil", "webdataset-turbo"],
+    "small-s3": ["ours-exact", "webdataset-turbo"],
+}
+IMAGES = {"raw": 2560, "raw-s3": 2560, "small": 7680, "small-s3": 7680}
+
+
+def make_corpora(folder: Path, num_images: int) -> None:
+    """JPEGs of 500 x 375, and twice as many of 341 x 256, on disk and in the store.
+
+    Either is more than the loader keeps in memory.
+    """
+    for name, size, times in (("raw", (500, 375), 1), ("small", (341, SIZE), 2)):
+        tree = make_tree(folder / f"{name}-tree" / "train", times * num_images, size)
+        shards = folder / name
+        if not shards.exists():
+            options = ["--shard-samples", "500", "--workers", "2"]
+            assert data_prep(["shard", str(tree.parent), str(shards), *options]) == 0
+        local, remote = open_storage(f"{shards}/train"), open_storage(f"{BUCKET}/{name}/train")
+        for item in local.list():
+            if not remote.exists(item.key):
+                remote.write(item.key, local.read(item.key))
+
+
+def source_of(folder: Path, scenario: str, contender: str) -> str:
+    """Where a contender of a scenario reads."""
+    name, _, remote = scenario.partition("-")
+    if remote:
+        return f"{BUCKET}/{name}/train"
+    kind = f"{name}-tree" if contender.startswith("imagefolder") else name
+    return str(folder / kind / "train")
+
+
+def run_scenario(folder: Path, scenario: str, rounds: int) -> None:
+    """All contenders in turns."""
+    found: dict[str, list[float]] = {name: [] for name in SCENARIOS[scenario]}
+    for _ in range(rounds):
+        for contender, speeds in found.items():
+            command = [sys.executable, str(HERE / "loader_peers.py"), contender]
+            command += [source_of(folder, scenario, contender), "--images", str(IMAGES[scenario])]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            speeds.append(float(done.stdout.split()[-1]))
+    for contender, speeds in found.items():
+        spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
+        print(f"| {scenario} | {contender} | {statistics.median(speeds):,.0f} | {spread} |")
+
+
+def open_loader(source: str) -> ShardLoader:
+    """One rank with the whole batch."""
+    config = DataConfig(image_size=SIZE, decode_threads=2)
+    share = {"rank": 0, "world_size": 1, "batch_size": BATCH}
+    return build_loader(config, source, seed=0, num_classes=1000, **share)
+
+
+def measure_resume(source: str, rounds: int) -> None:
+    """From the address of the corpus to the first batch in the middle of an epoch."""
+    loader = open_loader(source)
+    state = {**loader.state_dict(), "step": loader.batches_per_epoch // 2}
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        loader = open_loader(source)
+        loader.load_state_dict(state)
+        next(iter(loader))
+        seconds.append(time.perf_counter() - start)
+        loader.close()
+    shown = ", ".join(f"{value:.2f}" for value in seconds)
+    print(f"| first batch after resume, {source} | {statistics.median(seconds):.2f} s | {shown} |")
+
+
+def measure_plan() -> None:
+    """A rank's first samples of epoch 3 from a corpus of a hundred million, 1,000 a shard."""
+    tracemalloc.start()
+    start = time.perf_counter()
+    order = Order([Part(np.full(100_000, 1000), 0, 64)], global_batch=4096, seed=0, window_shards=1)
+    for places in order.places(5, 8):
+        next(order.windows(places, 90_000))
+    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"| plan for 100,000,000 samples | {seconds:.3f} s | {peak / 1e6:.1f} MB |")
+
+
+def measure_shuffle() -> None:
+    """Rank correlation with the source and classes a batch, against a true permutation.
+
+    128 shards of 500 samples in 100 classes that every shard mixes; batches of 256; 20 seeds.
+    """
+    counts, random = np.full(128, 500), np.random.default_rng(0)
+    total, batch = int(counts.sum()), 256
+    classes = random.integers(0, 100, total)
+    steps = total // batch
+    for lanes, window_shards in ((0, 0), (1, 8), (8, 1), (64, 1)):
+        rows = []
+        for seed in range(20):
+            if lanes:
+                part = Part(counts, 0, lanes)
+                numbers = _epoch(
+                    Order([part], global_batch=batch, seed=seed, window_shards=window_shards),
+                    steps,
+                )
+            else:
+                numbers = random.permutation(total)[: steps * batch]
+            rows.append(_quality(numbers.reshape(steps, batch), classes))
+        name = f"{lanes} lanes, window {window_shards}" if lanes else "true permutation"
+        correlation, mixing, near = np.abs(np.array(rows)).mean(axis=0)
+        print(f"| {name} | {correlation:.3f} | {mixing:.2f} | {near:.4f} |")
+
+
+def _epoch(order: Order, steps: int) -> np.ndarray:
+    (places, *more) = order.places(0, 1)
+    lanes = []
+    for place in (places, *more):
+        windows, rows = order.windows(place, 0), np.zeros(0, np.int64)
+        while len(rows) < steps * order.per_lane:
+            window = next(windows)
+            rows = np.concatenate([rows, window.shards * 500 + window.rows])
+        lanes.append(rows[: steps * order.per_lane].reshape(steps, order.per_lane))
+    return np.concatenate(lanes, axis=1).ravel()
+
+
+def _quality(numbers: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
+    flat = numbers.ravel()
+    correlation = np.corrcoef(np.arange(flat.size), flat)[0, 1]
+    mixing = np.mean([len(np.unique(classes[row])) for row in numbers])
+    same_shard = np.mean([1 - len(np.unique(row // 500)) / len(row) for row in numbers])
+    return float(correlation), float(mixing), float(same_shard)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    choices = (*SCENARIOS, "resume", "plan", "shuffle")
+    parser.add_argument("folder", type=Path, help="for the corpora, about 1.5 GB")
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=4000)
+    args = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {args.rounds} rounds")
+    if "plan" in args.only:
+        measure_plan()
+    if "shuffle" in args.only:
+        measure_shuffle()
+    store = ensure_running(args.folder / "store")
+    os.environ.update(store.environment())
+    try:
+        make_corpora(args.folder, args.images)
+        for scenario in [name for name in SCENARIOS if name in args.only]:
+            run_scenario(args.folder, scenario, args.rounds)
+        if "resume" in args.only:
+            measure_resume(str(args.folder / "raw" / "train"), args.rounds)
+            measure_resume(f"{BUCKET}/raw/train", args.rounds)
+    finally:
+        stop(args.folder / "store")
+
+
+if __name__ == "__main__":
+    main()
