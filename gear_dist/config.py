@@ -118,8 +118,8 @@ filled up with samples of the epoch's beginning."""
     decode_threads: int = 2
     """Threads of a worker that decode images; what it yields does not depend on it."""
     max_bad_share: float = 0.001
-    """Share of a worker's samples of an epoch that may be unusable: each is named, counted and \
-replaced by the next one of its shard; more of them end the run."""
+    """Share of a worker's samples of an epoch that may be unusable: each is named in the run \
+folder's bad_samples.txt and replaced by the next one of its shard; more of them end the run."""
     read_attempts: int = 3
     """Tries of a shard that cannot be read or is damaged, with growing pauses; on S3 each is \
 itself up to ten requests."""

@@ -1,7 +1,8 @@
 """The run folder: everything that a run leaves behind, and the only code that knows its names.
 
-Rank 0 alone writes. Files that are replaced are replaced atomically; metrics.jsonl is appended to,
-one line a record, and a line torn by a kill is dropped when the run goes on.
+Rank 0 alone writes, but all ranks add to bad_samples.txt. Files that are replaced are replaced
+atomically; metrics.jsonl is appended to, one line a record, and a line torn by a kill is dropped
+when the run goes on.
 """
 
 import datetime
@@ -61,6 +62,7 @@ class RunFolder:
         self.config_path = self.path / "config.yaml"
         self.environment_path = self.path / "environment.json"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.bad_samples_path = self.path / "bad_samples.txt"
         self.status_path = self.path / "status.json"
         self.evaluation_path = self.path / "evaluation.json"
         self.report_path = self.path / "report.html"
@@ -240,6 +242,15 @@ class RunFolder:
             for grid in self.list_grids():
                 if grid.step > step:
                     grid.path.unlink()
+
+    def append_bad_samples(self, names: list[str]) -> None:
+        """Add lines to bad_samples.txt; every rank does.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with _disk_errors(self.bad_samples_path), self.bad_samples_path.open("a") as file:
+            file.write("".join(f"{name}\n" for name in names))
 
     def reconstruction_grid_path(self, step: int) -> Path:
         """Where the grid of originals and reconstructions after `step` belongs."""

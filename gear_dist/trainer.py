@@ -252,6 +252,8 @@ class Trainer:
             f"grad_norm_{name}": engine.grad_norm for name, engine in self.networks.engines.items()
         }
         means = self.window.flush(self.step, norms)
+        if bad_samples := self.loader.bad_samples.take_names():
+            self.folder.append_bad_samples(bad_samples)
         if not means:
             return
         factor = rate_factor(self.config.optimizer, stage, self.step - 1)

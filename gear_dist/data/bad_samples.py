@@ -5,7 +5,7 @@ import warnings
 
 from gear_dist.errors import DataError
 
-_NAMED = 100
+_WARNINGS = 20
 
 
 class BadSamples:
@@ -22,13 +22,18 @@ class BadSamples:
         self._epoch = 0
         self._in_epoch: set[tuple[int, int]] = set()
         self._known: set[tuple[int, int]] = set()
-        self.names: list[str] = []
-        """The first hundred: address, key and what is wrong."""
+        self._names: list[str] = []
 
     @property
     def count(self) -> int:
         """Different bad samples so far."""
         return len(self._known)
+
+    def take_names(self) -> list[str]:
+        """Those found since the last call: address, key and what is wrong."""
+        with self._lock:
+            names, self._names = self._names, []
+        return names
 
     def record(self, epoch: int, place: tuple[int, int], message: str) -> None:
         """Note a bad sample; a second time in an epoch it does not count.
@@ -49,8 +54,8 @@ class BadSamples:
             found = len(self._in_epoch)
             if place not in self._known:
                 self._known.add(place)
-                if len(self.names) < _NAMED:
-                    self.names.append(message)
+                self._names.append(message)
+                if len(self._known) <= _WARNINGS:
                     warnings.warn(f"sample passed over: {message}", stacklevel=2)
         if found > self._allowed:
             raise DataError(

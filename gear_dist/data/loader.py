@@ -5,10 +5,9 @@ for the order. Crop, flip and caption are keyed by (seed, epoch, sample), so the
 the rank either.
 """
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,29 +17,11 @@ from gear_dist.data.batches import Batch, BatchMaker
 from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.lane_reader import Item, LaneReader
-from gear_dist.data.order import Order, Part, choose_lanes, sequential_windows, split_lanes
+from gear_dist.data.order import sequential_windows
+from gear_dist.data.plan import DataPlan, Position, Share
 from gear_dist.data.read_ahead import ReadAhead
 from gear_dist.data.shard_cache import ShardCache
-from gear_dist.errors import ConfigError, DataError
-
-KEEP_BYTES = 256 << 20
-"""Corpora up to this size are kept in memory, and mixed as a whole."""
-
-
-class Share(NamedTuple):
-    """A rank's place among the ranks."""
-
-    batch_size: int
-    """Samples of a batch of this rank."""
-    rank: int = 0
-    world_size: int = 1
-    accumulation: int = 1
-    """Batches of this rank that make up its part of a global batch."""
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of an optimizer step: of all ranks and all accumulated batches."""
-        return self.batch_size * self.world_size * self.accumulation
+from gear_dist.errors import DataError
 
 
 class ShardLoader:
@@ -75,87 +56,20 @@ class ShardLoader:
         self._data = data
         self._share = share
         self._seed = seed
-        shards = [info for corpus in corpora for info in corpus.manifest.shards]
-        self._counts = np.array([info.samples for info in shards], np.int64)
-        self._keep = sum(info.bytes for info in shards) <= KEEP_BYTES
+        self._plan = DataPlan(corpora, data, share, seed)
         self._num_classes = num_classes
-        self._order = self._plan(self._first_lanes())
-        self._samples_per_epoch = sum(tally.samples for tally in self._order.tallies)
-        self._step, self._micro = 0, 0
+        self._position = Position(0, 0)
         self._reader: ReadAhead[Batch] | None = None
-        self.bad_samples = self._new_count(self._samples_per_epoch // share.world_size)
-
-    # -- the plan ---------------------------------------------------------------------------
-
-    def _first_lanes(self) -> tuple[int, ...]:
-        """Lanes of each part, for a run that starts."""
-        weights = _weights(self._data, len(self.corpora))
-        global_batch, lanes = self._share.global_batch, self._data.lanes
-        if lanes and (global_batch % lanes or lanes < len(weights)):
-            raise ConfigError(
-                f"data.lanes={lanes}: use a divisor of engine.global_batch={global_batch}, at "
-                f"least {len(weights)}, or 0"
-            )
-        if lanes:
-            return split_lanes(lanes, weights)
-        if self._keep:
-            found = choose_lanes(global_batch, 1, 1, weights)
-        else:
-            wanted = self._data.shuffle_buffer_shards
-            found = choose_lanes(global_batch, self._share.world_size, wanted, weights)
-        if not found:
-            raise ConfigError(
-                f"engine.global_batch={global_batch} has no room for {len(weights)} corpora: "
-                "raise it"
-            )
-        return found
-
-    def _plan(self, lanes: Sequence[int]) -> Order:
-        """The order, with one part a corpus, or one for all where there are no weights."""
-        sizes = [len(corpus.manifest.shards) for corpus in self.corpora]
-        sizes = sizes if len(lanes) > 1 else [sum(sizes)]
-        ends = np.cumsum(sizes).tolist()
-        parts = [
-            Part(self._counts[end - size : end], end - size, part_lanes)
-            for size, end, part_lanes in zip(sizes, ends, lanes, strict=True)
-        ]
-        buffer = self._data.shuffle_buffer_shards
-        return Order(
-            parts,
-            global_batch=self._share.global_batch,
-            seed=self._seed,
-            window_shards=0 if self._keep else math.ceil(buffer / sum(lanes)),
-            tail=self._data.tail,
-        )
+        self.bad_samples = self._new_count(int(self._plan.counts.sum()) // share.world_size)
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches of each rank in an epoch (of the first corpus of a weighted mixture)."""
-        return self._order.tallies[0].steps * self._share.accumulation
+        return self._plan.order.tallies[0].steps * self._share.accumulation
 
     def facts(self) -> dict[str, Any]:
         """What is read and in which order, for the record of a run."""
-        lanes = [part.lanes for part in self._order.parts]
-        return {
-            "corpora": [corpus.storage.address for corpus in self.corpora],
-            "global_batch": self._order.global_batch,
-            "lanes": lanes,
-            "shares": [count / self._order.lanes for count in lanes],
-            "epochs": [tally._asdict() for tally in self._order.tallies],
-            "tail": self._data.tail,
-            "decoding": self._data.decoding,
-        }
-
-    def check_global_batch(self) -> None:
-        """Raise DataError where a corpus does not fill its part of one global batch."""
-        for tally, part in zip(self._order.tallies, self._order.parts, strict=True):
-            if tally.steps == 0:
-                address = self.corpora[0].storage.address
-                raise DataError(
-                    f"{address}: has {tally.samples} images, fewer than its "
-                    f"{part.lanes * self._order.per_lane} of a batch of all workers: lower "
-                    "engine.global_batch, add images, or set data.tail=repeat"
-                )
+        return self._plan.facts()
 
     # -- batches ----------------------------------------------------------------------------
 
@@ -163,10 +77,10 @@ class ShardLoader:
         """Batches without end, from the current position; a former iteration is closed.
 
         Raises:
-            DataError: as `check_global_batch`; while iterating: a missing or corrupt shard, too
-                many bad samples, a label out of range.
+            DataError: a corpus that does not fill a global batch; while iterating: a missing or
+                corrupt shard, too many bad samples, a label out of range.
         """
-        self.check_global_batch()
+        self._plan.check_global_batch()
         self.close()
         self._reader = ReadAhead(self._training_batches(), self._data.prefetch_batches)
         return self._consume(self._reader)
@@ -178,11 +92,10 @@ class ShardLoader:
         than another; both are equal where `limit` is a multiple of the global batch. The training
         position does not move.
         """
-        share, total = self._share, int(self._counts.sum())
+        share, counts = self._share, self._plan.counts
+        total = int(counts.sum())
         limit = min(limit, total) if limit else total
-        windows = sequential_windows(
-            self._counts, share.batch_size, share.rank, share.world_size, limit
-        )
+        windows = sequential_windows(counts, share.batch_size, share.rank, share.world_size, limit)
         fetcher = self._new_fetcher()
         lane = LaneReader(windows, fetcher)
         lane.read_ahead()
@@ -202,26 +115,26 @@ class ShardLoader:
     def _consume(self, reader: ReadAhead[Batch]) -> Iterator[Batch]:
         try:
             for batch in reader:
-                self._micro += 1
-                if self._micro == self._share.accumulation:
-                    self._step, self._micro = self._step + 1, 0
+                step, micro = self._position
+                last = micro + 1 == self._share.accumulation
+                self._position = Position(step + 1, 0) if last else Position(step, micro + 1)
                 yield batch
         finally:
             reader.close()
 
     def _training_batches(self) -> Generator[Batch, None, None]:
         fetcher = self._new_fetcher()
-        lists = self._item_lists(fetcher, self._step, self._micro)
+        lists = self._item_lists(fetcher, self._position)
         try:
             yield from self._maker(fetcher).batches(lists, self.bad_samples, augment=True)
         finally:
             fetcher.close()
 
-    def _item_lists(self, fetcher: ShardFetcher, step: int, micro: int) -> Iterator[list[Item]]:
+    def _item_lists(self, fetcher: ShardFetcher, position: Position) -> Iterator[list[Item]]:
         """This rank's samples, batch by batch, from a position on."""
-        share = self._share
-        places = self._order.places(share.rank, share.world_size)
-        lanes = [LaneReader(self._order.windows(place, step), fetcher) for place in places]
+        share, order, (step, micro) = self._share, self._plan.order, position
+        places = order.places(share.rank, share.world_size)
+        lanes = [LaneReader(order.windows(place, step), fetcher) for place in places]
         for _ in range(2):
             for lane in lanes:
                 lane.read_ahead()
@@ -236,14 +149,14 @@ class ShardLoader:
     def _new_fetcher(self) -> ShardFetcher:
         data = self._data
         cache = ShardCache(Path(data.cache_folder), data.cache_bytes) if data.cache_folder else None
-        return ShardFetcher(self.corpora, FetchSettings(data.read_attempts, cache, self._keep))
+        return ShardFetcher(self.corpora, FetchSettings(data.read_attempts, cache, self._plan.keep))
 
     def _maker(self, fetcher: ShardFetcher) -> BatchMaker:
         return BatchMaker(
             self._data,
             seed=self._seed,
             num_classes=self._num_classes,
-            first_samples=np.cumsum(self._counts) - self._counts,
+            first_samples=np.cumsum(self._plan.counts) - self._plan.counts,
             shard_name=fetcher.name,
         )
 
@@ -253,81 +166,13 @@ class ShardLoader:
     # -- position ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the next batch to be yielded, whatever has been read ahead.
-
-        It holds for any number of ranks, with the lanes of the run's start, unless it is inside a
-        global batch (`micro` is not 0).
-        """
-        return {
-            "epoch": self._step // max(self._order.tallies[0].steps, 1),
-            "step": self._step,
-            "micro": self._micro,
-            "lanes": [part.lanes for part in self._order.parts],
-            "ranks": [self._share.world_size, self._share.accumulation],
-            **self._identity(),
-        }
+        """The position of the next batch to be yielded, whatever has been read ahead."""
+        return self._plan.state_of(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position; iterate anew afterwards.
-
-        Raises:
-            DataError: another corpus or another kind of state.
-            ConfigError: a setting has changed without which the position means nothing.
-        """
+        """Go to a position; iterate anew afterwards. Raises as `DataPlan.restore`."""
         self.close()
-        address = self.corpora[0].storage.address
-        identity = self._identity()
-        if not state.keys() >= self.state_dict().keys():
-            raise DataError(f"{address}: the checkpoint's data position is of another version")
-        for name, value in identity.items():
-            if state[name] != value:
-                _refuse_change(address, name, state[name], value)
-        ranks = [self._share.world_size, self._share.accumulation]
-        if state["micro"] and state["ranks"] != ranks:
-            raise ConfigError(
-                f"the checkpoint's data position is inside a global batch of {state['ranks'][0]} "
-                f"workers x {state['ranks'][1]} accumulated batches: go on with those"
-            )
-        if self._data.lanes and self._data.lanes != sum(state["lanes"]):
-            _refuse_change(address, "data.lanes", sum(state["lanes"]), self._data.lanes)
-        self._order = self._plan(state["lanes"])
-        self._step, self._micro = int(state["step"]), int(state["micro"])
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a position to mean the same samples."""
-        return {
-            "corpora": [corpus.manifest.facts.plan_hash for corpus in self.corpora],
-            "engine.global_batch": self._share.global_batch,
-            "run.seed": self._seed,
-            "data.tail": self._data.tail,
-            "data.shuffle_buffer_shards": self._data.shuffle_buffer_shards,
-            "data.mixture_weights": list(self._data.mixture_weights),
-        }
-
-
-def _refuse_change(address: str, name: str, old: Any, new: Any) -> None:
-    if name == "corpora":
-        raise DataError(
-            f"{address}: is not the corpus that the run was started with: set data.train and "
-            "data.mixture back, or start a new run"
-        )
-    raise ConfigError(
-        f"{name}={new}: the run was started with {old}, without which its position in the data "
-        "means nothing: set it back, or start a new run"
-    )
-
-
-def _weights(data: DataConfig, num_corpora: int) -> tuple[float, ...]:
-    """A weight for each part of the order; one part where corpora are simply joined."""
-    weights = data.mixture_weights
-    if num_corpora == 1 or not weights:
-        return (1.0,)
-    if len(weights) != num_corpora:
-        raise ConfigError(
-            f"data.mixture_weights has {len(weights)} entries for {num_corpora} corpora "
-            "(data.train and those of data.mixture): give one each, or none"
-        )
-    return weights
+        self._position = self._plan.restore(state)
 
 
 def _check_corpus(corpus: Corpus, first: Corpus, data: DataConfig, num_classes: int) -> None:

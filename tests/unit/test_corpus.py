@@ -15,7 +15,7 @@ from gear_cluster.object_store import StoreEndpoint
 from gear_dist.config import DataConfig
 from gear_dist.data import corpus as corpus_module
 from gear_dist.data import fetching
-from gear_dist.data import loader as loader_module
+from gear_dist.data import plan as plan_module
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.labelled import LoadSettings, load_labelled
 from gear_dist.data.loader import build_loader
@@ -177,7 +177,7 @@ def greys(batch) -> np.ndarray:
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 28])
 def test_weights(two: tuple[str, str], keep_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "KEEP_BYTES", keep_bytes)
+    monkeypatch.setattr(plan_module, "KEEP_BYTES", keep_bytes)
     options = {"num_classes": 2, "mixture_weights": (3.0, 1.0)}
     loader = make_loader(*two, batch_size=16, **options)
     assert loader.facts()["shares"] == [0.75, 0.25]

@@ -17,7 +17,7 @@ from PIL import Image
 from gear_dist.config import DataConfig
 from gear_dist.data import batches as batches_module
 from gear_dist.data import fetching
-from gear_dist.data import loader as loader_module
+from gear_dist.data import plan as plan_module
 from gear_dist.data.crops import take_crop
 from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import load_manifest, load_samples
@@ -44,7 +44,7 @@ def train(sample_shards: SampleShards) -> str:
 @pytest.fixture
 def in_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the corpus were too large to be kept in memory."""
-    monkeypatch.setattr(loader_module, "KEEP_BYTES", 0)
+    monkeypatch.setattr(plan_module, "KEEP_BYTES", 0)
 
 
 def test_batches(train: str) -> None:

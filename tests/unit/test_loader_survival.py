@@ -13,7 +13,7 @@ import pytest
 from fault_proxy import FAULTS, fault_proxy
 from gear_cluster.object_store import StoreEndpoint
 from gear_dist.data import fetching
-from gear_dist.data import loader as loader_module
+from gear_dist.data import plan as plan_module
 from gear_dist.data.corpus import Corpus, open_corpus
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.loader import build_loader
@@ -53,7 +53,8 @@ def test_a_bad_sample_is_replaced_named_and_counted(corpus: str, spoiled: str) -
     for batch in found:
         assert (batch.images[:, 0, 0, 0].numpy() == [int(key) for key in batch.keys]).all()
     assert loader.bad_samples.count == len(caught) == 3
-    named = sorted(loader.bad_samples.names)
+    named = sorted(loader.bad_samples.take_names())
+    assert loader.bad_samples.take_names() == []
     assert [name.split("shards/")[1][:27] for name in named] == [
         f"00000{int(key) // 10}.tar: sample {key}" for key in BAD
     ]
@@ -184,7 +185,7 @@ def test_one_slow_object_stalls_nothing(corpus: str, monkeypatch: pytest.MonkeyP
 def test_shards_are_fetched_beside_one_another(
     corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "KEEP_BYTES", 0)
+    monkeypatch.setattr(plan_module, "KEEP_BYTES", 0)
     at_once, most = 0, 0
     lock, real = threading.Lock(), FileStorage.read
 
@@ -227,7 +228,7 @@ def test_forty_per_cent_of_gets_faulty(
     remote = open_storage("s3://gear-tests-faulty/corpus")
     for item in open_storage(local).list():
         remote.write(item.key, open_storage(local).read(item.key))
-    monkeypatch.setattr(loader_module, "KEEP_BYTES", 0)
+    monkeypatch.setattr(plan_module, "KEEP_BYTES", 0)
     share = {"batch_size": 10, "rank": 0, "world_size": 1, "seed": 0, "num_classes": 2}
     config = replace(SMALL, shuffle_buffer_shards=10)
     expected = take(build_loader(config, local, **share), 20)

@@ -1,0 +1,205 @@
+"""The plan of a run's data: lanes, order, and what a saved position of it stands for."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gear_dist.config import DataConfig
+from gear_dist.data.corpus import Corpus
+from gear_dist.data.order import Order, Part, choose_lanes, split_lanes
+from gear_dist.errors import ConfigError, DataError
+
+KEEP_BYTES = 256 << 20
+"""Corpora up to this size are kept in memory, and mixed as a whole."""
+
+
+class Share(NamedTuple):
+    """A rank's place among the ranks."""
+
+    batch_size: int
+    """Samples of a batch of this rank."""
+    rank: int = 0
+    world_size: int = 1
+    accumulation: int = 1
+    """Batches of this rank that make up its part of a global batch."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of an optimizer step: of all ranks and all accumulated batches."""
+        return self.batch_size * self.world_size * self.accumulation
+
+
+class Position(NamedTuple):
+    """The next batch of a rank."""
+
+    step: int
+    """Global batches done."""
+    micro: int
+    """Batches done of those that the rank accumulates into the next global one."""
+
+
+class DataPlan:
+    """The order of given corpora under given settings. Depends on the rank nowhere."""
+
+    def __init__(
+        self, corpora: Sequence[Corpus], data: DataConfig, share: Share, seed: int
+    ) -> None:
+        """Choose the lanes of a run that starts.
+
+        Raises:
+            ConfigError: weights or lanes that do not fit.
+        """
+        self._corpora = tuple(corpora)
+        self._data = data
+        self._share = share
+        self._seed = seed
+        shards = [info for corpus in corpora for info in corpus.manifest.shards]
+        self.counts = np.array([info.samples for info in shards], np.int64)
+        """(num_shards,) samples of each shard, over all corpora."""
+        self.keep = sum(info.bytes for info in shards) <= KEEP_BYTES
+        """Whether everything is kept in memory."""
+        self.order = self._make_order(self._first_lanes())
+
+    def _first_lanes(self) -> tuple[int, ...]:
+        """Lanes of each part, for a run that starts."""
+        weights = _weights(self._data, len(self._corpora))
+        global_batch, lanes = self._share.global_batch, self._data.lanes
+        if lanes and (global_batch % lanes or lanes < len(weights)):
+            raise ConfigError(
+                f"data.lanes={lanes}: use a divisor of engine.global_batch={global_batch}, at "
+                f"least {len(weights)}, or 0"
+            )
+        if lanes:
+            return split_lanes(lanes, weights)
+        if self.keep:
+            found = choose_lanes(global_batch, 1, 1, weights)
+        else:
+            wanted = self._data.shuffle_buffer_shards
+            found = choose_lanes(global_batch, self._share.world_size, wanted, weights)
+        if not found:
+            raise ConfigError(
+                f"engine.global_batch={global_batch} has no room for {len(weights)} corpora: "
+                "raise it"
+            )
+        return found
+
+    def _make_order(self, lanes: Sequence[int]) -> Order:
+        """The order, with one part a corpus, or one for all where there are no weights."""
+        sizes = [len(corpus.manifest.shards) for corpus in self._corpora]
+        sizes = sizes if len(lanes) > 1 else [sum(sizes)]
+        ends = np.cumsum(sizes).tolist()
+        parts = [
+            Part(self.counts[end - size : end], end - size, part_lanes)
+            for size, end, part_lanes in zip(sizes, ends, lanes, strict=True)
+        ]
+        buffer = self._data.shuffle_buffer_shards
+        return Order(
+            parts,
+            global_batch=self._share.global_batch,
+            seed=self._seed,
+            window_shards=0 if self.keep else math.ceil(buffer / sum(lanes)),
+            tail=self._data.tail,
+        )
+
+    @property
+    def address(self) -> str:
+        """Of the first corpus, for messages."""
+        return self._corpora[0].storage.address
+
+    def facts(self) -> dict[str, Any]:
+        """What is read and in which order, for the record of a run."""
+        lanes = [part.lanes for part in self.order.parts]
+        return {
+            "corpora": [corpus.storage.address for corpus in self._corpora],
+            "global_batch": self.order.global_batch,
+            "lanes": lanes,
+            "shares": [count / self.order.lanes for count in lanes],
+            "epochs": [tally._asdict() for tally in self.order.tallies],
+            "tail": self._data.tail,
+            "decoding": self._data.decoding,
+        }
+
+    def check_global_batch(self) -> None:
+        """Raise DataError where a corpus does not fill its part of one global batch."""
+        for tally, part in zip(self.order.tallies, self.order.parts, strict=True):
+            if tally.steps == 0:
+                raise DataError(
+                    f"{self.address}: has {tally.samples} images, fewer than its "
+                    f"{part.lanes * self.order.per_lane} of a batch of all workers: lower "
+                    "engine.global_batch, add images, or set data.tail=repeat"
+                )
+
+    def state_of(self, position: Position) -> dict[str, Any]:
+        """A position with everything that gives it its meaning, as JSON.
+
+        It holds for any number of ranks, with the lanes of the run's start, unless it is inside a
+        global batch (`micro` is not 0).
+        """
+        return {
+            **position._asdict(),
+            "epoch": position.step // max(self.order.tallies[0].steps, 1),
+            "lanes": [part.lanes for part in self.order.parts],
+            "ranks": [self._share.world_size, self._share.accumulation],
+            **self._identity(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> Position:
+        """Take up the lanes of a saved position.
+
+        Raises:
+            DataError: another corpus or another kind of state.
+            ConfigError: a setting has changed without which the position means nothing.
+        """
+        if not state.keys() >= self.state_of(Position(0, 0)).keys():
+            raise DataError(f"{self.address}: the checkpoint's data position is of another version")
+        for name, value in self._identity().items():
+            if state[name] != value:
+                _refuse_change(self.address, name, state[name], value)
+        ranks = [self._share.world_size, self._share.accumulation]
+        if state["micro"] and state["ranks"] != ranks:
+            raise ConfigError(
+                f"the checkpoint's data position is inside a global batch of {state['ranks'][0]} "
+                f"workers x {state['ranks'][1]} accumulated batches: go on with those"
+            )
+        if self._data.lanes and self._data.lanes != sum(state["lanes"]):
+            _refuse_change(self.address, "data.lanes", sum(state["lanes"]), self._data.lanes)
+        self.order = self._make_order(state["lanes"])
+        return Position(int(state["step"]), int(state["micro"]))
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a position to mean the same samples."""
+        return {
+            "corpora": [corpus.manifest.facts.plan_hash for corpus in self._corpora],
+            "engine.global_batch": self._share.global_batch,
+            "run.seed": self._seed,
+            "data.tail": self._data.tail,
+            "data.shuffle_buffer_shards": self._data.shuffle_buffer_shards,
+            "data.mixture_weights": list(self._data.mixture_weights),
+        }
+
+
+def _refuse_change(address: str, name: str, old: Any, new: Any) -> None:
+    if name == "corpora":
+        raise DataError(
+            f"{address}: is not the corpus that the run was started with: set data.train and "
+            "data.mixture back, or start a new run"
+        )
+    raise ConfigError(
+        f"{name}={new}: the run was started with {old}, without which its position in the data "
+        "means nothing: set it back, or start a new run"
+    )
+
+
+def _weights(data: DataConfig, num_corpora: int) -> tuple[float, ...]:
+    """A weight for each part of the order; one part where corpora are simply joined."""
+    weights = data.mixture_weights
+    if num_corpora == 1 or not weights:
+        return (1.0,)
+    if len(weights) != num_corpora:
+        raise ConfigError(
+            f"data.mixture_weights has {len(weights)} entries for {num_corpora} corpora "
+            "(data.train and those of data.mixture): give one each, or none"
+        )
+    return weights
