@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from worker_processes import run_workers
 from gear_dist.cli import main
 from gear_dist.config import RunConfig, save_config
 from gear_dist.run_folder import RunFolder
+from loader_cases import numbered_samples, write_corpus
 from sample_shards import SampleShards
 
 JOINT = ("stages.tokenizer.steps=3", "stages.joint.steps=4")
@@ -124,6 +126,25 @@ def test_accumulation_equals_the_larger_batch(config: RunConfig) -> None:
     )
     for a, b in pairs:
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_samples_are_listed_in_the_run_folder(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks train on shards without a manifest, one image of which does not decode."""
+    samples = numbered_samples(24)
+    samples[5]["png"] = b"no image"
+    spoiled = write_corpus(tmp_path / "spoiled", [samples[:12], samples[12:]])
+    shutil.rmtree(tmp_path / "spoiled" / "manifest")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    changed = case.with_overrides(config, f"data.train={spoiled}", "data.max_bad_share=0.1")
+    [[(outcome, _)], _] = run_workers(2, case.train_each, 2, [changed])
+    assert outcome.state == "done"
+    # Each rank names what it has met itself, in whichever epoch.
+    (line,) = set((changed.run.folder / "bad_samples.txt").read_text().splitlines())
+    assert "shards/000000.tar: sample 00000005: does not decode" in line
+    record = json.loads((changed.run.folder / "environment.json").read_text())
+    assert record["order"]["epochs"][0]["samples"] == 24
 
 
 def test_metrics_cover_all_ranks(config: RunConfig) -> None:

@@ -224,17 +224,17 @@ def test_forty_per_cent_of_gets_faulty(
     object_store: StoreEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs through a store whose answers fail, break off, or take long: nothing is lost."""
-    local = write_corpus(tmp_path / "c", [numbered_samples(5, first=5 * n) for n in range(20)])
+    local = write_corpus(tmp_path / "c", [numbered_samples(5, first=5 * n) for n in range(40)])
     remote = open_storage("s3://gear-tests-faulty/corpus")
     for item in open_storage(local).list():
         remote.write(item.key, open_storage(local).read(item.key))
     monkeypatch.setattr(plan_module, "KEEP_BYTES", 0)
     share = {"batch_size": 10, "rank": 0, "world_size": 1, "seed": 0, "num_classes": 2}
     config = replace(SMALL, shuffle_buffer_shards=10)
-    expected = take(build_loader(config, local, **share), 20)
+    expected = take(build_loader(config, local, **share), 40)
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], 0.4) as (endpoint, proxy):
         through = replace(config, endpoint=endpoint)
-        found = take(build_loader(through, "s3://gear-tests-faulty/corpus", **share), 20)
+        found = take(build_loader(through, "s3://gear-tests-faulty/corpus", **share), 40)
     assert same(found, expected)
-    assert Counter(all_keys(found)) == dict.fromkeys((f"{n:08d}" for n in range(100)), 2)
+    assert Counter(all_keys(found)) == dict.fromkeys((f"{n:08d}" for n in range(200)), 2)
     assert all(proxy.done[fault] for fault in FAULTS), proxy.done
