@@ -5,6 +5,7 @@ for the order. Crop, flip and caption are keyed by (seed, epoch, sample), so the
 the rank either.
 """
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,16 @@ class ShardLoader:
         share, order, (step, micro) = self._share, self._plan.order, position
         places = order.places(share.rank, share.world_size)
         lanes = [LaneReader(order.windows(place, step), fetcher) for place in places]
-        for _ in range(2):
-            for lane in lanes:
-                lane.read_ahead()
-        while True:
+        for lane in lanes:
+            lane.read_ahead()
+        for number in itertools.count():
             items: list[Item] = []
             for lane, place in zip(lanes, places, strict=True):
                 items += lane.take(place.stop - place.start)
+            if number == 0:
+                # Not before: these reads would hold up those that the first batch waits for.
+                for lane in lanes:
+                    lane.read_ahead()
             for batch in range(micro, share.accumulation):
                 yield items[batch * share.batch_size : (batch + 1) * share.batch_size]
             micro = 0
