@@ -15,7 +15,7 @@ from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError
 from gear_dist.data.lane_reader import Item
-from gear_dist.data.shard_reader import BadSampleError
+from gear_dist.data.shard_reader import UnreadableSampleError
 from gear_dist.errors import DataError
 
 _BATCHES_IN_WORK = 2
@@ -152,7 +152,7 @@ class BatchMaker:
                 caption = self._caption(item, row, draws.caption)
                 label = shard.class_index(row)
                 out[:] = take_crop(shard.image(row), self._crops, place)
-            except (BadImageError, BadSampleError) as error:
+            except (BadImageError, UnreadableSampleError) as error:
                 message = f"{self._name(item, row)}: {error}"
                 bad.record(item.epoch, (item.number, row), message)
                 continue
@@ -170,7 +170,7 @@ class BatchMaker:
             return ""
         captions = item.shard.captions(row)
         if not captions:
-            raise BadSampleError("it has no caption, which data.captions asks for")
+            raise UnreadableSampleError("it has no caption, which data.captions asks for")
         return captions[int(draw * len(captions)) if self._data.captions == "random" else 0]
 
     def _check_label(self, item: Item, row: int, label: int) -> None:

@@ -13,7 +13,7 @@ import xxhash
 
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
-from gear_dist.data.shard_reader import BadSampleError, LooseShard, Shard, index_samples
+from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage, open_storage, write_file
 
@@ -112,7 +112,7 @@ def _count(storage: Storage, name: str) -> _Counted:
 def _largest_class(shard: Shard) -> int:
     largest = -1
     for row in range(len(shard.keys)):
-        with contextlib.suppress(BadSampleError):
+        with contextlib.suppress(UnreadableSampleError):
             largest = max(largest, shard.class_index(row))
     return largest
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.data.manifest import Manifest, ShardInfo
-from gear_dist.data.shard_reader import BadSampleError, Sample, read_shard
+from gear_dist.data.shard_reader import Sample, UnreadableSampleError, read_shard
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage
 
@@ -124,7 +124,7 @@ def _parse(storage: Storage, info: ShardInfo) -> list[Sample]:
     for row, key in enumerate(shard.keys):
         try:
             samples.append(shard.sample(row))
-        except BadSampleError as error:
+        except UnreadableSampleError as error:
             raise DataError(f"{storage.address}/{info.key}: sample {key}: {error}") from None
     return samples
 

@@ -34,7 +34,7 @@ class LooseShard(ShardInfo):
         return self.name
 
 
-class BadSampleError(ValueError):
+class UnreadableSampleError(ValueError):
     """A sample whose label or captions cannot be read; the message says why."""
 
 
@@ -66,20 +66,20 @@ class Shard(NamedTuple):
         raise AssertionError("every sample has an image")
 
     def class_index(self, row: int) -> int:
-        """The class; -1: none. BadSampleError where it is no number."""
+        """The class; -1: none. UnreadableSampleError where it is no number."""
         if "cls" not in self.parts[row]:
             return -1
         text = self._read(self.parts[row]["cls"])
         try:
             return int(text)
         except ValueError:
-            raise BadSampleError(f"its class {text[:20]!r} is no number") from None
+            raise UnreadableSampleError(f"its class {text[:20]!r} is no number") from None
 
     def captions(self, row: int) -> tuple[str, ...]:
         """All captions: `captions` or `caption` of the JSON member, else the text member.
 
         Raises:
-            BadSampleError: no UTF-8, broken JSON.
+            UnreadableSampleError: no UTF-8, broken JSON.
         """
         parts = self.parts[row]
         node = self._json(row) if "json" in parts else {}
@@ -88,7 +88,7 @@ class Shard(NamedTuple):
             try:
                 found = self._read(parts["txt"]).decode()
             except UnicodeDecodeError:
-                raise BadSampleError("its caption is not UTF-8") from None
+                raise UnreadableSampleError("its caption is not UTF-8") from None
         listed = found if isinstance(found, list) else [found]
         return tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
 
@@ -96,7 +96,7 @@ class Shard(NamedTuple):
         """Everything that is known of a sample.
 
         Raises:
-            BadSampleError: an unreadable class, caption or JSON member.
+            UnreadableSampleError: an unreadable class, caption or JSON member.
         """
         node = self._json(row) if "json" in self.parts[row] else {}
         attributes = {name: value for name, value in node.items() if type(value) is int}
@@ -107,9 +107,9 @@ class Shard(NamedTuple):
         try:
             node = json.loads(self._read(self.parts[row]["json"]))
         except ValueError:
-            raise BadSampleError("its JSON member is broken") from None
+            raise UnreadableSampleError("its JSON member is broken") from None
         if not isinstance(node, dict):
-            raise BadSampleError("its JSON member is no object")
+            raise UnreadableSampleError("its JSON member is no object")
         return node
 
     def _read(self, span: Span) -> bytes:

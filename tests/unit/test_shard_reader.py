@@ -12,7 +12,7 @@ import webdataset
 from gear_data_prep.tar_writer import TarWriter
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.manifest import load_manifest
-from gear_dist.data.shard_reader import BadSampleError, index_samples, list_members
+from gear_dist.data.shard_reader import UnreadableSampleError, index_samples, list_members
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, open_storage
 from loader_cases import make_loader, take, tar_of
@@ -98,7 +98,7 @@ def test_captions(members: dict[str, bytes], captions: tuple[str, ...]) -> None:
 )
 def test_samples_that_cannot_be_read(suffix: str, data: bytes) -> None:
     shard = index_samples(tar_of({"7.jpg": b"x", f"7.{suffix}": data}))
-    with pytest.raises(BadSampleError, match="its"):
+    with pytest.raises(UnreadableSampleError, match="its"):
         shard.sample(0)
 
 
