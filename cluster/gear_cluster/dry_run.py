@@ -32,8 +32,9 @@ def dry_run(config: RunConfig) -> None:
     num_samples = sum(
         check_corpus(config, address).facts.num_samples for address in config.data.train_addresses
     )
-    steps = num_samples // config.engine.global_batch
-    if steps == 0 and config.data.tail == "drop":
+    filled_up = config.data.tail == "repeat"
+    steps = (num_samples - filled_up) // config.engine.global_batch + filled_up
+    if steps == 0:
         raise DataError(
             f"data.train={config.data.train}: {num_samples} images are fewer than "
             f"engine.global_batch={config.engine.global_batch}: lower that or add images"
