@@ -31,7 +31,7 @@ from gear_dist.steps import MicroBatch, train_micro_batch
 from gear_dist.storage import open_storage
 from gear_dist.teachers import Teacher, load_teacher
 from gear_dist.weights import NetworkStates, save_run_weights
-from gear_kernels import resolve
+from gear_kernels import resolve, resolve_cross_entropy
 
 
 def resolve_device(config: RunConfig, local_rank: int) -> torch.device:
@@ -137,6 +137,9 @@ class Trainer:
             "precision": resolve_precision(self.config, self.device),
             "zero_stage": self.config.engine.zero_stage,
             "kernels": resolve(self.config.engine.kernels, self.device),
+            "vocabulary_loss": resolve_cross_entropy(
+                self.config.engine.kernels, torch.empty(0, device=self.device)
+            ),
             "launcher": self.config.run.launcher,
             "data": self.loader.corpora[0].manifest.facts._asdict(),
             "order": self.loader.facts(),

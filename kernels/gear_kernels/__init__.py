@@ -1,7 +1,7 @@
 """Codebook operations without the (N, K) matrix: index, entropy, read-outs, vocabulary loss."""
 
 from gear_kernels.assign import assign
-from gear_kernels.cross_entropy import vocabulary_cross_entropy
+from gear_kernels.cross_entropy import resolve_cross_entropy, vocabulary_cross_entropy
 from gear_kernels.dispatch import Affinity, resolve
 from gear_kernels.lfq import lfq_assign, lfq_soft_readout
 from gear_kernels.results import Assignment
@@ -15,6 +15,7 @@ __all__ = [
     "lfq_assign",
     "lfq_soft_readout",
     "resolve",
+    "resolve_cross_entropy",
     "soft_readout",
     "straight_through_readout",
     "vocabulary_cross_entropy",

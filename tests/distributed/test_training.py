@@ -159,6 +159,7 @@ def test_metrics_cover_all_ranks(config: RunConfig) -> None:
         assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
     environment = RunFolder(config.run.folder).read_environment()
     assert (environment["world_size"], environment["kernels"]) == (2, "torch")
+    assert environment["vocabulary_loss"] == "torch"
 
 
 def test_a_run_that_diverges_stops_with_the_reason(config: RunConfig) -> None:
