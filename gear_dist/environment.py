@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gear_dist.config import RunConfig, to_dict
+from gear_dist.config import RunConfig
+from gear_dist.config_files import to_dict
 from gear_dist.run_folder import flatten
 
 PACKAGES = (

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gear_dist.config import RunConfig, to_dict
+from gear_dist.config import RunConfig
+from gear_dist.config_files import to_dict
 from gear_dist.run_folder import RunFolder
 from gear_dist.storage import write_file
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gear_dist.config import START_NETWORKS, RunConfig, load_config, to_dict
+from gear_dist.config import START_NETWORKS, RunConfig
+from gear_dist.config_files import load_config, to_dict
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder, to_json
 from gear_dist.storage import write_file

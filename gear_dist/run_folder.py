@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from gear_dist.config import RunConfig, config_yaml, load_config, to_dict
+from gear_dist.config import RunConfig
+from gear_dist.config_files import config_yaml, load_config, to_dict
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import FileStorage, write_file
 

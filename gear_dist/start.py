@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gear_dist.config import NOT_IN_WEIGHTS, RunConfig, to_dict
+from gear_dist.config import NOT_IN_WEIGHTS, RunConfig
+from gear_dist.config_files import to_dict
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.model_folder import ModelFolder, open_model
 

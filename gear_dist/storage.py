@@ -179,24 +179,39 @@ def atomic_file(
     Raises:
         StorageError: the disk is full or refuses the write.
     """
-    name = f".{path.name}.{_host()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
-    temporary = path.parent / name
+    temporary = path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        temporary, descriptor = _open_temporary(path, mode)
         with open(descriptor, "wb") as stream:
-            _try_lock(descriptor)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         publish(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        _remove(temporary)
-        _refuse_write(path, error)
-    except BaseException:
-        _remove(temporary)
+    except BaseException as error:
+        if temporary != path:
+            _remove(temporary)
+        if isinstance(error, OSError):
+            _refuse_write(path, error)
         raise
+
+
+def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:
+    """A new locked file beside `path`: its name and descriptor.
+
+    Between its making and its locking it looks abandoned. Who tidies then removes it under the
+    lock, so a file that has no name left once it is locked is made again.
+    """
+    while True:
+        name = f".{path.name}.{_host()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+        temporary = path.parent / name
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink > 0:
+            return temporary, descriptor
+        os.close(descriptor)
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -290,10 +305,7 @@ class FileStorage:
             _refuse_write(self._path(key), error)
 
     def remove_leftovers(self) -> int:
-        stale = [p for p in self.root.rglob(f".*{_TEMPORARY_SUFFIX}") if _is_abandoned(p)]
-        for path in stale:
-            _remove(path)
-        return len(stale)
+        return sum(_remove_abandoned(p) for p in self.root.rglob(f".*{_TEMPORARY_SUFFIX}"))
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -320,25 +332,26 @@ def _host() -> str:
     return socket.gethostname().replace(".", "-")
 
 
+def _remove_abandoned(path: Path) -> bool:
+    """Remove a temporary file whose writer is gone: by its lock, or for other machines a day.
+
+    The lock ends with its writer, however that ends.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+        old = time.time() - os.fstat(stream.fileno()).st_mtime > _STALE_SECONDS
+        here = path.name.removesuffix(_TEMPORARY_SUFFIX).split(".")[-2] == _host()
+        if old or (here and _try_lock(stream.fileno())):
+            path.unlink()
+            return True
+    return False
+
+
 def _try_lock(descriptor: int) -> bool:
-    """Lock a temporary file: the lock ends with its writer, however that ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Whether a temporary file's writer is gone: by its lock, or for other machines a day."""
-    try:
-        if path.name.removesuffix(_TEMPORARY_SUFFIX).split(".")[-2] == _host():
-            with open(path, "rb") as stream:
-                if _try_lock(stream.fileno()):
-                    return True
-        return time.time() - path.stat().st_mtime > _STALE_SECONDS
-    except FileNotFoundError:
-        return False
 
 
 def _remove(path: Path) -> None:

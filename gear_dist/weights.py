@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from gear_dist.config import RunConfig, to_dict
+from gear_dist.config import RunConfig
+from gear_dist.config_files import to_dict
 from gear_dist.errors import DataError
 from gear_dist.generator import build_generator
 from gear_dist.losses.adversarial import PatchDiscriminator

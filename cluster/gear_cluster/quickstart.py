@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from gear_cluster import object_store
 from gear_cluster.launch import launch
 from gear_cluster.progress import format_duration
-from gear_dist.config import RunConfig, load_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.data.manifest import load_manifest
 from gear_dist.environment import num_cores
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError

@@ -33,7 +33,7 @@ def add_commands(subparsers: Any) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from gear_cluster.launch import launch
-    from gear_dist.config import load_config
+    from gear_dist.config_files import load_config
     from gear_dist.run_folder import RunFolder
     from gear_dist.start import open_start
 

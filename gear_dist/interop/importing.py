@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gear_dist.config import START_NETWORKS, RunConfig, load_config
+from gear_dist.config import START_NETWORKS, RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.interop.architecture import infer_settings
 from gear_dist.interop.checkpoint_files import read_checkpoint

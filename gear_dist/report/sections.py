@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gear_dist.config import RunConfig, to_dict
+from gear_dist.config import RunConfig
+from gear_dist.config_files import to_dict
 from gear_dist.report.curves import NUM_COLOURS, draw_chart
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_value

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gear_cluster.launch import launch
-from gear_dist.config import RunConfig, load_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.host import Host, Outcome, Progress
 from gear_dist.run_folder import RunFolder

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from worker_processes import run_workers
 
 from gear_dist.cli import main
-from gear_dist.config import RunConfig, save_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import save_config
 from gear_dist.run_folder import RunFolder
 from loader_cases import numbered_samples, write_corpus
 from sample_shards import SampleShards

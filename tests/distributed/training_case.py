@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from gear_dist.checkpoint import CheckpointStore
-from gear_dist.config import RunConfig, load_config, save_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config, save_config
 from gear_dist.host import Outcome, Progress
 from gear_dist.run_folder import RunFolder
 from gear_dist.storage import open_storage

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import public_files as files
 from gear_dist.cli import main
-from gear_dist.config import load_config
+from gear_dist.config_files import load_config
 from gear_dist.generator import build_generator
 from gear_dist.interop.importing import import_checkpoints
 from gear_dist.run_folder import RunFolder

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.config import RunConfig, load_config, save_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config, save_config
 from gear_dist.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from gear_dist.config import RunConfig, to_dict
+from gear_dist.config import RunConfig
 from gear_dist.config_docs import list_settings, render
+from gear_dist.config_files import to_dict
 from gear_dist.run_folder import flatten
 
 ROOT = Path(__file__).resolve().parents[2]

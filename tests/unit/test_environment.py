@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from gear_dist import environment
-from gear_dist.config import load_config
+from gear_dist.config_files import load_config
 from gear_dist.environment import collect_environment, redact_command, setting_names
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gear_dist.cli import main
-from gear_dist.config import RunConfig, load_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.generator import build_generator
 from gear_dist.run_folder import RunFolder
 from gear_dist.tokenizers import build_tokenizer

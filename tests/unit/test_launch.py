@@ -14,7 +14,8 @@ from gear_cluster.launch import launch
 from gear_cluster.ray_cluster import ray_cluster
 from gear_cluster.ray_launch import find_dead_worker, worker_environment
 from gear_cluster.stop import StopSignals
-from gear_dist.config import RunConfig, load_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.host import Host, Outcome, Progress
 from gear_dist.run_folder import RunFolder

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gear_dist.config import load_config
+from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError
 from gear_dist.memory_estimate import (
     ParameterCounts,

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from gear_dist.config import load_config
+from gear_dist.config_files import load_config
 from gear_dist.metrics_log import JsonLinesSink, WandbSink, open_metrics_log
 from gear_dist.run_folder import RunFolder
 

@@ -11,7 +11,7 @@ import pytest
     [
         "gear_data_prep.cli, gear_data_prep.corpus, gear_data_prep.sample_corpus",
         "gear_data_prep.repair, gear_data_prep.stats_page, gear_data_prep.sources.url_table",
-        "gear_dist.storage, gear_dist.storage_s3, gear_dist.data.manifest, gear_dist.config",
+        "gear_dist.storage, gear_dist.storage_s3, gear_dist.data.manifest, gear_dist.config_files",
         "gear_cluster.object_store, gear_cluster.store_cli",
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gear_dist.config import DiscriminatorConfig, RunConfig, load_config
+from gear_dist.config import DiscriminatorConfig, RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.generator import build_generator
 from gear_dist.losses.adversarial import PatchDiscriminator
 from gear_dist.tokenizers import build_tokenizer

@@ -7,7 +7,8 @@ import pytest
 
 from gear_cluster import quickstart as room
 from gear_cluster.quickstart import QuickstartRequest, default_config, quickstart
-from gear_dist.config import RunConfig, load_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder
 

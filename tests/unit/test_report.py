@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gear_dist.config import load_config
+from gear_dist.config_files import load_config
 from gear_dist.errors import DataError
 from gear_dist.images_grid import save_grid
 from gear_dist.report import cli

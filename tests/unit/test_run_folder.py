@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gear_dist import storage
-from gear_dist.config import load_config
+from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.run_folder import RunFolder, Status
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import public_files as files
-from gear_dist.config import RunConfig, load_config, save_config
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config, save_config
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.interop.importing import import_checkpoints
 from gear_dist.networks import load_network

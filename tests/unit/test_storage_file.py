@@ -1,6 +1,7 @@
 """file:// storage: atomic writes, errors by name, nothing left behind."""
 
 import errno
+import fcntl
 import os
 import pickle
 import socket
@@ -184,3 +185,21 @@ def test_checksum_in_windows(storage: FileStorage, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(FileStorage, "known_checksum", lambda *_: "of the store")
     assert module.checksum_of(storage, "k") == "of the store"
     assert module.checksum_of(storage, "k", trust_store=False) == whole
+
+
+def test_a_file_that_is_tidied_away_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making and locking it a temporary file looks abandoned to another process."""
+    real, removed = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        removed.append(FileStorage(tmp_path).remove_leftovers())
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    FileStorage(tmp_path).write("a/b", b"whole")
+    assert removed == [1]
+    assert (tmp_path / "a/b").read_bytes() == b"whole"
+    assert not list(tmp_path.rglob("*.gear-part"))

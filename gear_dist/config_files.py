@@ -1,0 +1,162 @@
+"""Run files: YAML with bases, `key=value` overrides, and back. No torch.
+
+A run file may name other files to build on (`base: [tiny.yaml]`, paths relative to it);
+later sources win: dataclass defaults, bases in order, the file, then overrides.
+"""
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from gear_dist.config import NOT_IN_WEIGHTS, START_NETWORKS, RunConfig
+from gear_dist.errors import ConfigError
+
+
+def _leaf_keys(schema: type, prefix: str = "") -> list[str]:
+    hints = typing.get_type_hints(schema)
+    keys: list[str] = []
+    for item in dataclasses.fields(schema):
+        key = prefix + item.name
+        kind = hints[item.name]
+        is_section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        keys += _leaf_keys(kind, key + ".") if is_section else [key]
+    return keys
+
+
+def _mapping_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix[:-1]]
+    return [key for name, child in node.items() for key in _mapping_keys(child, f"{prefix}{name}.")]
+
+
+def _check_keys(node: dict[str, Any], where: str) -> None:
+    known = _leaf_keys(RunConfig)
+    sections = {key.rsplit(".", 1)[0] for key in known}
+    for key in _mapping_keys(node):
+        if key in known:
+            continue
+        if key in sections or any(name.startswith(key + ".") for name in known):
+            raise ConfigError(f"{where}: {key} is a section, not a setting: give {key}.NAME=VALUE")
+        last = key.rsplit(".", 1)[-1]
+        close = difflib.get_close_matches(key, known, 1, 0.6) or [
+            name for name in known if name.rsplit(".", 1)[-1] == last
+        ]
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{where}: unknown setting {key}{hint}")
+
+
+def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    if path in seen:
+        raise ConfigError(f"{path}: base files form a circle")
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not readable YAML: {_first_line(error)}") from None
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path}: expected sections such as `data:`, found {type(node).__name__}")
+    bases = node.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    parents = [_read_file((path.parent / base).resolve(), (*seen, path)) for base in bases]
+    return [*(layer for parent in parents for layer in parent), (str(path), node)]
+
+
+def _read_overrides(overrides: list[str]) -> dict[str, Any]:
+    for item in overrides:
+        name, equals, _ = item.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{item!r}: an override is key=value, such as data.image_size=64")
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(overrides)))
+
+
+def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
+    """A layer below all others with the sections of `stages.start_from`'s networks.
+
+    A folder that is gone is no error here: a run that has started does not need it any more.
+    """
+    stages: dict[str, Any] = {}
+    for _, node in layers:
+        stages |= node.get("stages") or {}
+    start = stages.get("start_from")
+    files = [Path(start) / name for name in ("config.json", "config.yaml")] if start else []
+    taken = stages.get("start_networks", START_NETWORKS)
+    for file in files:
+        if file.is_file():
+            [(_, node)] = _read_file(file)
+            sections = {
+                name: {key: v for key, v in node[name].items() if key not in NOT_IN_WEIGHTS[name]}
+                for name in taken
+                if name in node
+            }
+            return [(str(file), sections)]
+    return []
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _build(schema: type, node: Any) -> Any:
+    """Turn merged values back into plain frozen dataclasses, lists into tuples."""
+    hints = typing.get_type_hints(schema)
+    values = {}
+    for item in dataclasses.fields(schema):
+        kind, value = hints[item.name], node[item.name]
+        if dataclasses.is_dataclass(kind):
+            values[item.name] = _build(typing.cast(type, kind), value)
+        else:
+            values[item.name] = tuple(value) if isinstance(value, list) else value
+    return schema(**values)
+
+
+def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
+    _check_keys(node, where)
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(config, node))
+    except ConfigKeyError as error:
+        raise ConfigError(f"{where}: {_first_line(error)}") from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{where}: {key}: {_first_line(error)}") from None
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
+    """Merge defaults, a run file with its bases, and `key=value` overrides.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion), a wrong type, an impossible value.
+    """
+    layers = _read_file(Path(path)) if path is not None else []
+    layers.append(("command line", _read_overrides(overrides or [])))
+    config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
+    for where, node in [*_architecture_there(layers), *layers]:
+        config = _merge(config, where, node)
+    return _build(RunConfig, OmegaConf.to_container(config, resolve=True))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionary of a configuration, tuples as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration; see `config_yaml`."""
+    path.write_text(config_yaml(config))
