@@ -133,7 +133,7 @@ def test_second_interrupt_ends_a_worker_that_hangs(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from gear_cluster.launch import launch\n"
-        "from gear_dist.config import load_config\n"
+        "from gear_dist.config_files import load_config\n"
         "def worker(config, host):\n"
         "    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
         "    raise AssertionError('still there')\n"
