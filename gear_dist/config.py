@@ -534,6 +534,14 @@ class RunConfig:
         _require(bool(self.data.train), "data.train is empty: name a sharded corpus")
         ok = self.stages.total_steps > 0
         _require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
+        stages = self.stages
+        taken = bool(stages.start_from) and "tokenizer" in stages.start_networks
+        _require(
+            taken or stages.tokenizer.steps + stages.joint.steps > 0,
+            "stages.generator.steps: that stage keeps the tokenizer as it is, and nothing trains "
+            "one before: set stages.tokenizer.steps or stages.joint.steps, or "
+            "stages.start_from to a folder that has one",
+        )
         guided = self.sampling.guidance != 1 and self.stages.has_generator
         _require(
             not guided or self.generator.class_dropout > 0,

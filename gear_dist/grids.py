@@ -26,16 +26,22 @@ class GridPainter:
     """Draws the run's grids from whole averaged weights. Rank 0 alone uses it."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, log: MetricsLog, device: torch.device):
+        """Reads the images.
+
+        Raises:
+            DataError: the validation corpus is not there, or damaged.
+        """
         self._config = config
         self._folder = folder
         self._log = log
         self._device = device
-        self._images: torch.Tensor | None = None
+        # Read at once: a wrong data.validation should not wait for the end of the first stage.
+        self._images = first_images(config, NUM_RECONSTRUCTIONS)
 
     def paint(self, states: NetworkStates, step: int) -> None:
         """Originals over reconstructions, and samples where there is a generator."""
         pair = TrainedPair(self._config, split_states(states), self._device)
-        images = self._validation_images()
+        images = self._images
         path = self._folder.reconstruction_grid_path(step)
         rebuilt = pair.reconstruct(images)
         save_grid(pair_rows(images.numpy(), rebuilt.numpy(), COLUMNS), path, COLUMNS)
@@ -46,11 +52,6 @@ class GridPainter:
         path = self._folder.sample_grid_path(step)
         save_grid(pair.generate(labels, seed=self._config.run.seed), path, COLUMNS)
         self._log.log_grid("samples", path, step)
-
-    def _validation_images(self) -> torch.Tensor:
-        if self._images is None:
-            self._images = first_images(self._config, NUM_RECONSTRUCTIONS)
-        return self._images
 
 
 def first_images(config: RunConfig, count: int) -> torch.Tensor:

@@ -102,6 +102,16 @@ def test_a_batch_that_does_not_divide():
             ["data.train=x", "stages.joint.steps=1", "generator.class_dropout=0"],
             r"sampling\.guidance=2\.0 needs a null class",
         ),
+        (["data.train=x", "stages.generator.steps=1"], "nothing trains one"),
+        (
+            [
+                "data.train=x",
+                "stages.generator.steps=1",
+                "stages.start_from=there",
+                "stages.start_networks=[generator]",
+            ],
+            r"stages\.start_from to a folder that has one",
+        ),
     ],
 )
 def test_a_run_that_cannot_start_says_what_it_wants(overrides, setting):
