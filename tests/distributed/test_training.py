@@ -102,8 +102,10 @@ def test_accumulation_equals_the_larger_batch(config: RunConfig) -> None:
 
     The loader yields the same images either way; rounding alone differs.
     """
+    first = case.with_overrides(config, "stages.joint.steps=0", "stages.generator.steps=0")
     base = case.with_overrides(
-        config,
+        case.named(config, "generator"),
+        f"stages.start_from={first.run.folder}",
         "stages.tokenizer.steps=0",
         "stages.joint.steps=0",
         "stages.generator.steps=4",
@@ -119,7 +121,7 @@ def test_accumulation_equals_the_larger_batch(config: RunConfig) -> None:
         case.with_overrides(case.named(base, f"parts{n}"), f"engine.accumulation={n}")
         for n in (1, 4)
     ]
-    [[(_, whole), (_, parts)]] = run_workers(1, case.train_each, 1, configs)
+    [[_, (_, whole), (_, parts)]] = run_workers(1, case.train_each, 1, [first, *configs])
     pairs = zip(
         whole["networks"]["generator"]["masters"],
         parts["networks"]["generator"]["masters"],
