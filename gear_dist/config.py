@@ -51,9 +51,10 @@ class RunSection:
     """auto: CUDA where a device is visible, else CPU."""
     threads: int = 1
     """CPU threads of a worker's tensor operations; on CPU one a process is fastest."""
-    resume: Literal["auto", "none"] = "auto"
-    """auto: continue from the newest checkpoint of the run folder; none: start anew, \
-refused where the folder already holds a run."""
+    resume: str = "auto"
+    """auto: continue from the run's newest good checkpoint; none: start anew, refused where the \
+folder already holds a run; a checkpoint's folder: go on from that one, this run's or another's of \
+the same configuration."""
 
     def __post_init__(self) -> None:
         _require_at_least("run", self, 0, "workers", "seed")
@@ -416,6 +417,12 @@ class EngineConfig:
     """Images per optimizer step, over all workers."""
     accumulation: int = 1
     """Micro-batches that make up a step."""
+    max_micro_batch: int = 0
+    """Most images that a worker takes at a time when the run goes on with another number of \
+workers: `accumulation` then changes so that the global batch stays; 0: as many as at the start."""
+    max_skipped_steps: int = 5
+    """Steps in a row that may be skipped because a loss or gradient is not finite. Then the run \
+goes back to its last good checkpoint, once, and the next time ends with exit code 4."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage of all engines."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -428,8 +435,8 @@ class EngineConfig:
     """Only deterministic algorithms; slower on CUDA."""
 
     def __post_init__(self) -> None:
-        _require_at_least("engine", self, 1, "global_batch", "accumulation")
-        _require_at_least("engine", self, 0, "bucket_elements")
+        _require_at_least("engine", self, 1, "global_batch", "accumulation", "max_skipped_steps")
+        _require_at_least("engine", self, 0, "bucket_elements", "max_micro_batch")
 
     def micro_batch(self, workers: int) -> int:
         """Images per worker and micro-batch.
@@ -445,6 +452,44 @@ class EngineConfig:
         )
         return self.global_batch // parts
 
+    def accumulation_for(self, workers: int, largest: int) -> int:
+        """The fewest micro-batches of at most `largest` images each that make up a step.
+
+        Raises:
+            ConfigError: the global batch does not divide evenly.
+        """
+        parts = range(1, self.global_batch + 1)
+        fitting = (n for n in parts if self.global_batch % (workers * n) == 0)
+        found = next((n for n in fitting if self.global_batch // (workers * n) <= largest), 0)
+        _require(
+            found > 0,
+            f"engine.global_batch={self.global_batch} is not divisible by {workers} workers: go on "
+            "with a number of workers that divides it",
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    """Steps between checkpoints; one is also written at stage ends and when the run is stopped."""
+    address: str = ""
+    """s3://BUCKET/PREFIX or a folder, in which the run's name is the checkpoints' folder; empty: \
+the run folder. The S3 endpoint is data.endpoint."""
+    asynchronous: bool = True
+    """Training goes on while a checkpoint is written, from a copy of the state in host memory."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every_steps: int = 0
+    """Checkpoints of steps that this divides are kept as well; 0: none."""
+    best_metric: str = ""
+    """Name of a metric of metrics.jsonl, the lower the better, whose best checkpoint is kept as \
+well; empty: none."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("checkpoint", self, 1, "every_steps", "keep_last")
+        _require_at_least("checkpoint", self, 0, "keep_every_steps")
+
 
 @dataclass(frozen=True)
 class LogConfig:
@@ -452,22 +497,15 @@ class LogConfig:
     """Steps between metric records; the only regular host synchronisation."""
     grid_every_steps: int = 0
     """Steps between reconstruction and sample grids; 0: at stage ends only."""
-    checkpoint_every_steps: int = 1000
-    """Steps between checkpoints; one is also written at stage ends and on Ctrl-C."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
     usage_window_tokens: int = 65536
     """Codebook usage counts the codes used by the last this many tokens of all workers."""
-    stop_check_steps: int = 1
-    """Steps between looks at a stop request (each a small collective)."""
     wandb: Literal["off", "auto"] = "off"
     """auto: log to Weights & Biases, offline where WANDB_API_KEY is missing."""
     wandb_project: str = "gear-dist"
     """Weights & Biases project."""
 
     def __post_init__(self) -> None:
-        names = ("every_steps", "checkpoint_every_steps", "keep_checkpoints", "stop_check_steps")
-        _require_at_least("log", self, 1, *names, "usage_window_tokens")
+        _require_at_least("log", self, 1, "every_steps", "usage_window_tokens")
         _require_at_least("log", self, 0, "grid_every_steps")
 
 
@@ -503,6 +541,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stages: StagesConfig = field(default_factory=StagesConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 

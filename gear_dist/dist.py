@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -24,13 +23,15 @@ def barrier() -> None:
         dist.barrier()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank. One small all-reduce; synchronises the device."""
-    if world_size() == 1:
-        return flag
-    value = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+def any_rank(flags: Tensor) -> list[bool]:
+    """Whether each flag is set on any rank. One small all-reduce; synchronises the device.
+
+    Args:
+        flags: (n,) float, 0 or 1; overwritten.
+    """
+    if world_size() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [value > 0 for value in flags.tolist()]
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
@@ -48,12 +49,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, by rank, on every rank. Pickles: for small records only."""
+def gather_objects(value: Any, group: Any = None) -> list[Any]:
+    """Every rank's value, by rank, on every rank. Pickles: for small records only.
+
+    Args:
+        group: process group of all ranks; None: the default one.
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

@@ -80,13 +80,34 @@ def deepspeed_config(
     return result
 
 
-def _optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
+class _Holding:
+    """Mixed into an optimizer: its step does nothing while `held`.
+
+    DeepSpeed's own step still runs around it, which clears gradients and counts.
+    """
+
+    held = False
+
+    def step(self, closure: Any = None) -> Any:
+        """The optimizer's step, or nothing."""
+        return None if self.held else super().step(closure)  # type: ignore[misc]
+
+
+class HoldingSGD(_Holding, torch.optim.SGD):
+    """SGD whose steps can be skipped."""
+
+
+class HoldingAdamW(_Holding, torch.optim.AdamW):
+    """AdamW whose steps can be skipped."""
+
+
+def _optimizer(config: RunConfig, module: nn.Module) -> HoldingSGD | HoldingAdamW:
     settings = config.optimizer
     parameters = [p for p in module.parameters() if p.requires_grad]
     # The rate is set before every step; this one is never used.
     if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=1.0)
-    return torch.optim.AdamW(
+        return HoldingSGD(parameters, lr=1.0)
+    return HoldingAdamW(
         parameters,
         lr=1.0,
         betas=settings.betas,
@@ -144,6 +165,11 @@ class TrainingEngine:
         return self._engine.module
 
     @property
+    def zero_optimizer(self) -> Any:
+        """DeepSpeed's optimizer around ours; at stage 0 ours."""
+        return self._engine.optimizer
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The torch optimizer that holds the states of this rank's masters."""
         return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
@@ -187,13 +213,18 @@ class TrainingEngine:
             for parameter in parameters:
                 parameter.requires_grad_(True)
 
+    @property
+    def ends_step(self) -> bool:
+        """Whether the current micro-batch is the last of its step."""
+        return bool(self._engine.is_gradient_accumulation_boundary())
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch's mean loss; reduced over ranks by DeepSpeed."""
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> None:
         """Once a micro-batch, after every engine's backward; moves at the accumulation's end."""
-        boundary = self._engine.is_gradient_accumulation_boundary()
+        boundary = self.ends_step
         if boundary:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -224,6 +255,28 @@ class TrainingEngine:
         )
         return list(next(getattr(wrapper, name) for name in names if hasattr(wrapper, name)))
 
+    def largest_gradient(self) -> Tensor:
+        """Largest absolute value of this rank's reduced gradients, NaN where one is; 0-dimensional.
+
+        Between the last backward of a step and its `step`.
+        """
+        wrapper = self._engine.optimizer
+        if self.zero_stage == 0:
+            found = [p.grad for p in self.module.parameters()]
+        elif hasattr(wrapper, "averaged_gradients"):
+            groups = [group for group in wrapper.averaged_gradients.values() if group is not None]
+            found = [g for group in groups for g in (group if isinstance(group, list) else [group])]
+        else:
+            found = wrapper.fp32_groups_gradient_flat_partition  # stage 1 with bf16 weights
+        gradients = [g for g in found if g is not None]
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        return torch.stack(torch._foreach_norm(gradients, float("inf"))).float().max()
+
+    def hold(self, held: bool) -> None:
+        """Whether the next step moves nothing."""
+        self.optimizer.held = held  # type: ignore[attr-defined]
+
     def publish_masters(self) -> None:
         """Copy written masters into the weights that the module computes with. Collective."""
         wrapper = self._engine.optimizer
@@ -245,6 +298,11 @@ class TrainingEngine:
         for name, buffer in self.module.named_buffers():
             state[name] = buffer.detach().cpu().clone()
         return state
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Whole shapes of parameters and buffers, by name."""
+        shapes = {name: list(_full_shape(p)) for name, p in self.module.named_parameters()}
+        return shapes | {name: list(b.shape) for name, b in self.module.named_buffers()}
 
     def close(self) -> None:
         """Release hooks and partitions; the engine is of no use afterwards."""

@@ -1,14 +1,13 @@
 """Metrics between two log records: summed on the device, synchronised once for all."""
 
-import math
 import time
 from collections import deque
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gear_dist import dist
-from gear_dist.errors import NumericError
 
 
 class MetricWindow:
@@ -33,7 +32,7 @@ class MetricWindow:
             self._counts.index_add_(0, flat, torch.ones_like(flat, dtype=self._counts.dtype))
             self._tokens += flat.numel()
 
-    def flush(self, step: int, norms: dict[str, float | Tensor]) -> dict[str, float]:
+    def flush(self, norms: dict[str, float | Tensor]) -> dict[str, float]:
         """Means over micro-batches and ranks, and codebook usage. One all-reduce, one sync.
 
         Empty where nothing was added since the last flush.
@@ -42,11 +41,7 @@ class MetricWindow:
         all ranks, in whole log intervals; `usage_window_tokens` of the result says how many.
 
         Args:
-            step: for the message.
             norms: the last step's gradient norms, equal on all ranks.
-
-        Raises:
-            NumericError: on every rank alike, where a mean or a norm is not finite.
         """
         if self._batches == 0:
             return {}
@@ -59,14 +54,19 @@ class MetricWindow:
         record |= {name: float(value) for name, value in norms.items()}
         self._remember(sums[len(names) :], record)
         self._sums, self._batches = {}, 0
-        bad = [name for name, value in record.items() if not math.isfinite(value)]
-        if bad:
-            raise NumericError(
-                f"{', '.join(bad)} is not finite by step {step}: lower optimizer.*_lr, raise "
-                "optimizer.warmup_steps, or try engine.precision=fp32; the last checkpoint is "
-                "from before"
-            )
         return record
+
+    def facts(self) -> dict[str, Any]:
+        """What `history` leaves out, as plain data. After `flush`, when nothing waits."""
+        return {"tokens": [tokens for tokens, _ in self._history]}
+
+    def history(self) -> list[tuple[int, Tensor]]:
+        """Counts (K,) of the log intervals of the usage window, oldest first, numbered; live."""
+        return [(i, counts) for i, (_, counts) in enumerate(self._history)]
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Take up the intervals of `facts`; their counts, zero yet, are to be filled in."""
+        self._history = deque((n, torch.zeros_like(self._counts)) for n in facts["tokens"])
 
     def _remember(self, counts: Tensor, record: dict[str, float]) -> None:
         tokens = self._tokens * dist.world_size()

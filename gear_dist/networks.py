@@ -1,10 +1,20 @@
 """The networks of one stage: engines, averages, and everything of theirs that must survive."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gear_dist import dist
+from gear_dist.checkpoints.pieces import (
+    Piece,
+    engine_pieces,
+    make_optimizer_states,
+    optimizer_facts,
+    whole,
+)
+from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.config import RunConfig
 from gear_dist.ema import ExponentialMovingAverage
 from gear_dist.engines import TrainingEngine, resolve_precision
@@ -110,43 +120,43 @@ class Networks:
             states["tokenizer"] = {key: value.detach().cpu() for key, value in frozen.items()}
         return states
 
-    def state_dict(self, rank: int) -> dict[str, Any]:
-        """This rank's part: masters, optimizer states, buffers, averages. Plain tensors.
-
-        At ZeRO stage 0 all ranks hold the same, and rank 0's part alone has it.
-        """
-        if rank > 0 and self.config.engine.zero_stage == 0:
-            return {}
-        state: dict[str, Any] = {
-            name: {
-                "masters": [master.cpu() for master in engine.masters()],
-                "optimizer": _optimizer_states(engine),
-                "buffers": {key: b.cpu() for key, b in engine.module.named_buffers()},
-            }
-            for name, engine in self.engines.items()
-        }
-        for name, average in self.averages.items():
-            state[name]["averages"] = [value.cpu() for value in average.averages]
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of everything that must survive, as views."""
+        for name, engine in self.engines.items():
+            average = self.averages.get(name)
+            yield from engine_pieces(engine, average.averages if average else None)
         if self.frozen_tokenizer is not None:
-            state["frozen_tokenizer"] = self.frozen_tokenizer.state_dict()
-        return state
+            for key, value in self.frozen_tokenizer.state_dict().items():
+                yield whole(f"frozen_tokenizer.{key}", value)
+
+    def facts(self) -> dict[str, Any]:
+        """What `pieces` leaves out, and the whole shapes: plain data, alike on all ranks."""
+        return {
+            "optimizers": {name: optimizer_facts(e) for name, e in self.engines.items()},
+            "shapes": {name: engine.shapes() for name, engine in self.engines.items()},
+        }
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`'s result of the same world size and ZeRO stage. Collective."""
-        for name, engine in self.engines.items():
-            saved = state[name]
-            for master, value in zip(engine.masters(), saved["masters"], strict=True):
-                master.copy_(value)
-            for key, buffer in engine.module.named_buffers():
-                buffer.copy_(saved["buffers"][key])
-            _load_optimizer_states(engine, saved["optimizer"])
+    def restore(self, reader: CheckpointReader) -> None:
+        """Take the state over from a checkpoint of the same stage. Collective.
+
+        Raises:
+            DataError: it lacks something.
+        """
+        for name, facts in reader.facts["networks"]["optimizers"].items():
+            make_optimizer_states(self.engines[name], facts)
+        reader.fill(self.pieces(), likely=dist.rank() / dist.world_size())
+        for engine in self.engines.values():
             engine.publish_masters()
-        for name, average in self.averages.items():
-            for value, stored in zip(average.averages, state[name]["averages"], strict=True):
-                value.copy_(stored)
-        if self.frozen_tokenizer is not None:
-            self.frozen_tokenizer.load_state_dict(state["frozen_tokenizer"])
+
+    def buffers(self) -> list[Tensor]:
+        """Buffers of the trained networks, such as batch statistics; live."""
+        return [b for engine in self.engines.values() for b in engine.module.buffers()]
+
+    def hold(self, held: bool) -> None:
+        """Whether the next `step` moves nothing, in any network."""
+        for engine in self.engines.values():
+            engine.hold(held)
 
     def close(self) -> None:
         """Release all engines."""
@@ -185,22 +195,3 @@ def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
     if not own or not given:
         state = {key: value for key, value in state.items() if key not in given} | own
     module.load_state_dict(state)
-
-
-def _optimizer_states(engine: TrainingEngine) -> list[dict[str, Any]]:
-    states = engine.optimizer.state
-    return [
-        {
-            key: value.cpu() if isinstance(value, Tensor) else value
-            for key, value in states.get(p, {}).items()
-        }
-        for p in engine.optimizer_parameters()
-    ]
-
-
-def _load_optimizer_states(engine: TrainingEngine, saved: list[dict[str, Any]]) -> None:
-    for parameter, values in zip(engine.optimizer_parameters(), saved, strict=True):
-        engine.optimizer.state[parameter] = {
-            key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-            for key, value in values.items()
-        }

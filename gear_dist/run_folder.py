@@ -29,7 +29,8 @@ State = Literal["running", "done", "interrupted", "failed"]
 # Settings that may change between the parts of one run: where and how it runs, what it logs.
 # The embedded object store's port, and so the endpoint, differs from start to start.
 FREE_SETTINGS = re.compile(
-    r"run\.(?!seed$).*|log\..*|sampling\..*|"
+    r"run\.(?!seed$).*|log\..*|checkpoint\..*|sampling\..*|"
+    r"engine\.(max_micro_batch|max_skipped_steps|zero_stage|bucket_elements)|"
     r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)"
 )
 _GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
@@ -135,13 +136,7 @@ class RunFolder:
         Raises:
             ConfigError: names each setting that differs, both values, and the fix.
         """
-        old = {**flatten(to_dict(RunConfig())), **flatten(self.read_config_dict())}
-        new = flatten(to_dict(config))
-        differing = [
-            f"{key}={new[key]} (the run has {old[key]})"
-            for key in new
-            if _defines_another_run(key, old[key], new[key])
-        ]
+        differing = differing_settings(self.read_config_dict(), config)
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration: {', '.join(differing)}; set "
@@ -289,6 +284,22 @@ class RunFolder:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             write_file(self.metrics_path, data[:whole])
+
+
+def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Settings by which a configuration defines another run, each with both values.
+
+    All settings define the run but `FREE_SETTINGS`; the steps of a stage may grow.
+
+    Args:
+        old: the other run's configuration as plain data, of whatever version.
+    """
+    before = {**flatten(to_dict(RunConfig())), **flatten(old)}
+    return [
+        f"{key}={value} (the run has {before[key]})"
+        for key, value in flatten(to_dict(config)).items()
+        if _defines_another_run(key, before[key], value)
+    ]
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Storage(Protocol):
         """Remove an object; no error where it is absent."""
         ...
 
+    def delete_folder(self, folder: str) -> None:
+        """Remove every object below `folder`; no error where there is none."""
+        ...
+
     def remove_leftovers(self) -> int:
         """Remove what killed writers left behind (never visible as objects); how many."""
         ...
@@ -303,6 +307,14 @@ class FileStorage:
             _remove(self._path(key))
         except OSError as error:
             _refuse_write(self._path(key), error)
+
+    def delete_folder(self, folder: str) -> None:
+        try:
+            shutil.rmtree(self._path(folder))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _refuse_write(self._path(folder), error)
 
     def remove_leftovers(self) -> int:
         return sum(_remove_abandoned(p) for p in self.root.rglob(f".*{_TEMPORARY_SUFFIX}"))

@@ -177,6 +177,10 @@ class S3Storage:
         except (*UNREACHABLE, exceptions.BotoCoreError) as error:
             self._fail(key, error, writing=True)
 
+    def delete_folder(self, folder: str) -> None:
+        for item in list(self.list(f"{check_key(folder)}/")):
+            self.delete(item.key)
+
     def remove_leftovers(self) -> int:
         """Abort unfinished multipart uploads under this prefix."""
         root = f"{self.prefix}/" if self.prefix else ""

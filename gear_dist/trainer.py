@@ -11,26 +11,28 @@ import torch
 from torch import Tensor
 
 from gear_dist import dist
-from gear_dist.checkpoint import CheckpointStore
+from gear_dist.checkpoints.pieces import Piece, whole
+from gear_dist.checkpoints.reading import CheckpointReader
+from gear_dist.checkpoints.resuming import fit_workers, open_resumed, open_store
 from gear_dist.config import RunConfig
+from gear_dist.config_files import to_dict
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.engines import prepare_deepspeed, resolve_precision
-from gear_dist.environment import collect_environment
-from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError
-from gear_dist.grids import GridPainter
-from gear_dist.host import Host, Outcome, Progress
+from gear_dist.errors import ConfigError, NumericError, StorageError
+from gear_dist.host import Host, Outcome
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.metrics import MetricWindow, Speedometer
-from gear_dist.metrics_log import MetricsLog, open_metrics_log
 from gear_dist.networks import Networks
+from gear_dist.numeric_guard import NumericGuard
 from gear_dist.pixel_range import to_model_range
+from gear_dist.random_state import random_pieces, reseed, take_up_random_pieces
 from gear_dist.run_folder import RunFolder
+from gear_dist.run_recorder import RunRecorder
 from gear_dist.schedule import Stage, plan_stages, rate_factor
 from gear_dist.start import load_start
 from gear_dist.steps import MicroBatch, train_micro_batch
-from gear_dist.storage import open_storage
 from gear_dist.teachers import Teacher, load_teacher
-from gear_dist.weights import NetworkStates, save_run_weights
+from gear_dist.weights import NetworkStates
 from gear_kernels import resolve, resolve_cross_entropy
 
 
@@ -54,16 +56,22 @@ def train_worker(config: RunConfig, host: Host) -> Outcome:
     try:
         return trainer.run()
     except BaseException as error:
-        trainer.record_failure(error)
+        trainer.recorder.fail(trainer.step, error)
         raise
     finally:
         trainer.close()
 
 
 class Trainer:
-    """A run in progress. What must survive a restart is in `state_dict`, and only there."""
+    """A run in progress. What must survive a restart is in `facts` and `pieces`, and only there.
+
+    Attributes:
+        given: the configuration as it was given.
+        config: the same with the accumulation that this number of workers needs.
+    """
 
     def __init__(self, config: RunConfig, host: Host):
+        self.given = config
         self.config = config
         self.host = host
         self.step = 0
@@ -71,33 +79,33 @@ class Trainer:
         self.teachers: list[Teacher] = []
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
-        self.folder = RunFolder(config.run.folder)
-        self.log: MetricsLog | None = None
         self.loader: ShardLoader | None = None
-        self._owns_folder = False
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank writes the run folder and reports."""
-        return self.host.rank == 0
+        self.device = resolve_device(config, host.local_rank)
+        self.recorder = RunRecorder(config, host, self.device)
+        self._origin = ""
+        self._first = (0, 0)
+        self._last_metrics: dict[str, float] = {}
+        self._save_problem = ""
+        self._rolled_back = False
 
     # -- building ---------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Open the run folder, the data, the teacher; restore the newest checkpoint."""
-        config = self.config
-        config.check_trainable()
-        self.device = resolve_device(config, self.host.local_rank)
-        torch.set_num_threads(config.run.threads)
-        torch.use_deterministic_algorithms(config.engine.deterministic)
+        """Open the run folder, the data, the teacher; go on from the newest checkpoint."""
+        given = self.given
+        given.check_trainable()
+        torch.set_num_threads(given.run.threads)
+        torch.use_deterministic_algorithms(given.engine.deterministic)
         prepare_deepspeed(self.device)
-        dist.on_rank_0(lambda: RunFolder.create(config.run.folder, config))
-        self._owns_folder = self.is_main
-        self.micro_batch = config.engine.micro_batch(dist.world_size())
+        dist.on_rank_0(lambda: RunFolder.create(given.run.folder, given))
+        self.recorder.take_folder()
+        self.checkpoints = open_store(given)
+        reader = open_resumed(self.checkpoints, given)
+        self.config = config = fit_workers(given, reader.facts if reader else None)
         self.loader = build_loader(
             config.data,
             *config.data.train_addresses,
-            batch_size=self.micro_batch,
+            batch_size=config.engine.micro_batch(dist.world_size()),
             rank=dist.rank(),
             world_size=dist.world_size(),
             seed=config.run.seed,
@@ -109,18 +117,14 @@ class Trainer:
             self.lpips.to(self.device)
         if config.alignment.enabled:
             self.teachers = [self._load_teacher()]
-        storage = open_storage(str(self.folder.checkpoints))
-        self.checkpoints = CheckpointStore(storage, config.log.keep_checkpoints)
-        self.window = MetricWindow(
-            config.tokenizer.codebook_size, config.log.usage_window_tokens, self.device
-        )
-        self.speed = Speedometer(config.engine.global_batch)
-        self._restore()
-        if self.is_main:
-            self.folder.rewind(self.step)
-            self.folder.write_environment(self._environment())
-            log = self.log = open_metrics_log(self.folder, config)
-            self.painter = GridPainter(config, self.folder, log, self.device)
+        self._start(reader)
+        self.recorder.open(self.step, self._environment())
+        if reader is not None:
+            self._say(f"going on from {reader.folder}")
+        if reader is not None and config.run.resume not in ("auto", self._origin):
+            # From now on the same command goes on from here, not from there.
+            self._origin = config.run.resume
+            self.save()
 
     def _load_teacher(self) -> Teacher:
         config = self.config
@@ -131,20 +135,21 @@ class Trainer:
 
     def _environment(self) -> dict[str, Any]:
         assert self.loader is not None
-        extra = {
+        engine = self.config.engine
+        return {
             "device": str(self.device),
             "world_size": dist.world_size(),
+            "accumulation": engine.accumulation,
             "precision": resolve_precision(self.config, self.device),
-            "zero_stage": self.config.engine.zero_stage,
-            "kernels": resolve(self.config.engine.kernels, self.device),
+            "zero_stage": engine.zero_stage,
+            "kernels": resolve(engine.kernels, self.device),
             "vocabulary_loss": resolve_cross_entropy(
-                self.config.engine.kernels, torch.empty(0, device=self.device)
+                engine.kernels, torch.empty(0, device=self.device)
             ),
             "launcher": self.config.run.launcher,
             "data": self.loader.corpora[0].manifest.facts._asdict(),
             "order": self.loader.facts(),
         }
-        return collect_environment(self.config, extra)
 
     # -- stages -----------------------------------------------------------------------------
 
@@ -168,58 +173,88 @@ class Trainer:
     def run(self) -> Outcome:
         """All stages from the restored step on."""
         self.build()
-        if self.step >= self.total_steps:
-            return self._finish("done")
         assert self.loader is not None
-        self._write_status("running")
+        if self.step < self.total_steps:
+            self.recorder.write_status("running", self.step)
         batches = iter(self.loader)
         while self.step < self.total_steps:
             stage = self._stage_at(self.step)
-            self._train_step(stage, batches)
-            stop = self._stop_requested()
-            if self.step == stage.end:
+            stop = self._train_step(stage, batches)
+            if self._is_stuck(stage):
+                self._roll_back()
+                batches = iter(self.loader)
+            elif self.step == stage.end:
                 self._leave(stage)
             elif stop:
-                self._checkpoint(stage)
+                self._stop(stage)
             if stop and self.step < self.total_steps:
-                return self._finish("interrupted")
-        return self._finish("done")
+                return self._finish("interrupted", "asked to stop")
+        return self._finish("done", "")
 
     def _leave(self, stage: Stage) -> None:
         """Close a stage, with the next one's networks in place before the checkpoint."""
         assert self.networks is not None
         states = self.networks.carry()
-        self._publish(states)
+        self.recorder.publish(states, self.step, stage.name)
         following = self._stage_at(self.step)
         if following is not stage:
             self.networks.close()
             self.networks = self._enter(following, states)
-        self._save()
+        self.save()
+
+    def _stop(self, stage: Stage) -> None:
+        """Leave a checkpoint first, because who asked may not wait; then weights for users."""
+        assert self.networks is not None
+        self._log(stage)
+        if self.guard.in_a_row == 0:
+            self.save()
+            self._wait_for_saves()
+        self.recorder.publish(self.networks.carry(), self.step, stage.name)
 
     # -- one step ---------------------------------------------------------------------------
 
-    def _train_step(self, stage: Stage, batches: Iterator[Batch]) -> None:
+    def _train_step(self, stage: Stage, batches: Iterator[Batch]) -> bool:
+        """One step with its records. Returns: whether any rank was asked to stop."""
+        assert self.networks is not None
+        stop = self.move(stage, batches)
+        self.step += 1
+        self.speed.count_step()
+        self._report_saves()
+        log, inside = self.config.log, self.step < stage.end
+        # A checkpoint logs first, so that the records of a run do not depend on where it is cut.
+        due = self._is_due(self.config.checkpoint.every_steps) and inside
+        if self._is_due(log.every_steps) or due or not inside:
+            self._log(stage)
+        if due and self.guard.in_a_row == 0:
+            self.save()
+        if self._is_due(log.grid_every_steps) and inside:
+            self.recorder.publish(self.networks.carry(), self.step, stage.name)
+        return stop
+
+    def move(self, stage: Stage, batches: Iterator[Batch]) -> bool:
+        """Forward, backward and movement of one step, or of none where it is not finite."""
         assert self.networks is not None
         factor = rate_factor(self.config.optimizer, stage, self.step)
-        for batch in itertools.islice(batches, self.config.engine.accumulation):
+        accumulation = self.config.engine.accumulation
+        stop = False
+        found = []
+        self.guard.begin(self.networks)
+        for i, batch in enumerate(itertools.islice(batches, accumulation)):
             metrics, indices = train_micro_batch(
                 self.networks, self._to_device(batch, stage), self.config, self.step, self.lpips
             )
+            self.guard.add(metrics)
+            found.append((metrics, indices))
+            if i + 1 == accumulation:
+                stop = self.guard.judge(self.networks, self.host.stop_requested())
             self.networks.step(factor)
-            self.window.add(metrics, indices)
-        self.networks.update_averages()
-        self.step += 1
-        self.speed.count_step()
-        if self._is_due("checkpoint_every_steps") and self.step < stage.end:
-            self._checkpoint(stage)
-            return
-        if self._is_due("every_steps") or self.step == stage.end:
-            self._log(stage)
-        if self._is_due("grid_every_steps") and self.step < stage.end:
-            self._paint(self.networks.carry())
+        if self.guard.in_a_row == 0:
+            for metrics, indices in found:
+                self.window.add(metrics, indices)
+            self.networks.update_averages()
+        return stop
 
-    def _is_due(self, setting: str) -> bool:
-        interval = getattr(self.config.log, setting)
+    def _is_due(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
     @torch.no_grad()
@@ -236,103 +271,147 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return [teacher(images) for teacher in self.teachers]
 
-    def _stop_requested(self) -> bool:
-        if self.step % self.config.log.stop_check_steps:
-            return False
-        return dist.any_rank(self.host.stop_requested(), self.device)
+    # -- numeric failures -------------------------------------------------------------------
+
+    def _is_stuck(self, stage: Stage) -> bool:
+        """Whether too many steps in a row were skipped, or the last ones of a stage."""
+        skipped = self.guard.in_a_row
+        return skipped >= self.config.engine.max_skipped_steps or (
+            skipped > 0 and self.step == stage.end
+        )
+
+    def _roll_back(self) -> None:
+        """Go on from the last good checkpoint. Collective.
+
+        Raises:
+            NumericError: there is none, or that was done before.
+        """
+        assert self.networks is not None
+        self._wait_for_saves()
+        what = f"{self.guard.last_bad} not finite in {self.guard.in_a_row} steps to {self.step}"
+        reader = None if self._rolled_back else self.checkpoints.open_newest()
+        if reader is None:
+            why = "again after going back once" if self._rolled_back else "before a checkpoint"
+            raise NumericError(
+                f"{what}, {why}: lower optimizer.*_lr, raise optimizer.warmup_steps, or try "
+                "engine.precision=fp32; what was saved is from before"
+            )
+        self._rolled_back = True
+        skipped = self.guard.skipped
+        self.networks.close()
+        self._start(reader)
+        self.guard.skipped = skipped
+        self.recorder.rewind(self.step)
+        self._say(f"WARNING: {what}: back to {reader.folder}")
 
     # -- records ----------------------------------------------------------------------------
 
     def _log(self, stage: Stage) -> None:
-        """One record of the steps since the last. Collective; the only regular synchronisation.
-
-        Raises:
-            NumericError: on all ranks, where a loss or a gradient norm is not finite.
-        """
+        """One record of the steps since the last. Collective."""
         assert self.networks is not None
         assert self.loader is not None
-        norms = {
-            f"grad_norm_{name}": engine.grad_norm for name, engine in self.networks.engines.items()
-        }
-        means = self.window.flush(self.step, norms)
+        engines = self.networks.engines
+        norms = {f"grad_norm_{name}": engine.grad_norm for name, engine in engines.items()}
+        means = self.window.flush(norms)
         if bad_samples := self.loader.bad_samples.take_names():
-            self.folder.append_bad_samples(bad_samples)
+            RunFolder(self.config.run.folder).append_bad_samples(bad_samples)
         if not means:
             return
+        self._last_metrics = means
         factor = rate_factor(self.config.optimizer, stage, self.step - 1)
-        if not self.is_main:
-            return
-        assert self.log is not None
-        record: dict[str, Any] = {"step": self.step, "stage": stage.name}
-        record |= self.speed.read(self.total_steps - self.step) | means
-        for name in self.networks.engines:
-            record[f"learning_rate_{name}"] = self.networks.learning_rate(name) * factor
-        record["epoch"] = self.loader.state_dict()["epoch"]
-        self.log.log(record)
-        numbers = {key: float(v) for key, v in record.items() if isinstance(v, (int, float))}
-        self.host.report(Progress(self.step, self.total_steps, stage.name, numbers))
+        rates = {
+            f"learning_rate_{name}": self.networks.learning_rate(name) * factor for name in engines
+        }
+        counts = {
+            "skipped_steps": self.guard.skipped,
+            "epoch": self.loader.state_dict()["epoch"],
+        }
+        speed = self.speed.read(self.total_steps - self.step)
+        self.recorder.record(self.step, stage.name, {**speed, **means, **rates, **counts})
 
-    def _write_status(self, state: Any, **details: Any) -> None:
-        if self.is_main:
-            self.folder.write_status(state, self.step, self.total_steps, **details)
+    def _say(self, message: str) -> None:
+        self.recorder.say(self.step, self._stage_at(self.step).name, message)
 
-    def _finish(self, state: Any) -> Outcome:
-        reason = "asked to stop" if state == "interrupted" else ""
-        code = EXIT_INTERRUPTED if state == "interrupted" else 0
-        self._write_status(state, exit_code=code, reason=reason)
-        if self.log is not None:
-            self.log.close(code)
+    def _finish(self, state: Any, reason: str) -> Outcome:
+        """The end of this part of the run.
+
+        Raises:
+            StorageError: the last checkpoint could not be written.
+        """
+        self._wait_for_saves()
+        if self._save_problem:
+            raise StorageError(
+                f"{self._save_problem}; the same command goes on from the checkpoint before"
+            )
+        self.recorder.finish(state, self.step, reason)
         return Outcome(state, self.step, reason)
-
-    def record_failure(self, error: BaseException) -> None:
-        """Leave the reason in status.json, unless the folder is another run's."""
-        if not self._owns_folder:
-            return
-        code = error.exit_code if isinstance(error, UserError) else 1
-        reason = str(error) if isinstance(error, UserError) else repr(error)
-        self._write_status("failed", exit_code=code, reason=reason)
-        if self.log is not None:
-            self.log.close(code)
 
     # -- what survives ----------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's part of a checkpoint."""
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors; plain data, alike on all ranks."""
         assert self.networks is not None
         assert self.loader is not None
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
-            "step": self.step,
             "stage": self._stage_at(self.step).name,
+            "workers": dist.world_size(),
+            "first_workers": self._first[0],
+            "first_micro_batch": self._first[1],
+            "origin": self._origin,
             "elapsed_s": self.speed.elapsed_s,
-            "networks": self.networks.state_dict(dist.rank()),
-            "random": random,
+            "skipped_steps": self.guard.skipped,
+            "window": self.window.facts(),
             "loader": self.loader.state_dict(),
+            "networks": self.networks.facts(),
+            "metrics": self._last_metrics,
+            "config": to_dict(self.given),
         }
 
-    def _restore(self) -> None:
-        """Continue from the newest good checkpoint, or start at step 0."""
-        parts = self.checkpoints.load_latest()
-        if parts is None:
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of a checkpoint's tensors."""
+        assert self.networks is not None
+        yield from self.networks.pieces()
+        yield from random_pieces(self.device)
+        yield from (whole(f"window.{i}", counts) for i, counts in self.window.history())
+
+    def _start(self, reader: CheckpointReader | None) -> None:
+        """Enter a stage: the checkpoint's, or the first one of a new run."""
+        engine = self.config.engine
+        self.window = MetricWindow(
+            self.config.tokenizer.codebook_size, self.config.log.usage_window_tokens, self.device
+        )
+        if reader is None:
+            self._first = (dist.world_size(), engine.micro_batch(dist.world_size()))
+            self.guard = NumericGuard(self.device)
+            self.speed = Speedometer(engine.global_batch)
             self._enter(self.stages[0], load_start(self.config))
             return
+        with reader:
+            self._restore(reader)
+
+    def _restore(self, reader: CheckpointReader) -> None:
         assert self.loader is not None
-        first, mine = parts
-        self.step = mine["step"]
-        networks = self._enter(self._saved_stage(mine["stage"]), {})
-        networks.load_state_dict(mine["networks"] or first["networks"])
+        facts = reader.facts
+        self.step = reader.manifest.step
+        self._origin = facts["origin"]
+        self._first = (facts["first_workers"], facts["first_micro_batch"])
+        self._last_metrics = facts["metrics"]
+        self.guard = NumericGuard(self.device, facts["skipped_steps"])
+        networks = self._enter(self._saved_stage(facts["stage"]), {})
+        networks.restore(reader)
+        self.window.restore(facts["window"])
+        reader.fill(whole(f"window.{i}", counts) for i, counts in self.window.history())
         following = self._stage_at(self.step)
-        if following.name != mine["stage"]:  # a finished run that was given another stage
+        if following.name != facts["stage"]:  # a finished run that was given another stage
             states = networks.carry()
             networks.close()
             self._enter(following, states)
-        self.loader.load_state_dict(mine["loader"])
-        self.speed = Speedometer(self.config.engine.global_batch, mine["elapsed_s"])
-        torch.set_rng_state(mine["random"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(mine["random"]["cuda"], self.device)
+        self.loader.load_state_dict(facts["loader"])
+        self.speed = Speedometer(self.config.engine.global_batch, facts["elapsed_s"])
+        if facts["workers"] == dist.world_size():
+            take_up_random_pieces(reader, self.device)
+        else:
+            reseed(self.config.run.seed, self.step)
 
     def _saved_stage(self, name: str) -> Stage:
         """The stage that a checkpoint's networks belong to.
@@ -348,37 +427,23 @@ class Trainer:
             "that step elsewhere: restore the earlier stages' steps"
         )
 
-    def _checkpoint(self, stage: Stage) -> None:
-        """Weights for users, pictures, and everything that resuming needs. Collective.
+    def save(self) -> None:
+        """Publish a checkpoint, or begin to. Collective."""
+        self.checkpoints.save(self.step, self.facts(), self.pieces())
+        self._report_saves()
 
-        Logs first: a network that is no longer finite is never saved.
-        """
-        assert self.networks is not None
-        self._log(stage)
-        self._publish(self.networks.carry())
-        self._save()
+    def _wait_for_saves(self) -> None:
+        self.checkpoints.wait()
+        self._report_saves()
 
-    def _publish(self, states: NetworkStates) -> None:
-        if self.is_main:
-            save_run_weights(self.folder.weights, states, self.config, self.step)
-        self._paint(states)
-
-    def _save(self) -> None:
-        name = self.checkpoints.save(self.step, self.state_dict())
-        if self.is_main:
-            stage = self._stage_at(self.step).name
-            message = f"checkpoint {self.folder.checkpoints / name}"
-            self.host.report(Progress(self.step, self.total_steps, stage, {}, message))
-
-    def _paint(self, states: NetworkStates) -> None:
-        """Grids at fixed seeds; rank 0 alone, the others wait at their next collective.
-
-        Leaves the random state as it was: a run does not depend on when it is looked at.
-        """
-        if self.is_main:
-            devices = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices):
-                self.painter.paint(states, self.step)
+    def _report_saves(self) -> None:
+        for result in self.checkpoints.take_results():
+            self._save_problem = ""
+            message = f"checkpoint {self.checkpoints.address}/{result.folder}"
+            if result.problem:
+                self._save_problem = f"no checkpoint of step {result.step}: {result.problem}"
+                message = f"WARNING: {self._save_problem}; the one before stays"
+            self._say(message)
 
     def close(self) -> None:
         """Stop the loader's thread and release the engines."""

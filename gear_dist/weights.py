@@ -15,6 +15,7 @@ from gear_dist.errors import DataError
 from gear_dist.generator import build_generator
 from gear_dist.losses.adversarial import PatchDiscriminator
 from gear_dist.storage import atomic_file
+from gear_dist.tensor_file import write_tensors
 from gear_dist.tokenizers import build_tokenizer
 
 NetworkStates = dict[str, dict[str, Tensor]]
@@ -29,17 +30,6 @@ _PARTS = (
     ("projectors", "generator", PROJECTORS_PREFIX),
 )
 SHOWN = 4
-_ALIGNMENT = 8
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def split_states(states: NetworkStates) -> NetworkStates:
@@ -66,9 +56,6 @@ def join_states(published: NetworkStates) -> NetworkStates:
 def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write one network atomically as safetensors, a tensor at a time.
 
-    The library's own writer keeps every tensor as bytes once more, or leaves the file unreadable
-    to others; the format is a header of JSON before the tensors' bytes.
-
     Args:
         metadata: values that are no text are written as JSON.
 
@@ -76,20 +63,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
         StorageError: the disk is full or refuses.
     """
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    header: dict[str, Any] = {"__metadata__": {**texts, "format": "pt"}}
-    # Wide elements first, so that each tensor is aligned to its own.
-    tensors = sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    end = 0
-    for key, tensor in tensors:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        dtype, shape = _DTYPE_NAMES[tensor.dtype], list(tensor.shape)
-        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
     with atomic_file(path) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in tensors:
-            stream.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        write_tensors(stream, state.items(), texts)
 
 
 def save_run_weights(folder: Path, states: NetworkStates, config: RunConfig, step: int) -> None:
@@ -110,7 +85,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such weights; has the run reached its first checkpoint?"
+            f"{path}: no such weights; a run writes them at the end of a stage, when it is stopped "
+            "and with its grids (log.grid_every_steps)"
         ) from None
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not readable weights: {error}") from None

@@ -30,7 +30,7 @@ losses: {lpips_weight: 0, gradient_weight: 1}
 alignment: {soft_weight: 0, hard_weight: 0}
 stages: {tokenizer: {steps: 4}, joint: {steps: 20}}
 engine: {global_batch: 8}
-log: {every_steps: 2, checkpoint_every_steps: 1000}
+log: {every_steps: 2}
 """
 
 

@@ -4,15 +4,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
-from gear_dist.checkpoint import CheckpointStore
+from gear_dist.checkpoints.layout import split_key
+from gear_dist.checkpoints.resuming import checkpoint_storage
+from gear_dist.checkpoints.store import find_published
 from gear_dist.config import RunConfig
 from gear_dist.config_files import load_config, save_config
 from gear_dist.host import Outcome, Progress
-from gear_dist.run_folder import RunFolder
-from gear_dist.storage import open_storage
 from gear_dist.trainer import train_worker
 
 SETTINGS = (
@@ -40,7 +41,7 @@ SETTINGS = (
     "optimizer.warmup_steps=2",
     "engine.global_batch=8",
     "log.every_steps=1",
-    "log.checkpoint_every_steps=1000",
+    "checkpoint.every_steps=1000",
 )
 
 
@@ -56,7 +57,7 @@ def tiny_config(root: Path, corpus: str, teacher: Path, *overrides: str) -> RunC
 
 
 class StoppingHost:
-    """Asks to stop once a step is reported; keeps what it is told."""
+    """Asks to stop after a step; keeps what it is told."""
 
     def __init__(self, rank: int, world_size: int, stop_at: int | None = None):
         self.rank = rank
@@ -70,7 +71,8 @@ class StoppingHost:
 
     def stop_requested(self) -> bool:
         reached = self.reports[-1].step if self.reports else 0
-        return self._stop_at is not None and reached >= self._stop_at
+        # Asked during a step, before that is reported: the run stops after it.
+        return self._stop_at is not None and reached + 1 >= self._stop_at
 
 
 def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = None) -> Outcome:
@@ -78,20 +80,40 @@ def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = N
     return train_worker(config, StoppingHost(rank, world_size, stop_at if rank == 0 else None))
 
 
-def newest_part(config: RunConfig) -> dict[str, Any]:
-    """This rank's part of the newest checkpoint."""
-    store = CheckpointStore(open_storage(str(RunFolder(config.run.folder).checkpoints)), 1)
-    parts = store.load_latest()
-    assert parts is not None
-    return parts[1]
+def newest_state(config: RunConfig) -> dict[str, Any]:
+    """Everything in the newest checkpoint: whole tensors by name, and the facts."""
+    storage = checkpoint_storage(config)
+    newest = find_published(storage)[-1]
+    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for part in newest.manifest.parts:
+        data = storage.read(f"{newest.folder}/{part.name}")
+        for stored, values in safetensors.torch.load(data).items():
+            key, start = split_key(stored)
+            found.setdefault(key, []).append((start, values))
+    tensors = {}
+    for key, stretches in found.items():
+        end, parts = 0, []
+        for start, values in sorted(stretches, key=lambda item: item[0]):
+            assert start == end, f"{key} has a gap or is there twice at {end}"
+            end += len(values)
+            parts.append(values)
+        tensors[key] = torch.cat(parts)
+    return {"tensors": tensors, "facts": newest.manifest.facts, "step": newest.manifest.step}
+
+
+def kind_of(state: dict[str, Any], network: str, kind: str) -> dict[str, torch.Tensor]:
+    """Tensors of a state: `weights`, `average`, `buffers` or the optimizer's, by name."""
+    prefix = f"{network}.{kind}."
+    tensors = state["tensors"]
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Where two nested states differ, bit for bit; seconds are not compared."""
+    """Where two nested states differ, bit for bit; names of runs and seconds are not compared."""
     if isinstance(a, torch.Tensor):
         return [] if torch.equal(a, b) else [path]
     if isinstance(a, dict):
-        keys = (a.keys() | b.keys()) - {"elapsed_s"}
+        keys = (a.keys() | b.keys()) - {"elapsed_s", "run"}
         return [d for k in sorted(keys) for d in differences(a.get(k), b.get(k), f"{path}.{k}")]
     if isinstance(a, (list, tuple)):
         pairs = zip(a, b, strict=True)
@@ -115,22 +137,9 @@ def straight_and_resumed_each(
             outcome = train(broken, rank, world_size, stop)
             assert (outcome.state, outcome.step) == ("interrupted", stop), outcome
         assert train(broken, rank, world_size).state == "done"
-        parts = newest_part(straight), newest_part(broken)
-        if changed.engine.zero_stage == 3:
-            for part in parts:
-                _drop_padded(part)
-        found.append(differences(*parts) + differences(published(straight), published(broken)))
+        states = newest_state(straight), newest_state(broken)
+        found.append(differences(*states) + differences(published(straight), published(broken)))
     return found
-
-
-def _drop_padded(part: dict[str, Any]) -> None:
-    """Leave out ZeRO-3's flat weights: their padding is memory that nobody ever writes.
-
-    The optimizer's moments stay, and the published averages hold every weight by name.
-    """
-    for network in part["networks"].values():
-        network.pop("masters")
-        network.pop("averages", None)
 
 
 def published(config: RunConfig) -> dict[str, Any]:
@@ -153,5 +162,5 @@ def named(config: RunConfig, name: str) -> RunConfig:
 
 
 def train_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tuple[Outcome, Any]]:
-    """Worker: outcome and this rank's last checkpoint part of each configuration."""
-    return [(train(config, rank, world_size), newest_part(config)) for config in configs]
+    """Worker: outcome and the last checkpoint's state of each configuration."""
+    return [(train(config, rank, world_size), newest_state(config)) for config in configs]

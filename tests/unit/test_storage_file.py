@@ -203,3 +203,13 @@ def test_a_file_that_is_tidied_away_before_its_lock_is_made_again(
     assert removed == [1]
     assert (tmp_path / "a/b").read_bytes() == b"whole"
     assert not list(tmp_path.rglob("*.gear-part"))
+
+
+def test_a_folder_goes_whole(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    for key in ("a/1", "a/b/2", "ab/3"):
+        storage.write(key, b"x")
+    storage.delete_folder("a")
+    storage.delete_folder("absent")
+    assert [item.key for item in storage.list()] == ["ab/3"]
+    assert not (tmp_path / "a").exists()

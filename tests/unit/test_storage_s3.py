@@ -268,3 +268,11 @@ def test_bodies_that_stay_broken(
 def test_store_that_refuses_a_write(faulty: tuple[S3Storage, type[_FaultyHandler]]) -> None:
     with pytest.raises(StorageError, match="s3://bucket/x/k: cannot be written"):
         faulty[0].write("k", b"data")
+
+
+def test_a_folder_goes_whole(storage: Storage) -> None:
+    for key in ("a/1", "a/b/2", "ab/3"):
+        storage.write(key, b"x")
+    storage.delete_folder("a")
+    storage.delete_folder("absent")
+    assert [item.key for item in storage.list()] == ["ab/3"]

@@ -1,0 +1,159 @@
+"""Reading a published checkpoint: any stretch of any tensor, whatever cut the parts have."""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gear_dist.checkpoints.layout import MANIFEST, Manifest, split_key
+from gear_dist.checkpoints.pieces import Piece
+from gear_dist.errors import DataError
+from gear_dist.storage import FileStorage, Storage
+
+_READ_BYTES = 1 << 22
+
+
+class CheckpointReader:
+    """One published checkpoint. Parts of an object store are copied to a temporary folder."""
+
+    def __init__(self, storage: Storage, folder: str):
+        """Read the manifest.
+
+        Raises:
+            DataError: it is missing or no manifest.
+        """
+        self.folder = folder
+        self._storage = storage
+        self.manifest = read_manifest(storage, folder)
+        self._held = ExitStack()
+        self._copies: dict[int, Path] = {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was saved beside the tensors."""
+        return self.manifest.facts
+
+    def __enter__(self) -> "CheckpointReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary copies."""
+        self._held.close()
+        self._copies = {}
+
+    def verify(self, numbers: Iterable[int]) -> None:
+        """Compare parts with the manifest's sizes and checksums.
+
+        Raises:
+            DataError: one is missing or damaged.
+        """
+        for number in numbers:
+            part = self.manifest.parts[number]
+            path = self._local(number)
+            checksum = xxhash.xxh3_128()
+            with path.open("rb") as file:
+                while data := file.read(_READ_BYTES):
+                    checksum.update(data)
+            if path.stat().st_size != part.bytes or checksum.hexdigest() != part.xxh3:
+                where = f"{self.folder}/{part.name}"
+                raise DataError(f"{where}: the bytes do not match the manifest's checksum")
+
+    def fill(self, pieces: Iterable[Piece], likely: float = 0.0) -> None:
+        """Write the saved values into pieces.
+
+        Args:
+            pieces: of tensors that the checkpoint has.
+            likely: where among the parts most of them are, 0 the first, 1 the end.
+
+        Raises:
+            DataError: the checkpoint lacks some of their elements, or is unreadable.
+        """
+        wanted: dict[str, list[Piece]] = {}
+        for piece in pieces:
+            wanted.setdefault(piece.key, []).append(piece)
+        missing = {key: sum(len(p.values) for p in found) for key, found in wanted.items()}
+        middle = int(likely * len(self.manifest.parts))
+        for number in sorted(range(len(self.manifest.parts)), key=lambda i: (abs(i - middle), i)):
+            self._fill_from(number, wanted, missing)
+            if not any(missing.values()):
+                return
+        lacking = [key for key, count in missing.items() if count]
+        if lacking:
+            raise DataError(f"{self.folder} lacks {len(lacking)} tensors, such as {lacking[0]}")
+
+    def _fill_from(
+        self, number: int, wanted: dict[str, list[Piece]], missing: dict[str, int]
+    ) -> None:
+        with self._open(number) as file:
+            for stored in file.keys():  # noqa: SIM118
+                key, start = split_key(stored)
+                if not missing.get(key):
+                    continue
+                source = file.get_slice(stored)
+                end = start + source.get_shape()[0]
+                for piece in wanted[key]:
+                    low, high = max(start, piece.start), min(end, piece.start + len(piece.values))
+                    if low < high:
+                        values = source[low - start : high - start]
+                        piece.values[low - piece.start : high - piece.start].copy_(values)
+                        missing[key] -= high - low
+
+    def keys(self) -> set[str]:
+        """Names of all tensors."""
+        found: set[str] = set()
+        for number in range(len(self.manifest.parts)):
+            with self._open(number) as file:
+                found |= {split_key(stored)[0] for stored in file.keys()}  # noqa: SIM118
+        return found
+
+    def read(self, key: str, shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """A whole tensor."""
+        tensor = torch.empty(tuple(shape), dtype=dtype)
+        self.fill([Piece(key, 0, tensor.view(-1))])
+        return tensor
+
+    def _open(self, number: int) -> Any:
+        try:
+            return safe_open(self._local(number), framework="pt")
+        except (SafetensorError, OSError) as error:
+            name = self.manifest.parts[number].name
+            raise DataError(f"{self.folder}/{name}: not readable: {error}") from None
+
+    def _local(self, number: int) -> Path:
+        name = self.manifest.parts[number].name
+        if isinstance(self._storage, FileStorage):
+            path = self._storage.root / self.folder / name
+            if not path.is_file():
+                raise DataError(f"{path}: no such file")
+            return path
+        if number not in self._copies:
+            if not self._copies:
+                scratch = self._held.enter_context(tempfile.TemporaryDirectory(prefix="gear-"))
+                self._scratch = Path(scratch)
+            path = self._scratch / name
+            self._storage.download(f"{self.folder}/{name}", path)
+            self._copies[number] = path
+        return self._copies[number]
+
+
+def read_manifest(storage: Storage, folder: str) -> Manifest:
+    """A checkpoint's manifest.
+
+    Raises:
+        DataError: it is missing, or no manifest of this version.
+    """
+    key = f"{folder}/{MANIFEST}"
+    try:
+        return Manifest.parse(json.loads(storage.read(key)))
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{key}: not a checkpoint manifest of this version") from None

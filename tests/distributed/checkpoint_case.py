@@ -1,0 +1,129 @@
+"""Checkpoints across numbers of workers, and steps that go wrong: what runs in the workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import training_case as case
+from torch import Tensor
+
+from gear_dist.config import RunConfig
+from gear_dist.engines import TrainingEngine
+from gear_dist.errors import ConfigError, NumericError
+from gear_dist.host import Outcome
+from gear_dist.run_folder import RunFolder
+from gear_dist.trainer import Trainer
+
+
+def save_again(rank: int, world_size: int, configs: list[RunConfig]) -> None:
+    """Worker: restore each run's newest checkpoint, and save what was restored."""
+    for config in configs:
+        trainer = Trainer(config, case.StoppingHost(rank, world_size))
+        try:
+            trainer.build()
+            trainer.save()
+            trainer.checkpoints.wait()
+        finally:
+            trainer.close()
+
+
+class Spoiler:
+    """Makes one network's gradients NaN on one rank, at the given backwards, counted from 1."""
+
+    def __init__(self, network: str, calls: Sequence[int]):
+        self._network = network
+        self._spoilt = calls
+        self._calls = 0
+        self._backward = TrainingEngine.backward
+
+    def __enter__(self) -> None:
+        spoiler = self
+
+        def backward(engine: TrainingEngine, loss: Tensor) -> None:
+            if engine.name == spoiler._network:
+                spoiler._calls += 1
+                if spoiler._calls in spoiler._spoilt:
+                    # The loss stays finite; the root's slope at 0 is not.
+                    loss = loss + (loss * 0).sqrt()
+            spoiler._backward(engine, loss)
+
+        TrainingEngine.backward = backward  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        TrainingEngine.backward = self._backward  # type: ignore[method-assign]
+
+
+def train_spoiled(
+    rank: int, world_size: int, cases: list[tuple[RunConfig, Sequence[int]]], network: str
+) -> list[str]:
+    """Worker: train with gradients spoilt on rank 1 at the given backwards; how each run ended."""
+    ends = []
+    for config, calls in cases:
+        with Spoiler(network, calls if rank == 1 else []):
+            try:
+                ends.append(case.train(config, rank, world_size).state)
+            except NumericError as error:
+                ends.append(str(error))
+    return ends
+
+
+def skip_one_step(
+    rank: int, world_size: int, configs: list[RunConfig], network: str
+) -> list[tuple[list[str], int, set[str]]]:
+    """Worker: a good step, a spoilt one, a good one, without a checkpoint.
+
+    Returns, by configuration: what the spoilt step moved, how many steps were skipped, and the
+    networks that the last step moved.
+    """
+    found = []
+    for config in configs:
+        trainer = Trainer(config, case.StoppingHost(rank, world_size))
+        try:
+            trainer.build()
+            stage = trainer.stages[0]
+            batches = iter(trainer.loader)
+            trainer.move(stage, batches)
+            before = _snapshot(trainer)
+            with Spoiler(network, [1] if rank == 1 else []):
+                trainer.move(stage, batches)
+            between = _snapshot(trainer)
+            trainer.move(stage, batches)
+            after = _snapshot(trainer)
+            moved = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
+            found.append((case.differences(before, between), trainer.guard.skipped, moved))
+        finally:
+            trainer.close()
+    return found
+
+
+def go_back_and_fork(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
+    """Worker: a run, the same set back to its step 2 and then made longer, and a fork of it."""
+
+    def train(changed: RunConfig) -> Outcome:
+        return case.train(changed, rank, world_size)
+
+    train(config)
+    found: dict[str, Any] = {"straight": case.newest_state(config)}
+    [earlier] = RunFolder(config.run.folder).checkpoints.glob("step-00000002-*")
+    back = case.with_overrides(config, f"run.resume={earlier}")
+    train(back)
+    found |= {"earlier": str(earlier), "again": case.newest_state(config)}
+    found["longer"] = train(case.with_overrides(back, "stages.joint.steps=6"))
+    fork = case.named(back, "fork")
+    train(fork)
+    found["fork"] = case.newest_state(fork)
+    try:
+        train(case.with_overrides(case.named(back, "other"), "run.seed=5"))
+    except ConfigError as error:
+        found["other"] = str(error)
+    return found
+
+
+def _snapshot(trainer: Trainer) -> dict[str, Tensor]:
+    return {f"{p.key}@{p.start}": p.values.clone() for p in trainer.networks.pieces()}
+
+
+def states(config: RunConfig) -> dict[str, Any]:
+    """Tensors of the newest checkpoint without random states, which belong to a rank."""
+    tensors = case.newest_state(config)["tensors"]
+    return {key: value for key, value in tensors.items() if not key.startswith("random.")}
