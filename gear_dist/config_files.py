@@ -141,6 +141,17 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     return _build(RunConfig, OmegaConf.to_container(config, resolve=True))
 
 
+def config_from_dict(node: dict[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`; settings that are missing have their defaults.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
+    merged = _merge(config, "the saved configuration", node)
+    return _build(RunConfig, OmegaConf.to_container(merged, resolve=True))
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dictionary of a configuration, tuples as lists."""
 

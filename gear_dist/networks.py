@@ -127,14 +127,16 @@ class Networks:
             yield from engine_pieces(engine, average.averages if average else None)
         if self.frozen_tokenizer is not None:
             for key, value in self.frozen_tokenizer.state_dict().items():
-                yield whole(f"frozen_tokenizer.{key}", value)
+                yield whole(f"tokenizer.frozen.{key}", value)
 
     def facts(self) -> dict[str, Any]:
         """What `pieces` leaves out, and the whole shapes: plain data, alike on all ranks."""
-        return {
-            "optimizers": {name: optimizer_facts(e) for name, e in self.engines.items()},
-            "shapes": {name: engine.shapes() for name, engine in self.engines.items()},
-        }
+        shapes = {name: engine.shapes() for name, engine in self.engines.items()}
+        if self.frozen_tokenizer is not None:
+            frozen = self.frozen_tokenizer.state_dict()
+            shapes["tokenizer"] = {key: list(value.shape) for key, value in frozen.items()}
+        optimizers = {name: optimizer_facts(engine) for name, engine in self.engines.items()}
+        return {"optimizers": optimizers, "shapes": shapes}
 
     @torch.no_grad()
     def restore(self, reader: CheckpointReader) -> None:

@@ -5,7 +5,7 @@ others; the format is a header of JSON before the tensors' bytes.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -33,9 +33,19 @@ class Sink(Protocol):
 
 
 def write_tensors(
-    stream: Sink, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+    stream: Sink,
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+    load: Callable[[str], Tensor] | None = None,
 ) -> None:
-    """Write named tensors of the CPU as a safetensors file."""
+    """Write named tensors of the CPU as a safetensors file.
+
+    Args:
+        stream: gets the bytes in order.
+        tensors: by name; with `load` their shapes and dtypes alone matter.
+        metadata: texts for the header.
+        load: gives a tensor when its turn comes, so that no two need be in memory.
+    """
     header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     # Wide elements first, so that each tensor is aligned to its own.
     ordered = sorted(tensors, key=lambda item: (-item[1].element_size(), item[0]))
@@ -47,5 +57,6 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     stream.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
+    for key, tensor in ordered:
+        tensor = load(key) if load else tensor
         stream.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)

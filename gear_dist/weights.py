@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,7 @@ from gear_dist.tokenizers import build_tokenizer
 NetworkStates = dict[str, dict[str, Tensor]]
 """Whole networks by name, as the engines have them, on the CPU; see `split_states`."""
 
+T = TypeVar("T")
 PROJECTORS_PREFIX = "projectors."
 # Published name, the engine's network that has it, and where in that.
 _PARTS = (
@@ -32,12 +33,16 @@ _PARTS = (
 SHOWN = 4
 
 
-def split_states(states: NetworkStates) -> NetworkStates:
-    """The engines' networks as published ones: the generator apart from its projectors."""
+def split_states(states: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
+    """The engines' networks as published ones: the generator apart from its projectors.
+
+    Args:
+        states: by network, tensors by name, or whatever belongs to each.
+    """
     published = {}
     for name, network, prefix in _PARTS:
         state = states.get(network, {})
-        found = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+        found = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
         if found:
             published[name] = found
     return published
@@ -62,9 +67,13 @@ def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
     Raises:
         StorageError: the disk is full or refuses.
     """
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     with atomic_file(path) as stream:
-        write_tensors(stream, state.items(), texts)
+        write_tensors(stream, state.items(), metadata_texts(metadata))
+
+
+def metadata_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata as weights files have it: values that are no text as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
 
 
 def save_run_weights(folder: Path, states: NetworkStates, config: RunConfig, step: int) -> None:

@@ -21,6 +21,18 @@ def add_commands(subparsers: Any) -> None:
         "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"
     )
     train.add_argument(
+        "--resume",
+        metavar="auto|none|CHECKPOINT",
+        help="go on from the newest checkpoint (the default), start anew, or go on from this "
+        "checkpoint's folder; the same as run.resume=",
+    )
+    train.add_argument(
+        "--init-from",
+        metavar="FOLDER",
+        help="take the weights alone of another run or an imported model; the same as "
+        "stages.start_from=",
+    )
+    train.add_argument(
         "--dry-run",
         action="store_true",
         help="check the configuration, the shards and an estimate of memory; train nothing",
@@ -31,13 +43,19 @@ def add_commands(subparsers: Any) -> None:
     train.set_defaults(run=_train)
 
 
+def _flags(args: argparse.Namespace) -> list[str]:
+    """Overrides that are given as flags."""
+    flags = {"run.resume": args.resume, "stages.start_from": args.init_from}
+    return [f"{name}={value}" for name, value in flags.items() if value is not None]
+
+
 def _train(args: argparse.Namespace) -> int:
     from gear_cluster.launch import launch
     from gear_dist.config_files import load_config
     from gear_dist.run_folder import RunFolder
     from gear_dist.start import open_start
 
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, [*args.overrides, *_flags(args)])
     config.check_trainable()
     if args.dry_run:
         from gear_cluster.dry_run import dry_run

@@ -34,6 +34,8 @@ class CheckpointReader:
         self.manifest = read_manifest(storage, folder)
         self._held = ExitStack()
         self._copies: dict[int, Path] = {}
+        self._files: dict[int, Any] = {}
+        self._where: dict[str, list[int]] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -47,9 +49,9 @@ class CheckpointReader:
         self.close()
 
     def close(self) -> None:
-        """Remove the temporary copies."""
+        """Close the parts, and remove temporary copies."""
         self._held.close()
-        self._copies = {}
+        self._copies, self._files, self._where = {}, {}, {}
 
     def verify(self, numbers: Iterable[int]) -> None:
         """Compare parts with the manifest's sizes and checksums.
@@ -94,40 +96,63 @@ class CheckpointReader:
     def _fill_from(
         self, number: int, wanted: dict[str, list[Piece]], missing: dict[str, int]
     ) -> None:
-        with self._open(number) as file:
-            for stored in file.keys():  # noqa: SIM118
-                key, start = split_key(stored)
-                if not missing.get(key):
-                    continue
-                source = file.get_slice(stored)
-                end = start + source.get_shape()[0]
-                for piece in wanted[key]:
-                    low, high = max(start, piece.start), min(end, piece.start + len(piece.values))
-                    if low < high:
-                        values = source[low - start : high - start]
-                        piece.values[low - piece.start : high - piece.start].copy_(values)
-                        missing[key] -= high - low
+        file = self._open(number)
+        for stored in file.keys():  # noqa: SIM118
+            key, start = split_key(stored)
+            if not missing.get(key):
+                continue
+            source = file.get_slice(stored)
+            end = start + source.get_shape()[0]
+            for piece in wanted[key]:
+                low, high = max(start, piece.start), min(end, piece.start + len(piece.values))
+                if low < high:
+                    values = source[low - start : high - start]
+                    piece.values[low - piece.start : high - piece.start].copy_(values)
+                    missing[key] -= high - low
 
     def keys(self) -> set[str]:
         """Names of all tensors."""
-        found: set[str] = set()
-        for number in range(len(self.manifest.parts)):
-            with self._open(number) as file:
-                found |= {split_key(stored)[0] for stored in file.keys()}  # noqa: SIM118
-        return found
+        return set(self._parts_of())
 
     def read(self, key: str, shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A whole tensor."""
+        """A whole tensor.
+
+        Raises:
+            DataError: the checkpoint lacks it.
+        """
         tensor = torch.empty(tuple(shape), dtype=dtype)
-        self.fill([Piece(key, 0, tensor.view(-1))])
+        missing = {key: tensor.numel()}
+        for number in self._parts_of().get(key, []):
+            self._fill_from(number, {key: [Piece(key, 0, tensor.view(-1))]}, missing)
+        if missing[key]:
+            raise DataError(f"{self.folder} lacks {missing[key]} elements of {key}")
         return tensor
 
+    def dtype(self, key: str) -> torch.dtype:
+        """Of a tensor that is there."""
+        number = self._parts_of()[key][0]
+        file = self._open(number)
+        stored = next(name for name in file.keys() if split_key(name)[0] == key)  # noqa: SIM118
+        return file.get_slice(stored)[:1].dtype
+
+    def _parts_of(self) -> dict[str, list[int]]:
+        """Numbers of the parts with something of each tensor."""
+        if not self._where:
+            for number in range(len(self.manifest.parts)):
+                stored_keys = self._open(number).keys()
+                for key in {split_key(stored)[0] for stored in stored_keys}:
+                    self._where.setdefault(key, []).append(number)
+        return self._where
+
     def _open(self, number: int) -> Any:
-        try:
-            return safe_open(self._local(number), framework="pt")
-        except (SafetensorError, OSError) as error:
-            name = self.manifest.parts[number].name
-            raise DataError(f"{self.folder}/{name}: not readable: {error}") from None
+        if number not in self._files:
+            try:
+                file = safe_open(self._local(number), framework="pt")
+                self._files[number] = self._held.enter_context(file)
+            except (SafetensorError, OSError) as error:
+                name = self.manifest.parts[number].name
+                raise DataError(f"{self.folder}/{name}: not readable: {error}") from None
+        return self._files[number]
 
     def _local(self, number: int) -> Path:
         name = self.manifest.parts[number].name

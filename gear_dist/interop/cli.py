@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gear_dist.checkpoints.layout import MANIFEST
+
 
 def add_commands(subparsers: Any) -> None:
     """Add `import` and `export`."""
@@ -41,9 +43,14 @@ def add_commands(subparsers: Any) -> None:
     export = subparsers.add_parser(
         "export",
         help="write a run's networks for others, with a model card",
-        epilog="Example: gear-dist export runs/demo --out demo-model --layout public",
+        epilog="Examples: gear-dist export runs/demo --out demo-model --layout public; "
+        "gear-dist export runs/demo/checkpoints/step-00001000-1a2b3c --out demo-1000",
     )
-    export.add_argument("model", type=Path, metavar="RUN", help="run folder or model folder")
+    export.add_argument(
+        "model",
+        metavar="RUN",
+        help="run folder, model folder, or one checkpoint: a folder, or s3://BUCKET/.../step-...",
+    )
     export.add_argument("--out", type=Path, required=True, help="folder to make")
     export.add_argument(
         "--layout",
@@ -52,6 +59,13 @@ def add_commands(subparsers: Any) -> None:
         help="gear: safetensors and config.json; public: the .pt files that the public code of "
         "LlamaGen, Open-MAGVIT2 and GEAR reads (default: gear)",
     )
+    export.add_argument(
+        "--weights",
+        default="ema",
+        choices=("ema", "live"),
+        help="of a checkpoint: the averages or the weights that train on (default: ema)",
+    )
+    export.add_argument("--endpoint", default="", help="S3 endpoint of a checkpoint's address")
     export.set_defaults(run=run_export)
 
 
@@ -71,6 +85,18 @@ def run_export(args: argparse.Namespace) -> int:
     from gear_dist.interop.exporting import export_model
     from gear_dist.model_folder import open_model
 
-    for path in export_model(open_model(args.model), args.out, args.layout):
+    if not is_checkpoint(args.model):
+        files = export_model(open_model(args.model), args.out, args.layout)
+    else:
+        from gear_dist.checkpoints.consolidating import consolidated
+
+        with consolidated(args.model, args.weights, args.endpoint) as model:
+            files = export_model(model, args.out, args.layout)
+    for path in files:
         print(path)
     return 0
+
+
+def is_checkpoint(address: str) -> bool:
+    """Whether an address names a checkpoint rather than a run or model folder."""
+    return "://" in address or (Path(address) / MANIFEST).is_file()

@@ -1,5 +1,6 @@
 """Checkpoints across numbers of workers, and steps that go wrong: what runs in the workers."""
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,12 +8,14 @@ import torch
 import training_case as case
 from torch import Tensor
 
+from gear_dist import dist
 from gear_dist.config import RunConfig
 from gear_dist.engines import TrainingEngine
-from gear_dist.errors import ConfigError, NumericError
+from gear_dist.errors import ConfigError, NumericError, StorageError
 from gear_dist.host import Outcome
 from gear_dist.run_folder import RunFolder
-from gear_dist.trainer import Trainer
+from gear_dist.storage import FileStorage
+from gear_dist.trainer import Trainer, train_worker
 
 
 def save_again(rank: int, world_size: int, configs: list[RunConfig]) -> None:
@@ -93,6 +96,48 @@ def skip_one_step(
             found.append((case.differences(before, between), trainer.guard.skipped, moved))
         finally:
             trainer.close()
+    return found
+
+
+def lose_the_folder(rank: int, world_size: int, config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """Worker: a run whose checkpoints lie elsewhere is stopped, loses its run folder, and goes on.
+
+    Returns how it ended, and the newest checkpoint.
+    """
+    case.train(config, rank, world_size, 3)
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(config.run.folder)
+    dist.barrier()
+    outcome = case.train(config, rank, world_size)
+    return outcome.state, case.newest_state(config)
+
+
+def train_refused(
+    rank: int, world_size: int, cases: list[tuple[RunConfig, str]]
+) -> list[tuple[str, list[str]]]:
+    """Worker: train while the disk refuses what has a word in its name, on rank 1.
+
+    Returns how each run ended, and the lines that its host was told.
+    """
+    found = []
+    whole = FileStorage.writer
+    for config, word in cases:
+
+        def writer(storage: FileStorage, key: str, word: str = word) -> Any:
+            if word in key and rank == 1:
+                raise StorageError(f"{key}: the disk is full; free some space and run again")
+            return whole(storage, key)
+
+        FileStorage.writer = writer  # type: ignore[method-assign]
+        host = case.StoppingHost(rank, world_size)
+        try:
+            end: str = train_worker(config, host).state
+        except StorageError as error:
+            end = str(error)
+        finally:
+            FileStorage.writer = whole  # type: ignore[method-assign]
+        found.append((end, [report.message for report in host.reports if report.message]))
     return found
 
 

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import checkpoint_case as case
 import pytest
-from training_case import differences, named, newest_state, tiny_config, train_each, with_overrides
+import torch
+from safetensors.torch import load_file
+from training_case import (
+    differences,
+    kind_of,
+    named,
+    newest_state,
+    tiny_config,
+    train_each,
+    with_overrides,
+)
 from worker_processes import run_workers
 
 from gear_dist.cli import main
@@ -156,3 +166,65 @@ def test_a_named_checkpoint_is_gone_on_from_once(config: RunConfig) -> None:
     assert steps == list(range(1, 7))
     assert "run.seed=5 (the run has 0)" in found["other"]
     assert "stages.start_from" in found["other"]
+
+
+def test_any_checkpoint_becomes_whole_weights(config: RunConfig, tmp_path: Path) -> None:
+    """Written by two ranks, exported by one process: what the run itself has published, bit for
+    bit, averages and live weights; ZeRO 0 to 3, and the frozen tokenizer of the last stage."""
+    configs = by_stage(config, "stages.joint.steps=2", "checkpoint.every_steps=2")
+    configs.append(with_overrides(named(configs[3], "last"), "stages.generator.steps=2"))
+    run_workers(2, train_each, 2, configs)
+    for changed in configs:
+        folder = RunFolder(changed.run.folder)
+        newest = max(folder.checkpoints.glob("step-*"))
+        out = tmp_path / f"{changed.run.name}-export"
+        assert main(["export", str(newest), "--out", str(out)]) == 0
+        published = sorted(path.name for path in folder.weights.iterdir())
+        found = sorted(path.name for path in out.glob("*.safetensors"))
+        # The generator stage has no discriminator; the file of the stage before stays.
+        trained = [n for n in published if n != "discriminator.safetensors"]
+        assert found == (trained if changed.run.name == "last" else published)
+        for name in found:
+            assert differences(load_file(folder.weights / name), load_file(out / name)) == []
+    live = tmp_path / "live"
+    assert main(["export", str(newest), "--out", str(live), "--weights", "live"]) == 0
+    weights = kind_of(newest_state(configs[-1]), "generator", "weights")
+    generator = load_file(live / "generator.safetensors")
+    for name, values in generator.items():
+        assert torch.equal(values.view(-1), weights[f"generator.{name}"]), name
+
+
+@pytest.mark.usefixtures("object_store")
+def test_checkpoints_in_an_object_store_outlive_the_run_folder(config: RunConfig) -> None:
+    """Two ranks, s3:// over the wire: stopped, the folder lost, resumed: as the straight run."""
+    away = with_overrides(
+        named(config, "away"), "checkpoint.address=s3://gear-tests-runs/checkpoints"
+    )
+    [(_, straight)], *_ = run_workers(2, train_each, 2, [config])
+    [(end, state), _] = run_workers(2, case.lose_the_folder, 2, away)
+    assert end == "done"
+    assert differences(straight["tensors"], state["tensors"]) == []
+    assert not list(RunFolder(away.run.folder).checkpoints.iterdir())
+
+
+def test_a_store_that_refuses_costs_that_checkpoint_alone(config: RunConfig) -> None:
+    """A part in the middle of the run: a warning; the last one: exit code 5, and again."""
+    longer = with_overrides(config, "stages.joint.steps=6")
+    first, second = named(longer, "first"), named(longer, "second")
+    cases = [(first, "step-00000004"), (second, "step-00000006")]
+    [middle, last], others = run_workers(2, case.train_refused, 2, cases)
+    assert [end for end, _ in others] == [middle[0], last[0]]
+    assert middle[0] == "done"
+    [warning] = [line for line in middle[1] if "WARNING" in line]
+    assert "no checkpoint of step 4: step-00000004" in warning
+    assert "the disk is full" in warning
+    steps = [int(path.name[5:13]) for path in RunFolder(first.run.folder).checkpoints.glob("s*")]
+    assert sorted(steps) == [2, 6]
+    assert "no checkpoint of step 6" in last[0]
+    assert "the same command goes on" in last[0]
+    status = RunFolder(second.run.folder).read_status()
+    assert status is not None
+    assert (status.state, status.exit_code) == ("failed", 5)
+    [(outcome, state)], *_ = run_workers(2, train_each, 2, [second])
+    assert (outcome.state, state["step"]) == ("done", 6)
+    assert differences(case.states(first), case.states(second)) == []

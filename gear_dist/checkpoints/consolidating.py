@@ -1,0 +1,90 @@
+"""A checkpoint's networks as whole weights files, whatever cut its parts have.
+
+On one machine, without engines, a tensor in memory at a time.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gear_dist.checkpoints.reading import CheckpointReader
+from gear_dist.config import RunConfig
+from gear_dist.config_files import config_from_dict, to_dict
+from gear_dist.errors import DataError
+from gear_dist.model_folder import ModelFolder
+from gear_dist.storage import atomic_file, open_storage
+from gear_dist.tensor_file import write_tensors
+from gear_dist.weights import metadata_texts, split_states
+
+Copy = Literal["ema", "live"]
+LIVE_KINDS = ("weights", "frozen", "buffers")
+
+
+@contextmanager
+def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterator[ModelFolder]:
+    """A checkpoint as a model folder, which is gone after the block.
+
+    Args:
+        address: the checkpoint's folder, local or s3://.
+        copy: which weights of networks that have an average.
+        endpoint: of S3.
+
+    Raises:
+        DataError: it is no checkpoint, or damaged.
+    """
+    parent, _, folder = address.rstrip("/").rpartition("/")
+    storage = open_storage(parent or ".", endpoint)
+    with (
+        CheckpointReader(storage, folder) as reader,
+        tempfile.TemporaryDirectory(prefix="gear-") as scratch,
+    ):
+        reader.verify(range(reader.manifest.world_size))
+        config = config_from_dict(reader.facts["config"])
+        yield ModelFolder(Path(scratch), config, _write(reader, config, copy, Path(scratch)))
+
+
+def _write(
+    reader: CheckpointReader, config: RunConfig, copy: Copy, folder: Path
+) -> dict[str, Path]:
+    """Files of the published networks."""
+    metadata = metadata_texts({"config": to_dict(config), "step": reader.manifest.step})
+    shapes = reader.facts["networks"]["shapes"]
+    stored = {
+        network: {name: _stored(reader, network, name, copy) for name in names}
+        for network, names in shapes.items()
+    }
+    published_shapes = split_states(shapes)
+    files = {}
+    for network, keys in split_states(stored).items():
+        tensors = {
+            name: torch.empty(
+                published_shapes[network][name], dtype=reader.dtype(key), device="meta"
+            )
+            for name, key in keys.items()
+        }
+        files[network] = path = folder / f"{network}.safetensors"
+        with atomic_file(path) as stream:
+            write_tensors(stream, tensors.items(), metadata, _loader(reader, keys, tensors))
+    return files
+
+
+def _loader(
+    reader: CheckpointReader, keys: dict[str, str], like: dict[str, torch.Tensor]
+) -> Callable[[str], torch.Tensor]:
+    def load(name: str) -> torch.Tensor:
+        return reader.read(keys[name], like[name].shape, like[name].dtype)
+
+    return load
+
+
+def _stored(reader: CheckpointReader, network: str, name: str, copy: Copy) -> str:
+    """The checkpoint's name of a network's tensor."""
+    kinds = ("average", *LIVE_KINDS) if copy == "ema" else LIVE_KINDS
+    for kind in kinds:
+        if f"{network}.{kind}.{name}" in reader.keys():  # noqa: SIM118
+            return f"{network}.{kind}.{name}"
+    raise DataError(f"{reader.folder} lacks {network}.{name}")
