@@ -57,14 +57,16 @@ lint: $(STAMP) ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-.PHONY: bench bench-kernels bench-sharding bench-loading
-bench: bench-kernels bench-sharding bench-loading ## benchmarks beside the peers, as tables
+.PHONY: bench bench-kernels bench-sharding bench-loading bench-training
+bench: bench-kernels bench-sharding bench-loading bench-training ## benchmarks beside the peers, as tables
 bench-kernels: $(STAMP)
 	$(TEST_ENV) $(BIN)/python kernels/bench/run.py $(ARGS)
 bench-sharding: $(STAMP) .gear/peers
 	$(TEST_ENV) $(BIN)/python data_prep/bench/run.py --img2dataset .gear/peers
 bench-loading: $(STAMP)
 	$(TEST_ENV) $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench
+bench-training: $(STAMP)
+	$(TEST_ENV) $(BIN)/python cluster/bench/run.py
 # Pins of their own: a folder that only the benchmark looks into.
 .gear/peers:
 	$(BIN)/python -m pip install --quiet --target $@ 'img2dataset==1.47.0'

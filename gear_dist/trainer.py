@@ -86,6 +86,7 @@ class Trainer:
         self._first = (0, 0)
         self._last_metrics: dict[str, float] = {}
         self._save_problem = ""
+        self._last_save: dict[str, float] = {}
         self._rolled_back = False
 
     # -- building ---------------------------------------------------------------------------
@@ -325,7 +326,9 @@ class Trainer:
         counts = {
             "skipped_steps": self.guard.skipped,
             "epoch": self.loader.state_dict()["epoch"],
+            **self._last_save,
         }
+        self._last_save = {}
         speed = self.speed.read(self.total_steps - self.step)
         self.recorder.record(self.step, stage.name, {**speed, **means, **rates, **counts})
 
@@ -439,6 +442,10 @@ class Trainer:
     def _report_saves(self) -> None:
         for result in self.checkpoints.take_results():
             self._save_problem = ""
+            self._last_save = {
+                f"checkpoint_{name}": getattr(result, name)
+                for name in ("blocked_s", "took_s", "part_bytes")
+            }
             message = f"checkpoint {self.checkpoints.address}/{result.folder}"
             if result.problem:
                 self._save_problem = f"no checkpoint of step {result.step}: {result.problem}"
