@@ -96,8 +96,12 @@ epoch. Unless off, a sample may lack a class and must have a caption."""
     prefetch_batches: int = 4
     """Batches that the loader's thread reads ahead."""
     shuffle_buffer_shards: int = 8
-    """Shards whose samples are mixed at any time, over all workers, which hold about twice as \
-many in memory. A corpus of up to 256 MiB is kept in memory and mixed as a whole."""
+    """Shards whose samples are mixed at any time, over all workers: at most, and at least one a \
+worker. A corpus of up to 256 MiB is kept in memory and mixed as a whole."""
+    shard_memory_bytes: int = 4 << 30
+    """Memory of a worker for shards, half of it for those that are mixed and half for the next. \
+Where `shuffle_buffer_shards` of them need more, a run that starts mixes fewer; later the setting \
+may change, and only limits how early shards are fetched."""
     lanes: int = 0
     """Equal segments of the epoch, of each of which every global batch takes the same number of \
 samples; a worker reads only its own. A divisor of engine.global_batch, at best a multiple of the \
@@ -121,6 +125,7 @@ itself up to ten requests."""
     def __post_init__(self) -> None:
         _require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
         _require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
+        _require_at_least("data", self, 1, "shard_memory_bytes")
         _require_at_least("data", self, 0, "lanes", "cache_bytes")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
         _require_fraction("data", self, "max_bad_share")

@@ -246,7 +246,7 @@ class S3Storage:
                 "dots and hyphens)"
             ) from None
         if code in NO_BUCKET:
-            raise DataError(
+            raise MissingObjectError(
                 f"{name}: bucket {self.bucket} does not exist at {store}: check the address, "
                 "data.endpoint and AWS_ENDPOINT_URL"
             ) from None

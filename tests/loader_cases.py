@@ -1,6 +1,7 @@
 """What tests of the loader share: loaders of given settings, corpora of given bytes."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from gear_dist.data.loader import Batch, ShardLoader, Share
 from gear_dist.data.manifest import (
     SAMPLES_SCHEMA,
     SCHEMA_VERSION,
+    SHARDS_KEY,
     SHARDS_SCHEMA,
     DatasetFacts,
     ShardInfo,
     dump_facts,
     dump_table,
+    group_parts,
+    samples_key,
 )
+from gear_dist.data.shard_reader import index_samples
 from gear_dist.storage import FileStorage
 
 SMALL = DataConfig(image_size=32, shuffle_buffer_shards=2, decode_threads=1)
@@ -85,7 +90,7 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 def write_corpus(root: Path, shards: list[list[dict[str, bytes]]], classes: int = 2) -> str:
     """A corpus of given samples (member bytes by suffix), with no check of anything."""
     storage = FileStorage(root)
-    infos, number = [], 0
+    infos, rows, number = [], [], 0
     for shard, samples in enumerate(shards):
         members = {}
         for parts in samples:
@@ -94,12 +99,11 @@ def write_corpus(root: Path, shards: list[list[dict[str, bytes]]], classes: int 
         name, data = f"{shard:06d}.tar", tar_of(members)
         storage.write(f"shards/{name}", data)
         infos.append(ShardInfo(shard, name, len(samples), len(data), crc64nvme_hex(data)))
-    tables = {
-        "manifest/shards.parquet": pa.Table.from_pylist(
-            [info._asdict() for info in infos], SHARDS_SCHEMA
-        ),
-        "manifest/samples-00000.parquet": SAMPLES_SCHEMA.empty_table(),
-    }
+        rows.append(list(sample_rows(shard, data)))
+    tables = {SHARDS_KEY: pa.Table.from_pylist([info._asdict() for info in infos], SHARDS_SCHEMA)}
+    for part, group in enumerate(group_parts(infos)):
+        listed = [row for info in group for row in rows[info.shard]]
+        tables[samples_key(part)] = pa.Table.from_pylist(listed, SAMPLES_SCHEMA)
     for key, table in tables.items():
         storage.write(key, dump_table(table))
     facts = DatasetFacts(
@@ -116,6 +120,29 @@ def write_corpus(root: Path, shards: list[list[dict[str, bytes]]], classes: int 
     )
     storage.write("manifest/dataset.json", dump_facts(facts))
     return storage.address
+
+
+def sample_rows(number: int, data: bytes) -> Iterator[dict[str, Any]]:
+    """A shard's rows of the samples table; width and height are left out."""
+    shard = index_samples(data)
+    for row, (key, parts) in enumerate(zip(shard.keys, shard.parts, strict=True)):
+        image, label = shard.image(row), data[slice(*_ends(parts.get("cls", (0, 0))))]
+        yield {
+            "key": key,
+            "class_index": int(label) if label.isdigit() else -1,
+            "width": 0,
+            "height": 0,
+            "bytes": len(image),
+            "xxh3": xxhash.xxh3_128_hexdigest(image),
+            "shard": number,
+            "offset": parts["png" if "png" in parts else "jpg"][0],
+            "num_captions": len(shard.captions(row)),
+            "caption_chars": sum(map(len, shard.captions(row))),
+        }
+
+
+def _ends(span: tuple[int, int]) -> tuple[int, int]:
+    return span[0], span[0] + span[1]
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from gear_dist.data.manifest import (
     ShardInfo,
     dump_facts,
     dump_table,
+    group_parts,
     samples_key,
 )
 from gear_dist.errors import DataError
@@ -28,8 +28,6 @@ from gear_dist.storage import Storage
 
 PLAN_KEY = "manifest/plan.json"
 QUARANTINE_KEY = "manifest/quarantine.json"
-PART_SAMPLES = 500_000
-"""A part of the samples table ends with the shard that reaches this number."""
 
 
 class Origin(NamedTuple):
@@ -112,20 +110,6 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
     )
     storage.write(DATASET_KEY, dump_facts(facts))
     return facts
-
-
-def group_parts(shards: list[ShardInfo]) -> Iterator[list[ShardInfo]]:
-    """The shards of each part of the samples table."""
-    group: list[ShardInfo] = []
-    samples = 0
-    for info in shards:
-        group.append(info)
-        samples += info.samples
-        if samples >= PART_SAMPLES:
-            yield group
-            group, samples = [], 0
-    if group:
-        yield group
 
 
 def dump_samples(storage: Storage, shards: list[ShardInfo]) -> bytes:

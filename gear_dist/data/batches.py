@@ -1,5 +1,6 @@
 """Samples to batches: decode, crop, label, caption; a bad sample is replaced by its neighbour."""
 
+import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -15,7 +16,7 @@ from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError
 from gear_dist.data.lane_reader import Item
-from gear_dist.data.shard_reader import UnreadableSampleError
+from gear_dist.data.shard_reader import Shard, UnreadableSampleError
 from gear_dist.errors import DataError
 
 _BATCHES_IN_WORK = 2
@@ -107,10 +108,12 @@ class BatchMaker:
         pool = ThreadPoolExecutor(self._data.decode_threads, "gear-decode")
         work: deque[_Work] = deque()
         try:
+            at_once = 1  # the first batch does not wait for the items of the second
             for items in lists:
                 work.append(self._submit(pool, items, bad, augment))
-                if len(work) == _BATCHES_IN_WORK:
+                if len(work) == at_once:
                     yield _finish(work.popleft())
+                    at_once = _BATCHES_IN_WORK
             while work:
                 yield _finish(work.popleft())
         finally:
@@ -144,45 +147,53 @@ class BatchMaker:
         Which one that is depends on the shard alone, so neither rank nor world size matters.
         """
         draws = self._draw(item) if augment else _Draws(0.5, 0.5, 1.0, 0.0)
-        place = Placement(draws.left, draws.top, draws.flip < self._data.flip)
-        num_rows = len(item.shard.keys)
+        if item.alone is not None:
+            # What is wrong with it its shard says too.
+            with contextlib.suppress(BadImageError, UnreadableSampleError):
+                return self._read(out, item, item.alone, 0, draws)
+        shard = item.get_shard()
+        num_rows = len(shard.keys)
         for row in range(item.row, item.row + num_rows):
-            shard, row = item.shard, row % num_rows
+            row %= num_rows
             try:
-                caption = self._caption(item, row, draws.caption)
-                label = shard.class_index(row)
-                out[:] = take_crop(shard.image(row), self._crops, place)
+                return self._read(out, item, shard, row, draws)
             except (BadImageError, UnreadableSampleError) as error:
-                message = f"{self._name(item, row)}: {error}"
+                message = f"{self._name(item, shard.keys[row])}: {error}"
                 bad.record(item.epoch, (item.number, row), message)
-                continue
-            self._check_label(item, row, label)
-            return _Known(shard.keys[row], label, caption)
         raise DataError(f"{self._shard_name(item.number)}: not one sample is good: shard again")
+
+    def _read(self, out: np.ndarray, item: Item, shard: Shard, row: int, draws: _Draws) -> _Known:
+        """Write the crop of a row of a shard."""
+        caption = self._caption(shard, row, draws.caption)
+        label = shard.class_index(row)
+        place = Placement(draws.left, draws.top, draws.flip < self._data.flip)
+        out[:] = take_crop(shard.image(row), self._crops, place)
+        self._check_label(item, shard.keys[row], label)
+        return _Known(shard.keys[row], label, caption)
 
     def _draw(self, item: Item) -> _Draws:
         number = int(self._first_samples[item.number]) + item.row
         digest = xxhash.xxh3_128_digest(struct.pack("<QQQ", self._seed, item.epoch, number))
         return _Draws(*(word / 2**32 for word in struct.unpack("<4I", digest)))
 
-    def _caption(self, item: Item, row: int, draw: float) -> str:
+    def _caption(self, shard: Shard, row: int, draw: float) -> str:
         if self._data.captions == "off":
             return ""
-        captions = item.shard.captions(row)
+        captions = shard.captions(row)
         if not captions:
             raise UnreadableSampleError("it has no caption, which data.captions asks for")
         return captions[int(draw * len(captions)) if self._data.captions == "random" else 0]
 
-    def _check_label(self, item: Item, row: int, label: int) -> None:
+    def _check_label(self, item: Item, key: str, label: int) -> None:
         unlabelled = label == -1 and self._data.captions != "off"
         if not unlabelled and not 0 <= label < self._num_classes:
             raise DataError(
-                f"{self._name(item, row)}: class {label} is out of range for "
+                f"{self._name(item, key)}: class {label} is out of range for "
                 f"generator.num_classes={self._num_classes}"
             )
 
-    def _name(self, item: Item, row: int) -> str:
-        return f"{self._shard_name(item.number)}: sample {item.shard.keys[row]}"
+    def _name(self, item: Item, key: str) -> str:
+        return f"{self._shard_name(item.number)}: sample {key}"
 
 
 def _finish(work: _Work) -> Batch:

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -42,8 +42,9 @@ class _Open(NamedTuple):
 class ShardFetcher:
     """Shards by their number over all corpora.
 
-    `acquire` starts a fetch and returns at once, `get` waits for it, `release` forgets the shard
-    when nobody else has acquired it. One thread calls these.
+    `acquire` queues a fetch and returns at once, `get` waits for it, `release` forgets the shard
+    when nobody else has acquired it. One thread calls these. Fetches begin with the first `get`,
+    or with `start`.
     """
 
     def __init__(self, corpora: Sequence[Corpus], settings: FetchSettings) -> None:
@@ -52,15 +53,23 @@ class ShardFetcher:
         ]
         self._settings = settings
         self._open: dict[int, _Open] = {}
+        self.held_bytes = 0
+        """Of all shards that are here or on their way."""
         self._lock = threading.Lock()
+        self._started = threading.Event()
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, "gear-fetch")
         self._seconds = 0.0
         self._fetched = 0
 
+    def start(self) -> None:
+        """Begin to fetch what is queued."""
+        self._started.set()
+
     def acquire(self, shard: int) -> None:
         """Have a shard fetched; every call needs a `release`."""
         held = self._open.get(shard)
+        self.held_bytes += self.bytes_of([shard])
         future = self._pool.submit(self._fetch, shard) if held is None else held.future
         users = int(self._settings.keep) if held is None else held.users
         self._open[shard] = _Open(future, users + 1)
@@ -74,6 +83,7 @@ class ShardFetcher:
         Raises:
             DataError: missing, damaged, or not to be had in the given number of attempts.
         """
+        self.start()
         held = self._open[shard]
         try:
             return held.future.result(timeout=self._patience_s())
@@ -87,11 +97,30 @@ class ShardFetcher:
         self._open[shard] = held._replace(future=winner)
         return winner.result()
 
+    def later(self, shard: int) -> Callable[[], Shard]:
+        """Gets an acquired shard, from any thread and even when it has been released."""
+        future = self._open[shard].future
+
+        def get() -> Shard:
+            self.start()
+            return future.result()
+
+        return get
+
+    def bytes_of(self, shards: Sequence[int]) -> int:
+        """What acquiring shards would add to `held_bytes`."""
+        return sum(self._sources[shard][1].bytes for shard in shards if shard not in self._open)
+
+    def is_near(self, info: ShardInfo) -> bool:
+        """Whether a shard is in the local cache."""
+        return self._settings.cache is not None and self._settings.cache.holds(info)
+
     def release(self, shard: int) -> None:
         """End one `acquire`."""
         held = self._open[shard]
         if held.users == 1:
             del self._open[shard]
+            self.held_bytes -= self.bytes_of([shard])
         else:
             self._open[shard] = _Open(held.future, held.users - 1)
 
@@ -103,6 +132,7 @@ class ShardFetcher:
     def close(self) -> None:
         """End the threads; what is being read is waited for."""
         self._closing.set()
+        self.start()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
 
@@ -112,6 +142,7 @@ class ShardFetcher:
         return max(LEAST_PATIENCE_S, _PATIENCE_FACTOR * mean)
 
     def _fetch(self, shard: int) -> Shard:
+        self._started.wait()
         storage, info = self._sources[shard]
         started = time.monotonic()
         cache = self._settings.cache

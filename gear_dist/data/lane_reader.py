@@ -1,14 +1,18 @@
 """One lane's samples in order, with the shards of the next window fetched meanwhile."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from gear_dist.data.fetching import ShardFetcher
+from gear_dist.data.first_samples import Place
 from gear_dist.data.order import Window
 from gear_dist.data.shard_reader import Shard
+
+_WINDOWS_HELD = 2
+"""The one that samples are taken of, and the next."""
 
 
 class Item(NamedTuple):
@@ -18,56 +22,103 @@ class Item(NamedTuple):
     number: int
     """Its shard."""
     row: int
-    shard: Shard
+    get_shard: Callable[[], Shard]
+    """Waits only where `alone` is there."""
+    alone: Shard | None = None
+    """The sample as a shard of one row, where it came ahead of its shard."""
+
+
+class _Drawn(NamedTuple):
+    window: Window
+    shards: list[int]
 
 
 class LaneReader:
-    """Hands out the samples of a sequence of windows."""
+    """Hands out the samples of a sequence of windows, an equal number for each batch."""
 
-    def __init__(self, windows: Iterator[Window], fetcher: ShardFetcher) -> None:
+    def __init__(self, windows: Iterator[Window], per_batch: int, fetcher: ShardFetcher) -> None:
         self._windows = windows
+        self._per_batch = per_batch
         self._fetcher = fetcher
-        self._ahead: deque[tuple[Window, list[int]]] = deque()
+        self._drawn: deque[_Drawn] = deque()
+        self._num_held = 0
         self._position = 0
-        self._shards: dict[int, Shard] = {}
+
+    def peek(self) -> list[Place]:
+        """The samples of the next batch; nothing is fetched."""
+        found: list[Place] = []
+        number = 0
+        while len(found) < self._per_batch and self._draw(number + 1):
+            window = self._drawn[number].window
+            first = self._position if number == 0 else 0
+            rows = slice(first, first + self._per_batch - len(found))
+            found += zip(window.shards[rows].tolist(), window.rows[rows].tolist(), strict=True)
+            number += 1
+        return found
+
+    @property
+    def may_read_ahead(self) -> bool:
+        """Whether the next window is there and nobody fetches it yet."""
+        return self._num_held < _WINDOWS_HELD and self._draw(self._num_held + 1)
+
+    @property
+    def batches_left(self) -> int:
+        """Batches for which what is held lasts."""
+        held = sum(len(self._drawn[i].window.rows) for i in range(self._num_held))
+        return (held - self._position) // self._per_batch
+
+    @property
+    def next_shards(self) -> list[int]:
+        """Of the window that is fetched next."""
+        return self._drawn[self._num_held].shards
 
     def read_ahead(self) -> None:
         """Start to fetch one window more; does nothing after the last."""
-        window = next(self._windows, None)
-        if window is not None:
-            numbers = np.unique(window.shards).tolist()
-            for number in numbers:
+        if self._draw(self._num_held + 1):
+            for number in self.next_shards:
                 self._fetcher.acquire(number)
-            self._ahead.append((window, numbers))
+            self._num_held += 1
 
-    def take(self, count: int) -> list[Item]:
-        """The next `count` samples, fewer where the windows end.
+    def take(self, alone: Mapping[Place, Shard]) -> list[Item]:
+        """The samples of the next batch, fewer where the windows end.
+
+        Args:
+            alone: samples for which their shards are not waited.
 
         Raises:
             DataError: a shard cannot be had, see `ShardFetcher.get`.
         """
         items: list[Item] = []
-        while len(items) < count and self._ahead:
-            window, numbers = self._ahead[0]
-            stop = min(self._position + count - len(items), len(window.rows))
-            span = slice(self._position, stop)
-            pairs = zip(window.shards[span].tolist(), window.rows[span].tolist(), strict=True)
-            items += [Item(window.epoch, number, row, self._get(number)) for number, row in pairs]
+        while len(items) < self._per_batch and self._draw(1):
+            if self._num_held == 0:
+                self.read_ahead()
+            window = self._drawn[0].window
+            stop = min(self._position + self._per_batch - len(items), len(window.rows))
+            rows = slice(self._position, stop)
+            for place in zip(window.shards[rows].tolist(), window.rows[rows].tolist(), strict=True):
+                sample = alone.get(place)
+                if sample is None:
+                    self._fetcher.get(place[0])
+                items.append(Item(window.epoch, *place, self._fetcher.later(place[0]), sample))
             self._position = stop
             if stop == len(window.rows):
-                self._leave(numbers)
+                self._leave()
         return items
 
-    def _get(self, number: int) -> Shard:
-        shard = self._shards.get(number)
-        if shard is None:
-            shard = self._shards[number] = self._fetcher.get(number)
-        return shard
-
-    def _leave(self, numbers: list[int]) -> None:
-        self._ahead.popleft()
+    def _leave(self) -> None:
+        shards = self._drawn.popleft().shards
+        self._num_held -= 1
         self._position = 0
-        self._shards.clear()
-        self.read_ahead()
-        for number in numbers:
+        if self._num_held == 0:
+            self.read_ahead()  # before what both windows may share is let go
+        for number in shards:
             self._fetcher.release(number)
+
+    def _draw(self, count: int) -> bool:
+        """Have so many windows in the queue; whether there are."""
+        while len(self._drawn) < count:
+            window = next(self._windows, None)
+            if window is None:
+                return False
+            self._drawn.append(_Drawn(window, np.unique(window.shards).tolist()))
+        return True

@@ -5,7 +5,6 @@ for the order. Crop, flip and caption are keyed by (seed, epoch, sample), so the
 the rank either.
 """
 
-import itertools
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ import numpy as np
 
 from gear_dist.config import DataConfig
 from gear_dist.data.bad_samples import BadSamples
+from gear_dist.data.batch_reader import BatchReader
 from gear_dist.data.batches import Batch, BatchMaker
 from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
-from gear_dist.data.lane_reader import Item, LaneReader
+from gear_dist.data.first_samples import read_first_samples
+from gear_dist.data.lane_reader import LaneReader
 from gear_dist.data.order import sequential_windows
 from gear_dist.data.plan import DataPlan, Position, Share
 from gear_dist.data.read_ahead import ReadAhead
@@ -98,10 +99,8 @@ class ShardLoader:
         limit = min(limit, total) if limit else total
         windows = sequential_windows(counts, share.batch_size, share.rank, share.world_size, limit)
         fetcher = self._new_fetcher()
-        lane = LaneReader(windows, fetcher)
-        lane.read_ahead()
-        lane.read_ahead()
-        lists = iter(lambda: lane.take(share.batch_size), [])
+        lane = LaneReader(windows, share.batch_size, fetcher)
+        lists = BatchReader([[lane]], fetcher, self._data.shard_memory_bytes).lists({})
         try:
             yield from self._maker(fetcher).batches(lists, self._new_count(limit), augment=False)
         finally:
@@ -125,30 +124,30 @@ class ShardLoader:
 
     def _training_batches(self) -> Generator[Batch, None, None]:
         fetcher = self._new_fetcher()
-        lists = self._item_lists(fetcher, self._position)
+        reader = self._batch_reader(self._position, fetcher)
         try:
+            alone = read_first_samples(self.corpora, reader.peek(), fetcher.is_near)
+            lists = reader.lists(alone)
             yield from self._maker(fetcher).batches(lists, self.bad_samples, augment=True)
         finally:
             fetcher.close()
 
-    def _item_lists(self, fetcher: ShardFetcher, position: Position) -> Iterator[list[Item]]:
-        """This rank's samples, batch by batch, from a position on."""
-        share, order, (step, micro) = self._share, self._plan.order, position
-        places = order.places(share.rank, share.world_size)
-        lanes = [LaneReader(order.windows(place, step), fetcher) for place in places]
-        for lane in lanes:
-            lane.read_ahead()
-        for number in itertools.count():
-            items: list[Item] = []
-            for lane, place in zip(lanes, places, strict=True):
-                items += lane.take(place.stop - place.start)
-            if number == 0:
-                # Not before: these reads would hold up those that the first batch waits for.
-                for lane in lanes:
-                    lane.read_ahead()
-            for batch in range(micro, share.accumulation):
-                yield items[batch * share.batch_size : (batch + 1) * share.batch_size]
-            micro = 0
+    def _batch_reader(self, position: Position, fetcher: ShardFetcher) -> BatchReader:
+        """This rank's samples from a position on.
+
+        The batches that it accumulates are those of as many ranks that stand side by side.
+        """
+        share, order, turns = self._share, self._plan.order, []
+        for turn in range(position.micro, position.micro + share.accumulation):
+            later, micro = divmod(turn, share.accumulation)
+            place = share.rank * share.accumulation + micro
+            step = position.step + later
+            lanes = [
+                LaneReader(order.windows(places, step), places.stop - places.start, fetcher)
+                for places in order.places(place, share.world_size * share.accumulation)
+            ]
+            turns.append(lanes)
+        return BatchReader(turns, fetcher, self._data.shard_memory_bytes)
 
     def _new_fetcher(self) -> ShardFetcher:
         data = self._data

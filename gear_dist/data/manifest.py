@@ -12,7 +12,7 @@ captions ({"captions": [...]}). Keys hold no dots.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage
+from gear_dist.storage import MissingObjectError, Storage
 
 SCHEMA_VERSION = 2
 DATASET_KEY = "manifest/dataset.json"
 SHARDS_KEY = "manifest/shards.parquet"
+PART_SAMPLES = 500_000
+"""A part of the samples table ends with the shard that reaches this number."""
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -103,7 +105,8 @@ def load_manifest(storage: Storage) -> Manifest:
     Raises:
         DataError: no finished corpus there, a damaged manifest, another schema version.
     """
-    facts = _load_facts(storage)
+    data = _read_facts(storage)
+    facts = _parse_facts(storage, data)
     table = _load_table(storage, facts, SHARDS_KEY, SHARDS_SCHEMA)
     shards = tuple(ShardInfo(**row) for row in table.to_pylist())
     found = (len(shards), sum(shard.samples for shard in shards))
@@ -111,7 +114,7 @@ def load_manifest(storage: Storage) -> Manifest:
         _damaged(storage, SHARDS_KEY, "its counts differ from dataset.json's")
     if [shard.shard for shard in shards] != list(range(len(shards))):
         _damaged(storage, SHARDS_KEY, "shards are not numbered 0, 1, ...")
-    if not _is_whole(storage.read(DATASET_KEY)):
+    if not _is_whole(data):
         _damaged(storage, DATASET_KEY, "its bytes differ from its own checksum")
     return Manifest(facts, shards)
 
@@ -121,13 +124,27 @@ def samples_key(part: int) -> str:
     return f"manifest/samples-{part:05d}.parquet"
 
 
+def group_parts(shards: Sequence[ShardInfo]) -> Iterator[list[ShardInfo]]:
+    """The shards of each part of the samples table."""
+    group: list[ShardInfo] = []
+    samples = 0
+    for info in shards:
+        group.append(info)
+        samples += info.samples
+        if samples >= PART_SAMPLES:
+            yield group
+            group, samples = [], 0
+    if group:
+        yield group
+
+
 def iterate_samples(storage: Storage) -> Iterator[pa.Table]:
     """The samples table (SAMPLES_SCHEMA) part by part, in the order of shards.
 
     Raises:
         DataError: as `load_manifest`.
     """
-    facts = _load_facts(storage)
+    facts = _parse_facts(storage, _read_facts(storage))
     num_rows = 0
     for key in facts.samples_keys:
         table = _load_table(storage, facts, key, SAMPLES_SCHEMA)
@@ -174,16 +191,21 @@ def _is_whole(data: bytes) -> bool:
     return digest == _own_checksum(node) and data == _dump_json({**node, "xxh3": digest})
 
 
-def _load_facts(storage: Storage) -> DatasetFacts:
-    if not storage.exists(DATASET_KEY):
-        started = storage.exists("manifest/plan.json")
-        problem = "sharding has not finished there" if started else "no sharded corpus is there"
-        raise DataError(
-            f"{storage.address}: {problem} ({DATASET_KEY} is missing): "
-            "run `gear-dist shard SOURCE DESTINATION`, or check the address"
-        )
+def _read_facts(storage: Storage) -> bytes:
     try:
-        node = json.loads(storage.read(DATASET_KEY))
+        return storage.read(DATASET_KEY)
+    except MissingObjectError:
+        started = storage.exists("manifest/plan.json")
+    problem = "sharding has not finished there" if started else "no sharded corpus is there"
+    raise DataError(
+        f"{storage.address}: {problem} ({DATASET_KEY} is missing): "
+        "run `gear-dist shard SOURCE DESTINATION`, or check the address"
+    )
+
+
+def _parse_facts(storage: Storage, data: bytes) -> DatasetFacts:
+    try:
+        node = json.loads(data)
         node.pop("xxh3", None)
         version = node["schema_version"]
         if version != SCHEMA_VERSION:

@@ -109,7 +109,7 @@ class Order:
         self.per_lane = global_batch // self.lanes
         self.parts = tuple(parts)
         self._seed = seed
-        self._window_shards = window_shards
+        self.window_shards = window_shards
         self._tail = tail
         self._epochs: dict[tuple[int, int], _Epoch] = {}
         self.tallies = tuple(map(self._count, parts))
@@ -168,10 +168,10 @@ class Order:
 
     def _window_ends(self, part: Part, ends: np.ndarray) -> list[int]:
         """Cut a lane's pieces into windows of about `window_shards` shards' samples each."""
-        if self._window_shards == 0:
+        if self.window_shards == 0:
             return [len(ends)]
         length = int(ends[-1])
-        count = round(length / (self._window_shards * part.counts.mean()))
+        count = round(length / (self.window_shards * part.counts.mean()))
         cuts = np.arange(1, count) * (length / max(count, 1))
         inner = np.searchsorted(ends, cuts)
         before = np.where(inner > 0, ends[inner - 1], 0)
@@ -238,18 +238,25 @@ def _locate(pieces: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def choose_lanes(
-    global_batch: int, world_size: int, at_least: int, weights: Sequence[float] = (1.0,)
+    global_batch: int,
+    world_size: int,
+    *,
+    at_least: int = 1,
+    at_most: int = 1 << 62,
+    weights: Sequence[float] = (1.0,),
 ) -> tuple[int, ...]:
     """Lanes of each part of a mixture.
 
     Their sum divides the global batch and is a multiple of the world size, so that each rank reads
     lanes of its own; among such sums the least that is `at_least` or more and gives every part its
-    share of each batch to within one in a hundred, else the one that comes nearest.
+    share of each batch to within one in a hundred, else the one that comes nearest. More than
+    `at_most` are never taken where fewer are possible.
 
     Args:
         global_batch: samples of an optimizer step; a multiple of the world size.
         world_size: number of ranks.
         at_least: lanes that are wanted.
+        at_most: lanes for which there is room.
         weights: positive, one a part.
     """
     sums = [
@@ -257,6 +264,7 @@ def choose_lanes(
         for lanes in range(world_size, global_batch + 1, world_size)
         if global_batch % lanes == 0 and lanes >= len(weights)
     ]
+    sums = [lanes for lanes in sums if lanes <= at_most] or sums[:1]
     wide = [lanes for lanes in sums if lanes >= at_least] or sums[-1:]
     if not wide:
         return ()

@@ -58,9 +58,17 @@ class DataPlan:
         shards = [info for corpus in corpora for info in corpus.manifest.shards]
         self.counts = np.array([info.samples for info in shards], np.int64)
         """(num_shards,) samples of each shard, over all corpora."""
-        self.keep = sum(info.bytes for info in shards) <= KEEP_BYTES
+        self._bytes = sum(info.bytes for info in shards)
+        self.keep = self._bytes <= min(KEEP_BYTES, data.shard_memory_bytes)
         """Whether everything is kept in memory."""
-        self.order = self._make_order(self._first_lanes())
+        lanes = self._first_lanes()
+        self.order = self._make_order(lanes, self._first_window(sum(lanes)))
+
+    @property
+    def _fitting(self) -> int:
+        """Shards that half the memory of all workers holds; the other half is for the next."""
+        memory_bytes = self._share.world_size * self._data.shard_memory_bytes
+        return int(memory_bytes / 2 / max(self._bytes / max(len(self.counts), 1), 1))
 
     def _first_lanes(self) -> tuple[int, ...]:
         """Lanes of each part, for a run that starts."""
@@ -74,10 +82,15 @@ class DataPlan:
         if lanes:
             return split_lanes(lanes, weights)
         if self.keep:
-            found = choose_lanes(global_batch, 1, 1, weights)
+            found = choose_lanes(global_batch, 1, weights=weights)
         else:
-            wanted = self._data.shuffle_buffer_shards
-            found = choose_lanes(global_batch, self._share.world_size, wanted, weights)
+            found = choose_lanes(
+                global_batch,
+                self._share.world_size,
+                at_least=self._data.shuffle_buffer_shards,
+                at_most=self._fitting,
+                weights=weights,
+            )
         if not found:
             raise ConfigError(
                 f"engine.global_batch={global_batch} has no room for {len(weights)} corpora: "
@@ -85,7 +98,12 @@ class DataPlan:
             )
         return found
 
-    def _make_order(self, lanes: Sequence[int]) -> Order:
+    def _first_window(self, lanes: int) -> int:
+        """Shards of each lane that are mixed with one another, for a run that starts; 0: all."""
+        wanted = math.ceil(self._data.shuffle_buffer_shards / lanes)
+        return 0 if self.keep else max(1, min(wanted, self._fitting // lanes))
+
+    def _make_order(self, lanes: Sequence[int], window_shards: int) -> Order:
         """The order, with one part a corpus, or one for all where there are no weights."""
         sizes = [len(corpus.manifest.shards) for corpus in self._corpora]
         sizes = sizes if len(lanes) > 1 else [sum(sizes)]
@@ -94,12 +112,11 @@ class DataPlan:
             Part(self.counts[end - size : end], end - size, part_lanes)
             for size, end, part_lanes in zip(sizes, ends, lanes, strict=True)
         ]
-        buffer = self._data.shuffle_buffer_shards
         return Order(
             parts,
             global_batch=self._share.global_batch,
             seed=self._seed,
-            window_shards=0 if self.keep else math.ceil(buffer / sum(lanes)),
+            window_shards=window_shards,
             tail=self._data.tail,
         )
 
@@ -115,6 +132,7 @@ class DataPlan:
             "corpora": [corpus.storage.address for corpus in self._corpora],
             "global_batch": self.order.global_batch,
             "lanes": lanes,
+            "window_shards": self.order.window_shards,
             "shares": [count / self.order.lanes for count in lanes],
             "epochs": [tally._asdict() for tally in self.order.tallies],
             "tail": self._data.tail,
@@ -134,19 +152,20 @@ class DataPlan:
     def state_of(self, position: Position) -> dict[str, Any]:
         """A position with everything that gives it its meaning, as JSON.
 
-        It holds for any number of ranks, with the lanes of the run's start, unless it is inside a
-        global batch (`micro` is not 0).
+        It holds for any number of ranks, with the lanes and windows of the run's start, unless it
+        is inside a global batch (`micro` is not 0).
         """
         return {
             **position._asdict(),
             "epoch": position.step // max(self.order.tallies[0].steps, 1),
             "lanes": [part.lanes for part in self.order.parts],
+            "window_shards": self.order.window_shards,
             "ranks": [self._share.world_size, self._share.accumulation],
             **self._identity(),
         }
 
     def restore(self, state: dict[str, Any]) -> Position:
-        """Take up the lanes of a saved position.
+        """Take up the lanes and windows of a saved position.
 
         Raises:
             DataError: another corpus or another kind of state.
@@ -165,7 +184,7 @@ class DataPlan:
             )
         if self._data.lanes and self._data.lanes != sum(state["lanes"]):
             _refuse_change(self.address, "data.lanes", sum(state["lanes"]), self._data.lanes)
-        self.order = self._make_order(state["lanes"])
+        self.order = self._make_order(state["lanes"], state["window_shards"])
         return Position(int(state["step"]), int(state["micro"]))
 
     def _identity(self) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class ShardCache:
         self._files.write(".lock", b"")
         self._files.remove_leftovers()
 
+    def holds(self, info: ShardInfo) -> bool:
+        """Whether a shard is here."""
+        return self._files.exists(_name(info))
+
     def read(self, info: ShardInfo) -> bytes | None:
         """The shard's bytes, unchecked; None where it is not here."""
         name = _name(info)

@@ -196,12 +196,16 @@ def test_a_mixture_gives_each_part_its_lanes() -> None:
 
 
 def test_choice_of_lanes() -> None:
-    assert choose_lanes(256, 1, 8) == (8,)
-    assert choose_lanes(256, 64, 8) == (64,), "each rank has lanes of its own"
-    assert choose_lanes(6, 2, 8) == (6,), "no more than there is room for"
-    assert choose_lanes(16, 1, 1, (3, 1)) == (3, 1)
-    assert choose_lanes(256, 8, 8, (0.7, 0.3)) == (45, 19), "shares to one in a hundred"
-    assert choose_lanes(2, 2, 8, (1, 1, 1)) == ()
+    assert choose_lanes(256, 1, at_least=8) == (8,)
+    assert choose_lanes(256, 64, at_least=8) == (64,), "each rank has lanes of its own"
+    assert choose_lanes(6, 2, at_least=8) == (6,), "no more than there is room for"
+    assert choose_lanes(16, 1, weights=(3, 1)) == (3, 1)
+    mixed = choose_lanes(256, 8, at_least=8, weights=(0.7, 0.3))
+    assert mixed == (45, 19), "shares to one in a hundred"
+    assert choose_lanes(256, 8, at_least=8, at_most=32, weights=(0.7, 0.3)) == (11, 5)
+    assert choose_lanes(240, 1, at_least=8, at_most=7) == (6,)
+    assert choose_lanes(256, 64, at_least=8, at_most=3) == (64,), "fewer are not possible"
+    assert choose_lanes(2, 2, weights=(1, 1, 1)) == ()
     assert split_lanes(4, (1000, 1, 1)) == (2, 1, 1)
 
 
