@@ -9,7 +9,7 @@ from PIL import Image
 
 from gear_data_prep.policies import CONVERT, KEEP, parse_policies
 from gear_data_prep.samples import BadSampleError
-from gear_dist.data.images import MAX_ASPECT, BadImageError, decode_image
+from gear_dist.data.images import BadImageError, check_size, decode_image
 
 CHECKS = ("header", "decode", "strict")
 _MAX_SCANS = 100
@@ -112,12 +112,10 @@ def _sniff(data: bytes) -> str:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        reason = f"{width} x {height} pixels exceed max_pixels = {max_pixels}"
-        raise BadSampleError("too-large", reason)
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        reason = f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1"
-        raise BadSampleError("too-long", reason)
+    try:
+        check_size(width, height, max_pixels)
+    except BadImageError as error:
+        raise BadSampleError(error.kind, str(error)) from None
 
 
 def _jpeg_header(data: bytes) -> _Header:
@@ -186,7 +184,7 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return decode_image(data, max_pixels)
     except BadImageError as error:
-        raise BadSampleError("undecodable", str(error)) from None
+        raise BadSampleError(error.kind, str(error)) from None
 
 
 def _convert(data: bytes, found: str, settings: ImageSettings) -> CheckedImage:

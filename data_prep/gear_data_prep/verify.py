@@ -14,7 +14,6 @@ from gear_data_prep.image_checks import ImageSettings, check_image
 from gear_data_prep.progress import Progress
 from gear_data_prep.samples import BadSampleError
 from gear_data_prep.sources.image_folder import SUFFIXES
-from gear_data_prep.tar_index import TarDamageError, walk_members
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import (
     DATASET_KEY,
@@ -24,6 +23,7 @@ from gear_dist.data.manifest import (
     iterate_samples,
     load_manifest,
 )
+from gear_dist.data.tar_members import TarDamageError, walk_members
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage
 

@@ -30,7 +30,15 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadImageError(ValueError):
-    """Bytes that do not decode to an acceptable image; the message says why."""
+    """Bytes that do not decode to an acceptable image; the message says why.
+
+    Attributes:
+        kind: the same in a word: undecodable, too-large or too-long.
+    """
+
+    def __init__(self, reason: str, kind: str = "undecodable") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -61,9 +69,11 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raise BadImageError for an image that is too large or too long to be decoded."""
     if width * height > max_pixels:
-        raise BadImageError(f"{width} x {height} pixels exceed max_pixels = {max_pixels}")
+        reason = f"{width} x {height} pixels exceed max_pixels = {max_pixels}"
+        raise BadImageError(reason, "too-large")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImageError(f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1")
+        reason = f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1"
+        raise BadImageError(reason, "too-long")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

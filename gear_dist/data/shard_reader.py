@@ -1,8 +1,4 @@
-"""Webdataset tars to samples: checked against the manifest, parsed by hand, sample by sample.
-
-A stock tarfile walk costs more than decoding a small image; the plain ustar headers that our
-writer and webdataset's use are read here directly.
-"""
+"""Webdataset tars to samples: checked against the manifest, parsed sample by sample."""
 
 import json
 import re
@@ -10,12 +6,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import ShardInfo
+from gear_dist.data.tar_members import list_members
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
-_BLOCK = 512
-_REGULAR = (b"0", b"\0")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 """Key and suffixes of a member, split at the first dot of its last part, as webdataset does."""
 
@@ -162,73 +157,12 @@ def index_samples(data: bytes, *, trusted: bool = False) -> Shard:
         ValueError: as `list_members`.
     """
     groups: dict[str, dict[str, Span]] = {}
-    for name, start, size in list_members(data, trusted=trusted):
-        if match := _NAME.fullmatch(name):
-            groups.setdefault(match[1], {})[match[2].lower()] = (start, size)
+    for member in list_members(data, trusted=trusted):
+        if match := _NAME.fullmatch(member.name):
+            groups.setdefault(match[1], {})[match[2].lower()] = (member.offset, member.size)
     images = set(IMAGE_SUFFIXES)
     found = {key: parts for key, parts in groups.items() if not images.isdisjoint(parts)}
     return Shard(data, list(found), list(found.values()))
-
-
-def list_members(data: bytes, *, trusted: bool = False) -> list[tuple[str, int, int]]:
-    """Name, offset of the data and size of every regular file in a tar (ustar, pax or GNU names).
-
-    Args:
-        data: the whole tar.
-        trusted: leave out the headers' own checksums, because that of the tar is right.
-
-    Raises:
-        ValueError: a damaged header, a member that reaches beyond the end, no end marker.
-    """
-    members: list[tuple[str, int, int]] = []
-    extended: dict[str, str] = {}
-    position = 0
-    while True:
-        header = data[position : position + _BLOCK]
-        if len(header) < _BLOCK:
-            raise ValueError(f"the tar breaks off at byte {position}")
-        if header[0] == 0 and not header.strip(b"\0"):
-            return members
-        name, size, kind = _parse_header(header, position, trusted)
-        name = extended.get("path", name)
-        start = position + _BLOCK
-        if start + size > len(data):
-            raise ValueError(f"the tar breaks off inside {name}")
-        if kind in _REGULAR:
-            members.append((name, start, size))
-            extended = {}
-        else:
-            extended = _extensions(kind, data[start : start + size])
-        position = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
-
-
-def _parse_header(header: bytes, position: int, trusted: bool) -> tuple[str, int, bytes]:
-    """Name, size and type flag."""
-    try:
-        name = header[:100].rstrip(b"\0").decode()
-        if header[345] and header[257:263] == b"ustar\0":
-            name = header[345:500].rstrip(b"\0").decode() + "/" + name
-        size = int(header[124:136].strip(b" \0") or b"0", 8)
-        stated = int(header[148:156].strip(b" \0"), 8)
-    except ValueError:
-        raise ValueError(f"no tar header at byte {position}") from None
-    right = trusted or stated == sum(header[:148]) + sum(header[156:]) + 8 * 32
-    if size < 0 or not right:
-        raise ValueError(f"a damaged tar header at byte {position}")
-    return name, size, header[156:157]
-
-
-def _extensions(kind: bytes, data: bytes) -> dict[str, str]:
-    """What an extended header says of the member that follows it."""
-    if kind == b"L":
-        return {"path": data.rstrip(b"\0").decode()}
-    if kind != b"x":
-        return {}
-    records = (line.partition(b" ")[2].partition(b"=") for line in data.split(b"\n"))
-    found = {key.decode(): value.decode() for key, _, value in records if key}
-    if "size" in found:
-        raise ValueError("members of 8 GiB and more are not supported")
-    return found
 
 
 def refuse_shard(storage: Storage, info: ShardInfo, why: str) -> NoReturn:

@@ -12,7 +12,8 @@ import webdataset
 from gear_data_prep.tar_writer import TarWriter
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.manifest import load_manifest
-from gear_dist.data.shard_reader import UnreadableSampleError, index_samples, list_members
+from gear_dist.data.shard_reader import UnreadableSampleError, index_samples
+from gear_dist.data.tar_members import list_members
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, open_storage
 from loader_cases import make_loader, take, tar_of
@@ -43,7 +44,8 @@ def test_our_parser_agrees_with_tarfile() -> None:
         for data in (stream.getvalue(), other.getvalue()):
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
                 expected = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
-            assert list_members(data) == expected
+            found = [(member.name, member.offset, member.size) for member in list_members(data)]
+            assert found == expected
 
 
 def test_every_cut_tar_is_noticed() -> None:
@@ -70,7 +72,7 @@ def test_names_split_where_webdataset_splits_them() -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo(long_prefix))
-    assert list_members(stream.getvalue())[0][0] == long_prefix
+    assert list_members(stream.getvalue())[0].name == long_prefix
 
 
 @pytest.mark.parametrize(

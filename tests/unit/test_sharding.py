@@ -21,6 +21,7 @@ from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import load_manifest, load_samples
+from gear_dist.data.tar_members import list_members
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import open_storage
 from sample_shards import SampleShards
@@ -136,7 +137,8 @@ def test_split_by_share(small_tree: Path, tmp_path: Path) -> None:
     assert train.classes == held.classes == ("cat", "dog")
     assert train.num_samples + held.num_samples == 40
     assert 4 <= held.num_samples <= 16
-    names = [n for n, _, _ in _members(out / "train/shards/000000.tar") if not n.endswith("cls")]
+    tar = list_members((out / "train/shards/000000.tar").read_bytes())
+    names = [member.name for member in tar if not member.name.endswith("cls")]
     assert {name.split(".")[1] for name in names} == {"jpg", "png"}
     before = {
         image.path for image in read_image_folder(small_tree, 0.25).splits["validation"].units
@@ -144,12 +146,6 @@ def test_split_by_share(small_tree: Path, tmp_path: Path) -> None:
     write_image(small_tree / "cat/deep/new.png")
     after = {image.path for image in read_image_folder(small_tree, 0.25).splits["validation"].units}
     assert before == after - {"cat/deep/new.png"}, "images stay on their side"
-
-
-def _members(tar: Path) -> list[tuple[str, int, int]]:
-    from gear_dist.data.shard_reader import list_members
-
-    return list_members(tar.read_bytes())
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])

@@ -1,17 +1,14 @@
 """Files of a source, on a folder or an object store: found by suffix, read at positions."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from gear_dist.data.tar_members import ReadAt
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, ObjectInfo, Storage, open_storage
 
 _WINDOW_BYTES = 4 << 20
-
-ReadAt = Callable[[int, int], bytes]
-"""Bytes from a position, fewer at the end."""
 
 
 class SourceOptions(NamedTuple):

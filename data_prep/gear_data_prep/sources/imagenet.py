@@ -32,7 +32,7 @@ from gear_data_prep.sources.tar_runs import (
     sample_key,
 )
 from gear_data_prep.sources.webdataset_tars import parse_run
-from gear_data_prep.tar_index import Member, TarDamageError, walk_members
+from gear_dist.data.tar_members import Member, TarDamageError, walk_members
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
-from gear_data_prep.tar_index import Member, TarDamageError, walk_members
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
+from gear_dist.data.tar_members import Member, TarDamageError, walk_members
 
 MAX_RUN_BYTES = 8 << 20
 _MAX_SAMPLE_MEMBERS = 64

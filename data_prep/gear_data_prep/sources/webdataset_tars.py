@@ -27,7 +27,7 @@ from gear_data_prep.sources.tar_runs import (
     is_hidden,
     list_runs,
 )
-from gear_data_prep.tar_index import TarDamageError, walk_members
+from gear_dist.data.tar_members import TarDamageError, walk_members
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage
 
