@@ -93,6 +93,8 @@ the size are decoded at a half, a quarter or an eighth, which changes pixels."""
     captions: Literal["off", "first", "random"] = "off"
     """Captions in the batches: none, each image's first, or one of its captions drawn anew every \
 epoch. Unless off, a sample may lack a class and must have a caption."""
+    caption_dropout: float = 0.1
+    """Probability that a caption is replaced by an empty one in training, for guidance."""
     prefetch_batches: int = 4
     """Batches that the loader's thread reads ahead."""
     shuffle_buffer_shards: int = 8
@@ -128,7 +130,7 @@ itself up to ten requests."""
         _require_at_least("data", self, 1, "shard_memory_bytes")
         _require_at_least("data", self, 0, "lanes", "cache_bytes")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
-        _require_fraction("data", self, "max_bad_share")
+        _require_fraction("data", self, "max_bad_share", "caption_dropout")
         weights = self.mixture_weights
         _require(
             all(weight > 0 for weight in weights),
@@ -252,7 +254,8 @@ class GeneratorConfig:
     token_dropout: float = 0.1
     """Dropout of token embeddings."""
     class_dropout: float = 0.1
-    """Probability that a label becomes the null class, for guidance."""
+    """Probability that a label becomes the null class, for guidance; drawn by seed, epoch and \
+sample."""
     tap_layer: int = 4
     """The alignment reads the residual stream after this many blocks."""
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from gear_dist.config import RunConfig
+from gear_dist.config import GeneratorConfig, RunConfig
 from gear_dist.engines import TrainingEngine
 from gear_dist.generator import SoftTokens
 from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
@@ -33,6 +34,8 @@ class MicroBatch(NamedTuple):
     """(B,) int64."""
     features: Sequence[Tensor]
     """Teacher features (B, L, F), one a teacher."""
+    drop_draws: Tensor
+    """(B,) in [0, 1): labels are dropped where they are below generator.class_dropout."""
 
 
 class TokenizerResult(NamedTuple):
@@ -125,11 +128,17 @@ def discriminator_step(
     return {"discriminator_loss": loss.detach()}
 
 
+def kept_labels(batch: MicroBatch, generator: GeneratorConfig) -> Tensor:
+    """(B,) labels, the null class where they are dropped."""
+    dropped = batch.drop_draws < generator.class_dropout
+    return torch.where(dropped, generator.num_classes, batch.labels)
+
+
 def generator_step(
     generator: TrainingEngine, indices_BL: Tensor, batch: MicroBatch, config: RunConfig
 ) -> Metrics:
     """Update 3: next-token cross-entropy and hard alignment, on detached indices."""
-    out = generator(indices_BL[:, :-1], batch.labels, indices_BL)
+    out = generator(indices_BL[:, :-1], kept_labels(batch, config.generator), indices_BL)
     loss, terms = out.cross_entropy, {"cross_entropy": out.cross_entropy}
     if config.alignment.hard_weight > 0:
         terms["align_hard"] = alignment_loss(out.projected, batch.features)

@@ -264,8 +264,9 @@ class Trainer:
         if self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.labels.to(self.device, non_blocking=True)
+        drop_draws = batch.drop_draws.to(self.device, non_blocking=True)
         features = [] if stage.name == "tokenizer" else self._features(images)
-        return MicroBatch(images, labels, features)
+        return MicroBatch(images, labels, features, drop_draws)
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
         bf16 = resolve_precision(self.config, self.device) == "bf16"

@@ -31,7 +31,7 @@ from gear_dist.data.manifest import (
 from gear_dist.data.shard_reader import index_samples
 from gear_dist.storage import FileStorage
 
-SMALL = DataConfig(image_size=32, shuffle_buffer_shards=2, decode_threads=1)
+SMALL = DataConfig(image_size=32, shuffle_buffer_shards=2, decode_threads=1, caption_dropout=0.0)
 
 
 def make_loader(
@@ -66,6 +66,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
         and a.captions == b.captions
         and torch.equal(a.images, b.images)
         and torch.equal(a.labels, b.labels)
+        and torch.equal(a.drop_draws, b.drop_draws)
         for a, b in zip(first, second, strict=True)
     )
 

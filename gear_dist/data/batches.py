@@ -31,7 +31,10 @@ class Batch(NamedTuple):
     """(B,) int64; -1: none, only with captions."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
-    """Empty strings where data.captions=off."""
+    """Empty strings where data.captions=off, or where it is dropped."""
+    drop_draws: torch.Tensor
+    """(B,) float32, a random number in [0, 1) of each sample and epoch: what conditions a generator
+    is dropped where it is below the chance. 1 in validation."""
 
 
 class _Draws(NamedTuple):
@@ -41,6 +44,7 @@ class _Draws(NamedTuple):
     top: float
     flip: float
     caption: float
+    drop: float
 
 
 class _Known(NamedTuple):
@@ -49,6 +53,7 @@ class _Known(NamedTuple):
     key: str
     label: int
     caption: str
+    drop: float
 
 
 class _Work(NamedTuple):
@@ -146,7 +151,7 @@ class BatchMaker:
 
         Which one that is depends on the shard alone, so neither rank nor world size matters.
         """
-        draws = self._draw(item) if augment else _Draws(0.5, 0.5, 1.0, 0.0)
+        draws = self._draw(item) if augment else _Draws(0.5, 0.5, 1.0, 0.0, 1.0)
         if item.alone is not None:
             # What is wrong with it its shard says too.
             with contextlib.suppress(BadImageError, UnreadableSampleError):
@@ -164,25 +169,30 @@ class BatchMaker:
 
     def _read(self, out: np.ndarray, item: Item, shard: Shard, row: int, draws: _Draws) -> _Known:
         """Write the crop of a row of a shard."""
-        caption = self._caption(shard, row, draws.caption)
+        caption = self._caption(shard, row, draws)
         label = shard.class_index(row)
         place = Placement(draws.left, draws.top, draws.flip < self._data.flip)
         out[:] = take_crop(shard.image(row), self._crops, place)
         self._check_label(item, shard.keys[row], label)
-        return _Known(shard.keys[row], label, caption)
+        return _Known(shard.keys[row], label, caption, draws.drop)
 
     def _draw(self, item: Item) -> _Draws:
         number = int(self._first_samples[item.number]) + item.row
         digest = xxhash.xxh3_128_digest(struct.pack("<QQQ", self._seed, item.epoch, number))
-        return _Draws(*(word / 2**32 for word in struct.unpack("<4I", digest)))
+        drop = (xxhash.xxh3_64_intdigest(digest) >> 40) / 2**24  # which float32 holds exactly
+        left, top, flip, caption = (word / 2**32 for word in struct.unpack("<4I", digest))
+        return _Draws(left, top, flip, caption, drop)
 
-    def _caption(self, shard: Shard, row: int, draw: float) -> str:
+    def _caption(self, shard: Shard, row: int, draws: _Draws) -> str:
         if self._data.captions == "off":
             return ""
         captions = shard.captions(row)
         if not captions:
             raise UnreadableSampleError("it has no caption, which data.captions asks for")
-        return captions[int(draw * len(captions)) if self._data.captions == "random" else 0]
+        if draws.drop < self._data.caption_dropout:
+            return ""
+        chosen = int(draws.caption * len(captions)) if self._data.captions == "random" else 0
+        return captions[chosen]
 
     def _check_label(self, item: Item, key: str, label: int) -> None:
         unlabelled = label == -1 and self._data.captions != "off"
@@ -201,10 +211,11 @@ def _finish(work: _Work) -> Batch:
 
 
 def _collate(pixels: np.ndarray, known: list[_Known]) -> Batch:
-    keys, labels, captions = zip(*known, strict=True)
+    keys, labels, captions, drops = zip(*known, strict=True)
     return Batch(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
         torch.tensor(labels, dtype=torch.int64),
         keys,
         captions,
+        torch.tensor(drops, dtype=torch.float32),
     )

@@ -1,8 +1,8 @@
 """Batches of crops from sharded corpora, with an exact position.
 
 What a rank yields is a function of seed, step, lanes and its place among the ranks; see order.py
-for the order. Crop, flip and caption are keyed by (seed, epoch, sample), so they do not depend on
-the rank either.
+for the order. Crop, flip, caption, and which label or caption is dropped are keyed by (seed, epoch,
+sample), so they do not depend on the rank either.
 """
 
 from collections.abc import Generator, Iterator, Sequence

@@ -25,7 +25,7 @@ class ShardCache:
         self._folder = folder.expanduser().absolute()
         self._limit_bytes = limit_bytes
         self._files = FileStorage(self._folder)
-        self._files.write(".lock", b"")
+        self._files.create(".lock", b"")  # never another file, whose lock would be another lock
         self._files.remove_leftovers()
 
     def holds(self, info: ShardInfo) -> bool:

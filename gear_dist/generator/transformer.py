@@ -98,17 +98,12 @@ class TokenEmbedding(nn.Module):
 class ClassEmbedding(nn.Module):
     """Class table with a null row (index num_classes) where labels are ever dropped."""
 
-    def __init__(self, num_classes: int, width: int, dropout: float):
+    def __init__(self, num_classes: int, width: int, *, with_null: bool):
         super().__init__()
-        self.num_classes = num_classes
-        self.dropout = dropout
-        self.embedding_table = nn.Embedding(num_classes + (dropout > 0), width)
+        self.embedding_table = nn.Embedding(num_classes + with_null, width)
 
     def forward(self, labels_B: Tensor) -> Tensor:
-        """Labels (B,) to (B, 1, D); in training each becomes null with the dropout's chance."""
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(labels_B.shape, device=labels_B.device) < self.dropout
-            labels_B = torch.where(dropped, self.num_classes, labels_B)
+        """Labels (B,) to (B, 1, D)."""
         return self.embedding_table(labels_B)[:, None]
 
 
@@ -206,7 +201,9 @@ class Generator(nn.Module):
         self.config = config
         self.grid_size = grid_size
         self.tok_embeddings = TokenEmbedding(num_codes, config.width, kernels)
-        self.cls_embedding = ClassEmbedding(config.num_classes, config.width, config.class_dropout)
+        self.cls_embedding = ClassEmbedding(
+            config.num_classes, config.width, with_null=config.class_dropout > 0
+        )
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width)
@@ -238,7 +235,7 @@ class Generator(nn.Module):
 
         Args:
             tokens: indices (B, L - 1), or soft tokens of that length.
-            labels_B: classes (B,).
+            labels_B: classes (B,), the null class where a label is dropped.
             targets_BL: indices (B, L) to predict.
         """
         class_B1D = self.cls_embedding(labels_B)

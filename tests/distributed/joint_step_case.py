@@ -99,7 +99,8 @@ def reference_states(prefix: str) -> NetworkStates:
 def reference_batch() -> MicroBatch:
     """The stored images, labels and teacher features."""
     _, numbers = read_reference("joint_step")
-    return MicroBatch(numbers["images"], numbers["labels"], [numbers["teacher"]])
+    labels = numbers["labels"]
+    return MicroBatch(numbers["images"], labels, [numbers["teacher"]], torch.rand(labels.shape))
 
 
 def split_batch(batch: MicroBatch, index: int, parts: int) -> MicroBatch:
@@ -108,7 +109,8 @@ def split_batch(batch: MicroBatch, index: int, parts: int) -> MicroBatch:
     def cut(x: Tensor) -> Tensor:
         return x.chunk(parts)[index]
 
-    return MicroBatch(cut(batch.images), cut(batch.labels), [cut(f) for f in batch.features])
+    features = [cut(f) for f in batch.features]
+    return MicroBatch(cut(batch.images), cut(batch.labels), features, cut(batch.drop_draws))
 
 
 def build_networks(config: RunConfig, world_size: int) -> Networks:

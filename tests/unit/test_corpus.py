@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 
 from gear_cluster.object_store import StoreEndpoint
-from gear_dist.config import DataConfig
+from gear_dist.config import DataConfig, GeneratorConfig
 from gear_dist.data import corpus as corpus_module
 from gear_dist.data import fetching
 from gear_dist.data import plan as plan_module
@@ -22,6 +23,7 @@ from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.steps import MicroBatch, kept_labels
 from gear_dist.storage import open_storage
 from loader_cases import (
     all_keys,
@@ -148,6 +150,39 @@ def test_choice_of_captions(tmp_path: Path, classes: bool) -> None:
         assert batch.captions == halves[0][number].captions + halves[1][number].captions
 
 
+def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path: Path) -> None:
+    address = captioned(tmp_path, classes=True)
+    options = {"num_classes": 2, "captions": "first", "caption_dropout": 0.3}
+    whole = take(make_loader(address, batch_size=20, **options), 40)
+    dropped = [
+        {key for key, caption in zip(batch.keys, batch.captions, strict=True) if not caption}
+        for batch in whole
+    ]
+    assert 0.25 < sum(map(len, dropped)) / 800 < 0.35
+    assert dropped[0] != dropped[1], "drawn anew every epoch"
+    for batch in whole:
+        below = batch.drop_draws < 0.3
+        assert below.tolist() == [not caption for caption in batch.captions]
+        kept = kept_labels(
+            MicroBatch(batch.images, batch.labels, [], batch.drop_draws),
+            GeneratorConfig(num_classes=2, class_dropout=0.3),
+        )
+        assert kept.tolist() == [2 if drop else 1 for drop in below.tolist()]
+    draws = torch.cat([batch.drop_draws for batch in whole])
+    assert 0.47 < draws.mean() < 0.53
+    assert draws.max() < 1
+    halves = [
+        take(make_loader(address, batch_size=10, rank=rank, world_size=2, **options), 40)
+        for rank in range(2)
+    ]
+    for number, batch in enumerate(whole):
+        parts = [half[number] for half in halves]
+        assert torch.equal(batch.drop_draws, torch.cat([part.drop_draws for part in parts]))
+    (validation,) = make_loader(address, batch_size=20, **options).validation_batches()
+    assert all(validation.captions)
+    assert (validation.drop_draws == 1).all()
+
+
 def test_a_missing_caption_is_a_bad_sample(tmp_path: Path) -> None:
     address = write_corpus(tmp_path / "c", [numbered_samples(4)])
     loader = make_loader(address, batch_size=4, num_classes=2, captions="first")
@@ -270,6 +305,14 @@ def test_the_cache_is_shared_by_processes(tmp_path: Path) -> None:
     processes = [subprocess.Popen([*command, str(step)]) for step in (1, 3, 7, 9)]
     assert [process.wait(60) for process in processes] == [0] * 4
     assert 1 <= len(list(tmp_path.glob("*.tar"))) <= 5 + 3
+
+
+def test_processes_that_come_later_lock_the_same_file(tmp_path: Path) -> None:
+    inodes = []
+    for _ in range(2):
+        ShardCache(tmp_path, 5000)
+        inodes.append((tmp_path / ".lock").stat().st_ino)
+    assert inodes[0] == inodes[1]
 
 
 def test_a_full_disk_is_no_end(

@@ -51,7 +51,7 @@ def test_batches(train: str) -> None:
     batches = take(make_loader(train), 12)
     table = load_samples(open_storage(train)).to_pydict()
     label_of = dict(zip(table["key"], table["class_index"], strict=True))
-    for images, labels, keys, captions in batches:
+    for images, labels, keys, captions, _ in batches:
         assert (images.shape, images.dtype) == ((16, 3, 32, 32), torch.uint8)
         assert images.is_contiguous()
         assert labels.dtype == torch.int64
