@@ -63,13 +63,17 @@ bench-kernels: $(STAMP)
 	$(TEST_ENV) $(BIN)/python kernels/bench/run.py $(ARGS)
 bench-sharding: $(STAMP) .gear/peers
 	$(TEST_ENV) $(BIN)/python data_prep/bench/run.py --img2dataset .gear/peers
-bench-loading: $(STAMP)
-	$(TEST_ENV) $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench
+bench-loading: $(STAMP) .gear/streaming
+	$(TEST_ENV) PYTHONPATH=.gear/streaming $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench
 bench-training: $(STAMP)
 	$(TEST_ENV) $(BIN)/python cluster/bench/run.py
-# Pins of their own: a folder that only the benchmark looks into.
+# Pins of their own: folders that only the benchmarks look into.
 .gear/peers:
 	$(BIN)/python -m pip install --quiet --target $@ 'img2dataset==1.47.0'
+# Without its clients of other clouds and torchvision, which shards on S3 do not need.
+.gear/streaming:
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'mosaicml-streaming==0.13.0' \
+		Brotli python-snappy cramjam zstd catalogue
 
 .PHONY: soak
 soak: $(STAMP) ## the slow tests

@@ -1,4 +1,4 @@
-"""A proxy in front of the object store that spoils a share of the GETs."""
+"""A proxy in front of the object store that spoils a share of the GETs, or refuses credentials."""
 
 import contextlib
 import http.client
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 FAULTS = ("500", "503", "reset", "slow", "truncated")
 _SLOW_S = 0.3
+_EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>planted</Message></Error>"
 
 
 class FaultProxy:
@@ -24,6 +25,8 @@ class FaultProxy:
         self.target = urlsplit(target).netloc
         self.share = share
         self.done: Counter[str] = Counter()
+        self.expired_tokens: set[str] = set()
+        """Session tokens of credentials that are refused from now on."""
         self._random = random.Random(seed)
         self._lock = threading.Lock()
 
@@ -41,9 +44,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     proxy: FaultProxy
 
     def _pass_on(self) -> None:
-        fault = self.proxy.draw(self.command)
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
+        if self.headers.get("X-Amz-Security-Token") in self.proxy.expired_tokens:
+            self._refuse_token()
+            return
+        fault = self.proxy.draw(self.command)
         if fault == "reset":
             # A linger of 0 s makes closing send a reset.
             linger = struct.pack("ii", 1, 0)
@@ -64,6 +70,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         connection.endheaders(body)
         self._answer(connection.getresponse(), fault)
         connection.close()
+
+    def _refuse_token(self) -> None:
+        self.proxy.done["expired"] += 1
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(_EXPIRED)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else _EXPIRED)
 
     def _answer(self, answer: http.client.HTTPResponse, fault: str) -> None:
         data = answer.read()

@@ -144,6 +144,13 @@ def _shard_urls(source: str) -> list[str]:
     return [f"pipe:curl -sfL '{url}'" for url in signed]
 
 
+def streaming_batches(source: str, crop: str) -> Iterator[Any]:
+    """mosaicml-streaming's own dataset."""
+    from streaming_peer import batches
+
+    return batches(source, CROPS[crop], BATCH)
+
+
 def our_batches(source: str, decoding: str, rank: int) -> Iterator[Any]:
     """This project's loader, one rank of two."""
     from gear_dist.config import DataConfig
@@ -192,7 +199,11 @@ def measure_ours(source: str, decoding: str, images: int) -> float:
 
 def measure_peer(kind: str, source: str, crop: str, images: int) -> float:
     """Images/s of one process with two workers."""
-    make = {"webdataset": webdataset_batches, "imagefolder": image_folder_batches}[kind]
+    make = {
+        "webdataset": webdataset_batches,
+        "imagefolder": image_folder_batches,
+        "streaming": streaming_batches,
+    }[kind]
     count = images // BATCH
     return count * BATCH / _time(make(source, crop), count)
 

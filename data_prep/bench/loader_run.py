@@ -1,7 +1,7 @@
 """Measures the loader beside its peers: `python data_prep/bench/loader_run.py FOLDER`.
 
 Contenders take turns, each a process tree of its own; medians of the rounds are printed. FOLDER
-keeps the corpora for the next time.
+keeps the corpora for the next time. mosaicml-streaming is imported from where PYTHONPATH says.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from corpora import make_tree
 from loader_peers import BATCH, SIZE
+from peers import list_images
+from streaming_peer import write_corpus
 
 from gear_cluster.object_store import ensure_running, stop
 from gear_data_prep.__main__ import main as data_prep
@@ -33,41 +35,64 @@ SCENARIOS = {
         "ours-fast",
         "webdataset-pil",
         "imagefolder-pil",
+        "streaming-pil",
         "webdataset-turbo",
         "imagefolder-turbo",
+        "streaming-turbo",
     ],
-    "raw-s3": ["ours-exact", "ours-fast", "webdataset-pil", "webdataset-turbo"],
-    "small": ["ours-exact", "webdataset-pil", "webdataset-turbo"],
-    "small-s3": ["ours-exact", "webdataset-turbo"],
+    "raw-s3": [
+        "ours-exact",
+        "ours-fast",
+        "webdataset-pil",
+        "streaming-pil",
+        "webdataset-turbo",
+        "streaming-turbo",
+    ],
+    "large": ["ours-exact", "ours-fast", "webdataset-pil", "webdataset-turbo", "streaming-turbo"],
+    "large-s3": ["ours-exact", "ours-fast", "webdataset-turbo", "streaming-turbo"],
+    "small": ["ours-exact", "webdataset-pil", "webdataset-turbo", "streaming-turbo"],
+    "small-s3": ["ours-exact", "webdataset-turbo", "streaming-turbo"],
 }
-IMAGES = {"raw": 7680, "raw-s3": 7680, "small": 15360, "small-s3": 15360}
+IMAGES = {
+    "raw": 7680,
+    "raw-s3": 7680,
+    "large": 1280,
+    "large-s3": 1280,
+    "small": 15360,
+    "small-s3": 15360,
+}
 """About two epochs: a loader that reads a whole epoch ahead gains nothing by it."""
 
 
 def make_corpora(folder: Path, num_images: int) -> None:
-    """JPEGs of 500 x 375, and twice as many of 341 x 256, on disk and in the store.
+    """JPEGs of 500 x 375, twice as many of 341 x 256, a sixth of 1360 x 1020; in the store as well.
 
-    Either is more than the loader keeps in memory.
+    Each is more than the loader keeps in memory.
     """
-    for name, size, times in (("raw", (500, 375), 1), ("small", (341, SIZE), 2)):
-        tree = make_tree(folder / f"{name}-tree" / "train", times * num_images, size)
+    for name, size, count, per_shard in (
+        ("raw", (500, 375), num_images, 500),
+        ("small", (341, SIZE), 2 * num_images, 500),
+        ("large", (1360, 1020), num_images // 6, 80),
+    ):
+        tree = make_tree(folder / f"{name}-tree" / "train", count, size)
         shards = folder / name
         if not shards.exists():
-            options = ["--shard-samples", "500", "--workers", "2"]
+            options = ["--shard-samples", str(per_shard), "--workers", "2"]
             assert data_prep(["shard", str(tree.parent), str(shards), *options]) == 0
-        local, remote = open_storage(f"{shards}/train"), open_storage(f"{BUCKET}/{name}/train")
-        for item in local.list():
-            if not remote.exists(item.key):
-                remote.write(item.key, local.read(item.key))
+        if not (folder / f"{name}-mds").exists():
+            write_corpus(list_images(tree), folder / f"{name}-mds" / "train")
+        for kind in (name, f"{name}-mds"):
+            local, remote = (open_storage(f"{root}/{kind}/train") for root in (folder, BUCKET))
+            for item in local.list():
+                if not remote.exists(item.key):
+                    remote.write(item.key, local.read(item.key))
 
 
 def source_of(folder: Path, scenario: str, contender: str) -> str:
     """Where a contender of a scenario reads."""
     name, _, remote = scenario.partition("-")
-    if remote:
-        return f"{BUCKET}/{name}/train"
-    kind = f"{name}-tree" if contender.startswith("imagefolder") else name
-    return str(folder / kind / "train")
+    suffix = {"imagefolder": "-tree", "streaming": "-mds"}.get(contender.partition("-")[0], "")
+    return f"{BUCKET if remote else folder}/{name}{suffix}/train"
 
 
 def run_scenario(folder: Path, scenario: str, rounds: int) -> None:
@@ -75,15 +100,22 @@ def run_scenario(folder: Path, scenario: str, rounds: int) -> None:
     found: dict[str, list[float]] = {name: [] for name in SCENARIOS[scenario]}
     for _ in range(rounds):
         for contender, speeds in found.items():
-            command = [sys.executable, str(HERE / "loader_peers.py"), contender]
-            command += [source_of(folder, scenario, contender), "--images", str(IMAGES[scenario])]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                raise RuntimeError(done.stderr)
-            speeds.append(float(done.stdout.split()[-1]))
+            source = source_of(folder, scenario, contender)
+            images = str(IMAGES[scenario])
+            speeds.append(float(_run("loader_peers.py", contender, source, "--images", images)))
     for contender, speeds in found.items():
         spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
-        print(f"| {scenario} | {contender} | {statistics.median(speeds):,.0f} | {spread} |")
+        median = statistics.median(speeds)
+        print(f"| {scenario} | {contender} | {median:,.0f} | {spread} |", flush=True)
+
+
+def _run(program: str, *arguments: str) -> str:
+    """The last word that a program of this folder prints."""
+    command = [sys.executable, str(HERE / program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout.split()[-1]
 
 
 def open_loader(source: str) -> ShardLoader:
@@ -106,8 +138,21 @@ def measure_resume(source: str, rounds: int) -> None:
         next(batches)
         seconds.append(time.perf_counter() - start)
         loader.close()  # which waits for what is being fetched
+    _tell_resume("ours", source, seconds)
+
+
+def measure_streaming_resume(source: str, rounds: int) -> None:
+    """The same of mosaicml-streaming."""
+    seconds = []
+    for _ in range(rounds):
+        seconds.append(float(_run("streaming_peer.py", source, "28")))
+    _tell_resume("streaming", source, seconds)
+
+
+def _tell_resume(name: str, source: str, seconds: list[float]) -> None:
     shown = ", ".join(f"{value:.2f}" for value in seconds)
-    print(f"| first batch after resume, {source} | {statistics.median(seconds):.2f} s | {shown} |")
+    median = statistics.median(seconds)
+    print(f"| first batch after resume, {name}, {source} | {median:.2f} s | {shown} |", flush=True)
 
 
 def measure_plan() -> None:
@@ -172,7 +217,7 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     choices = (*SCENARIOS, "resume", "plan", "shuffle")
-    parser.add_argument("folder", type=Path, help="for the corpora, about 1.5 GB")
+    parser.add_argument("folder", type=Path, help="for the corpora, about 5 GB")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=4000)
@@ -189,8 +234,9 @@ def main() -> None:
         for scenario in [name for name in SCENARIOS if name in args.only]:
             run_scenario(args.folder, scenario, args.rounds)
         if "resume" in args.only:
-            measure_resume(str(args.folder / "raw" / "train"), args.rounds)
-            measure_resume(f"{BUCKET}/raw/train", args.rounds)
+            for root in (args.folder, BUCKET):
+                measure_resume(f"{root}/raw/train", args.rounds)
+                measure_streaming_resume(f"{root}/raw-mds/train", args.rounds)
     finally:
         stop(args.folder / "store")
 

@@ -43,6 +43,7 @@ class LaneReader:
         self._drawn: deque[_Drawn] = deque()
         self._num_held = 0
         self._position = 0
+        self._ready: dict[int, Callable[[], Shard]] = {}
 
     def peek(self) -> list[Place]:
         """The samples of the next batch; nothing is fetched."""
@@ -97,15 +98,22 @@ class LaneReader:
             rows = slice(self._position, stop)
             for place in zip(window.shards[rows].tolist(), window.rows[rows].tolist(), strict=True):
                 sample = alone.get(place)
-                if sample is None:
-                    self._fetcher.get(place[0])
-                items.append(Item(window.epoch, *place, self._fetcher.later(place[0]), sample))
+                shard = self._await(place[0]) if sample is None else self._fetcher.later(place[0])
+                items.append(Item(window.epoch, *place, shard, sample))
             self._position = stop
             if stop == len(window.rows):
                 self._leave()
         return items
 
+    def _await(self, number: int) -> Callable[[], Shard]:
+        getter = self._ready.get(number)
+        if getter is None:
+            self._fetcher.get(number)
+            getter = self._ready[number] = self._fetcher.later(number)
+        return getter
+
     def _leave(self) -> None:
+        self._ready.clear()
         shards = self._drawn.popleft().shards
         self._num_held -= 1
         self._position = 0

@@ -238,3 +238,46 @@ def test_forty_per_cent_of_gets_faulty(
     assert same(found, expected)
     assert Counter(all_keys(found)) == dict.fromkeys((f"{n:08d}" for n in range(200)), 2)
     assert all(proxy.done[fault] for fault in FAULTS), proxy.done
+
+
+def write_credentials(path: Path, store: StoreEndpoint, token: str) -> None:
+    known = store.environment()
+    path.write_text(
+        f"[default]\naws_access_key_id={known['AWS_ACCESS_KEY_ID']}\n"
+        f"aws_secret_access_key={known['AWS_SECRET_ACCESS_KEY']}\naws_session_token={token}\n"
+    )
+
+
+def test_credentials_that_expire_are_read_anew(
+    object_store: StoreEndpoint, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a run their file is replaced; where it is not, the error names them."""
+    remote = open_storage("s3://gear-tests-expiry/corpus")
+    for item in open_storage(corpus).list():
+        remote.write(item.key, open_storage(corpus).read(item.key))
+    path = tmp_path / "credentials"
+    write_credentials(path, object_store, "first")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(plan_module, "KEEP_BYTES", 0)
+    monkeypatch.setattr(fetching, "FIRST_PAUSE_S", 0.01)
+    share = {"batch_size": 10, "rank": 0, "world_size": 1, "seed": 0, "num_classes": 2}
+    config = replace(SMALL, shuffle_buffer_shards=1, prefetch_batches=1)
+    expected = take(build_loader(config, corpus, **share), 24)
+    with fault_proxy(endpoint, 0.0) as (through, proxy):
+        loader = build_loader(
+            replace(config, endpoint=through), "s3://gear-tests-expiry/corpus", **share
+        )
+        batches = iter(loader)
+        found = [next(batches) for _ in range(4)]
+        proxy.expired_tokens.add("first")
+        write_credentials(path, object_store, "second")
+        found += [next(batches) for _ in range(20)]
+        assert same(found, expected)
+        assert proxy.done["expired"] >= 1
+        proxy.expired_tokens.add("second")
+        with pytest.raises(DataError, match=r"refuses \(ExpiredToken\): check AWS_ACCESS_KEY_ID"):
+            all_keys([next(batches) for _ in range(12)])
+        loader.close()
