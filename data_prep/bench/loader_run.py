@@ -5,6 +5,7 @@ keeps the corpora for the next time. mosaicml-streaming is imported from where P
 """
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -102,10 +103,15 @@ def run_scenario(folder: Path, scenario: str, rounds: int) -> None:
         for contender, speeds in found.items():
             source = source_of(folder, scenario, contender)
             images = str(IMAGES[scenario])
-            speeds.append(float(_run("loader_peers.py", contender, source, "--images", images)))
+            try:
+                speeds.append(float(_run("loader_peers.py", contender, source, "--images", images)))
+            except RuntimeError as error:
+                if contender.startswith("ours"):
+                    raise
+                print(f"{contender} failed: {str(error).splitlines()[-1]}", file=sys.stderr)
     for contender, speeds in found.items():
-        spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
-        median = statistics.median(speeds)
+        spread = " to ".join(f"{edge(speeds):,.0f}" for edge in (min, max)) if speeds else "failed"
+        median = statistics.median(speeds or [math.nan])
         print(f"| {scenario} | {contender} | {median:,.0f} | {spread} |", flush=True)
 
 
@@ -114,7 +120,7 @@ def _run(program: str, *arguments: str) -> str:
     command = [sys.executable, str(HERE / program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
-        raise RuntimeError(done.stderr)
+        raise RuntimeError(done.stderr.strip())
     return done.stdout.split()[-1]
 
 
