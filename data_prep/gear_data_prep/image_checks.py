@@ -7,6 +7,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from gear_data_prep.jpeg_codes import COMPLAINTS, Codes, read_codes
 from gear_data_prep.policies import CONVERT, KEEP, parse_policies
 from gear_data_prep.samples import BadSampleError
 from gear_dist.data.images import BadImageError, check_size, decode_image
@@ -19,6 +20,8 @@ _HARMLESS = ("JFIF", "Adobe")
 # TurboJPEG names an error; its binding trips over values that it does not know.
 _TURBO_ERRORS = (ValueError, KeyError)
 _HOLE = bytes(512)
+_HOLE_FOUND = "a run of zeros among the pixels"
+_SMALLEST = {"min_height": 1, "min_width": 1, "min_factor": 1}
 # How many codes of each length the AC table of the JPEG standard's annex K.3 has.
 _USUAL_TABLE = bytes.fromhex("0002010303020403050504040000017d")
 _MAGIC = (
@@ -38,13 +41,16 @@ class ImageSettings(NamedTuple):
 
     check: str = "strict"
     """header: its header is right; decode: PIL decodes it; strict: libjpeg-turbo decodes it
-    without a complaint (JPEG; other formats carry checksums or fail in PIL)."""
+    without a complaint (JPEG; other formats carry checksums or fail in PIL), see `read_codes`."""
     max_pixels: int = 64_000_000
     """More is too large, found by the header, before anything is decoded."""
     max_bytes: int = 64 << 20
     """Longer files are too large."""
     policies: dict[str, str] = parse_policies([])
     """Action by kind."""
+    read_codes: bool = False
+    """Whether the strict check also reads a JPEG's codes one by one, which takes a C compiler on
+    every machine: they can be wrong in ways that no decoder tells."""
 
 
 class CheckedImage(NamedTuple):
@@ -54,6 +60,8 @@ class CheckedImage(NamedTuple):
     suffix: str
     width: int
     height: int
+    pixels: np.ndarray | None = None
+    """uint8 (H, W, 4), red, green, blue, anything, where they were asked for and are at hand."""
 
 
 class _Header(NamedTuple):
@@ -65,13 +73,17 @@ class _Header(NamedTuple):
     """Whether libjpeg-turbo has no say, because it is another format or a rare JPEG."""
 
 
-def check_image(data: bytes, suffix: str, settings: ImageSettings) -> CheckedImage:
+def check_image(
+    data: bytes, suffix: str, settings: ImageSettings, *, short_side: int = 0
+) -> CheckedImage:
     """The image as it goes into the shard: its own bytes, unless a policy converts it.
 
     Args:
         data: the encoded image.
         suffix: the format that its source claims; empty: none.
         settings: limits, check and policies.
+        short_side: of what is made of the image next: larger ones keep the pixels that the check
+            has decoded; 0: none do.
 
     Raises:
         BadSampleError: it must not go into a shard, and of what kind it is.
@@ -95,11 +107,14 @@ def check_image(data: bytes, suffix: str, settings: ImageSettings) -> CheckedIma
         return _convert(data, found, settings)
     if kind == "format":
         raise BadSampleError(kind, f"{found} is not read by the loader")
+    checked = CheckedImage(data, claimed if keep_name else found, header.width, header.height)
+    keep_pixels = 0 < short_side < min(header.width, header.height)
     if found == "jpg":
-        _check_jpeg(data, header, settings)
-    elif settings.check != "header":
-        _decode(data, settings.max_pixels)
-    return CheckedImage(data, claimed if keep_name else found, header.width, header.height)
+        return checked._replace(pixels=_check_jpeg(data, header, settings, keep_pixels))
+    if settings.check == "header":
+        return checked
+    image = _decode(data, settings.max_pixels)
+    return checked._replace(pixels=to_pixels(image) if keep_pixels else None)
 
 
 def _sniff(data: bytes) -> str:
@@ -130,29 +145,67 @@ def _jpeg_header(data: bytes) -> _Header:
     return _Header(width, height, "cmyk" if colours in ("CMYK", "YCCK") else "")
 
 
-def _check_jpeg(data: bytes, header: _Header, settings: ImageSettings) -> None:
+def _check_jpeg(
+    data: bytes, header: _Header, settings: ImageSettings, keep_pixels: bool
+) -> np.ndarray | None:
+    """Its pixels, where they are to be kept and the check decodes them."""
     if settings.check == "decode" or (settings.check == "strict" and header.by_pil):
-        _decode(data, settings.max_pixels)
-        return
+        image = _decode(data, settings.max_pixels)
+        return to_pixels(image) if keep_pixels else None
     if settings.check == "header":
-        return
-    colours = "CMYK" if header.oddity == "cmyk" else "GRAY"
+        return None
+    fault = _find_fault(data) if settings.read_codes else None
+    if fault is None:
+        return _decode_strictly(data, header, settings, keep_pixels)
+    if fault:
+        _judge(data, header, settings, fault)
+    return None
+
+
+def _find_fault(data: bytes) -> str | None:
+    """What is wrong with a JPEG's codes; empty: nothing; None: a decoder has to say."""
+    codes = read_codes(data)
+    if codes == Codes.CLEAN:
+        return _HOLE_FOUND if _has_hole(data) else ""
+    return COMPLAINTS.get(codes)
+
+
+def _decode_strictly(
+    data: bytes, header: _Header, settings: ImageSettings, keep_pixels: bool
+) -> np.ndarray | None:
+    """Its pixels, where they are to be kept."""
     # Scaled by 1/8 it still reads every entropy-coded bit, but computes 1/64 of the pixels.
-    small = {"min_height": 1, "min_width": 1, "min_factor": 1}
+    options = {} if keep_pixels else {**_SMALLEST, "fastdct": True, "fastupsample": True}
+    colours = "RGBX" if keep_pixels and not header.oddity else _colours(header)
     try:
-        simplejpeg.decode_jpeg(data, colours, fastdct=True, fastupsample=True, strict=True, **small)
-        strict = "" if not _has_hole(data) else "a run of zeros among the pixels"
+        pixels = simplejpeg.decode_jpeg(data, colours, strict=True, **options)
+        fault = _HOLE_FOUND if _has_hole(data) else ""
     except _TURBO_ERRORS as error:
-        strict = _line(error)
-    if not strict:
-        return
+        fault = _line(error)
+    if fault:
+        _judge(data, header, settings, fault)
+    return pixels if keep_pixels and not fault and colours == "RGBX" else None
+
+
+def _colours(header: _Header) -> str:
+    return "CMYK" if header.oddity == "cmyk" else "GRAY"
+
+
+def _judge(data: bytes, header: _Header, settings: ImageSettings, fault: str) -> None:
+    """Raise BadSampleError for a JPEG with a fault, unless that is harmless or accepted."""
     try:
-        simplejpeg.decode_jpeg(data, colours, strict=False, **small)
+        simplejpeg.decode_jpeg(data, _colours(header), strict=False, **_SMALLEST)
     except _TURBO_ERRORS as error:
-        raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
-    harmless = any(word in strict for word in _HARMLESS)
-    if not harmless and settings.policies["corrupt"] != KEEP:
-        raise BadSampleError("corrupt", f"decodes with errors: {strict}")
+        if not _is_harmless(str(error)):
+            raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
+        # Of remarks on the header its binding makes errors whatever is asked of it.
+        _decode(data, settings.max_pixels)
+    if not _is_harmless(fault) and settings.policies["corrupt"] != KEEP:
+        raise BadSampleError("corrupt", f"decodes with errors: {fault}")
+
+
+def _is_harmless(fault: str) -> bool:
+    return any(word in fault for word in _HARMLESS)
 
 
 def _has_hole(data: bytes) -> bool:
@@ -185,6 +238,11 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         return decode_image(data, max_pixels)
     except BadImageError as error:
         raise BadSampleError(error.kind, str(error)) from None
+
+
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 4) of an RGB image, the fourth channel to be ignored."""
+    return np.ascontiguousarray(image.convert("RGBX"))
 
 
 def _convert(data: bytes, found: str, settings: ImageSettings) -> CheckedImage:

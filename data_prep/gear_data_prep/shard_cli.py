@@ -94,7 +94,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         "--filter",
         choices=("bicubic", "area"),
         default="bicubic",
-        help="bicubic: PIL's, the default; area: OpenCV's, faster",
+        help="bicubic: PIL's, the default; area: means of the area that a pixel covers, faster",
     )
     group.add_argument(
         "--subsampling",
@@ -263,15 +263,20 @@ def _source_options(args: argparse.Namespace) -> Any:
 def _corpus_settings(args: argparse.Namespace) -> Any:
     from gear_data_prep.corpus import CorpusSettings
     from gear_data_prep.image_checks import ImageSettings
+    from gear_data_prep.jpeg_codes import can_read_codes
     from gear_data_prep.plan import PlanSettings
     from gear_data_prep.resize import ResizeSettings
 
     _check_ranges(args)
+    read_codes = args.check == "strict" and can_read_codes()
+    if args.check == "strict" and not read_codes and not args.json:
+        print("shard: no C compiler (gcc or clang): garbled JPEGs are found less often", flush=True)
     image = ImageSettings(
         args.check,
         args.max_pixels,
         parse_bytes("--max-bytes", args.max_bytes),
         parse_policies(args.policy),
+        read_codes,
     )
     resize = ResizeSettings(
         args.short_side, args.filter, args.quality, args.subsampling, args.keep_original

@@ -158,9 +158,10 @@ def _prepare(
     """What of a sample goes into the shard: the image, its original where both do, the texts."""
     if raw.problem is not None:
         raise raw.problem
-    image = check_image(raw.image, raw.suffix, settings.image)
+    short_side = settings.resize.short_side
+    image = check_image(raw.image, raw.suffix, settings.image, short_side=short_side)
     texts = _Texts(check_captions(raw.captions, settings.image.policies), raw.attributes)
-    if not settings.resize.short_side:
+    if not short_side:
         return image, None, texts
     small = resize_image(image, settings.resize, settings.image.max_pixels)
     keep = settings.resize.keep_original and small is not image
