@@ -69,7 +69,7 @@ bench-training: $(STAMP)
 	$(TEST_ENV) $(BIN)/python cluster/bench/run.py
 # Pins of their own: folders that only the benchmarks look into.
 .gear/peers:
-	$(BIN)/python -m pip install --quiet --target $@ 'img2dataset==1.47.0'
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --target $@ 'img2dataset==1.47.0'
 # Without its clients of other clouds and torchvision, which shards on S3 do not need.
 .gear/streaming:
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'mosaicml-streaming==0.13.0' \

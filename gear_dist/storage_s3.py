@@ -29,6 +29,8 @@ from gear_dist.s3_upload import Target, full_checksum, put_bytes, upload_stream
 from gear_dist.storage import COPY_BYTES, MissingObjectError, ObjectInfo, atomic_file, check_key
 
 _NO_CONDITIONS = {"NotImplemented", "501"}
+# Of an error whose body breaks off only the status is left.
+_MAYBE_NO_BUCKET = NO_BUCKET | {"404"}
 _TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
@@ -118,7 +120,7 @@ class S3Storage:
         try:
             put_bytes(self._target(key), data, IfNoneMatch="*")
         except exceptions.ClientError as error:
-            if error_code(error) not in _NO_CONDITIONS | NO_BUCKET:
+            if error_code(error) not in _NO_CONDITIONS | _MAYBE_NO_BUCKET:
                 raise
             self.write(key, data)
         except (*UNREACHABLE, exceptions.BotoCoreError) as error:
@@ -157,16 +159,25 @@ class S3Storage:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
+        options = {"Bucket": self.bucket, "Prefix": root + prefix}
+        while True:
+            page = self._unless_no_bucket(prefix, lambda: self.client.list_objects_v2(**options))
+            for item in page.get("Contents", ()):
+                yield ObjectInfo(item["Key"].removeprefix(root), int(item["Size"]))
+            if not page.get("IsTruncated"):
+                return
+            options["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _unless_no_bucket(self, key: str, attempt: Callable[[], Any]) -> Any:
+        """An answer, retried; an empty one where the bucket does not exist."""
         try:
-            pages = self.client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=root + prefix):
-                for item in page.get("Contents", ()):
-                    yield ObjectInfo(item["Key"].removeprefix(root), int(item["Size"]))
+            return with_retries(attempt, self._renew)
         except exceptions.ClientError as error:
-            if error_code(error) not in NO_BUCKET:
-                self._fail(prefix, error)
+            if error_code(error) not in _MAYBE_NO_BUCKET:
+                self._fail(key, error)
+            return {}
         except (*UNREACHABLE, exceptions.BotoCoreError) as error:
-            self._fail(prefix, error)
+            self._fail(key, error)
 
     def delete(self, key: str) -> None:
         try:
@@ -183,22 +194,36 @@ class S3Storage:
 
     def remove_leftovers(self) -> int:
         """Abort unfinished multipart uploads under this prefix."""
-        root = f"{self.prefix}/" if self.prefix else ""
+        options = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else ""}
+        found: list[dict[str, str]] = []
         try:
-            pages = self.client.get_paginator("list_multipart_uploads")
-            found = pages.paginate(Bucket=self.bucket, Prefix=root)
-            uploads = [item for page in found for item in page.get("Uploads", ())]
-            for item in uploads:
-                self.client.abort_multipart_upload(
-                    Bucket=self.bucket, Key=item["Key"], UploadId=item["UploadId"]
+            while True:
+                page = with_retries(
+                    lambda: self.client.list_multipart_uploads(**options), self._renew
                 )
+                found += page.get("Uploads", ())
+                if not page.get("IsTruncated"):
+                    break
+                options["KeyMarker"] = page["NextKeyMarker"]
+                options["UploadIdMarker"] = page["NextUploadIdMarker"]
+            return sum([self._abort(item["Key"], item["UploadId"]) for item in found])
         except exceptions.ClientError as error:
             if error_code(error) not in ABSENT | NO_BUCKET | {"NotImplemented", "NoSuchUpload"}:
                 self._fail("", error, writing=True)
             return 0
         except (*UNREACHABLE, exceptions.BotoCoreError) as error:
             self._fail("", error, writing=True)
-        return len(uploads)
+
+    def _abort(self, name: str, upload: str) -> bool:
+        """Whether an unfinished upload was there; another run may have been faster."""
+        of = {"Bucket": self.bucket, "Key": name, "UploadId": upload}
+        try:
+            with_retries(lambda: self.client.abort_multipart_upload(**of), self._renew)
+        except exceptions.ClientError as error:
+            if error_code(error) not in ABSENT | {"NoSuchUpload"}:
+                raise
+            return False
+        return True
 
     def _head(self, key: str, **options: str) -> Any:
         return self._try(key, lambda: self.client.head_object(**self._of(key), **options))
@@ -213,7 +238,7 @@ class S3Storage:
                 send()
                 return
             except exceptions.ClientError as error:
-                if first and error_code(error) in NO_BUCKET:
+                if first and error_code(error) in _MAYBE_NO_BUCKET:
                     self.ensure_bucket()
                     continue
                 self._fail(key, error, writing=True)
@@ -226,7 +251,9 @@ class S3Storage:
         elsewhere = region not in (None, "us-east-1", "aws-global")
         where = {"CreateBucketConfiguration": {"LocationConstraint": region}} if elsewhere else {}
         try:
-            self.client.create_bucket(Bucket=self.bucket, **where)
+            with_retries(
+                lambda: self.client.create_bucket(Bucket=self.bucket, **where), self._renew
+            )
         except exceptions.ClientError as error:
             if error_code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 self._fail("", error, writing=True)

@@ -1,4 +1,4 @@
-"""A proxy in front of the object store that spoils a share of the GETs, or refuses credentials."""
+"""A proxy in front of the object store that spoils a share of the requests, or refuses credentials."""
 
 import contextlib
 import http.client
@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 FAULTS = ("500", "503", "reset", "slow", "truncated")
+LOST = "lost"
+"""The request reaches the store, its answer nobody."""
 _SLOW_S = 0.3
 _EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>planted</Message></Error>"
 
@@ -21,9 +23,10 @@ _EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>planted</Message></Error>"
 class FaultProxy:
     """What the proxy is told, and what it has done."""
 
-    def __init__(self, target: str, share: float, seed: int = 0) -> None:
+    def __init__(self, target: str, share: float, seed: int = 0, *, writes: bool = False) -> None:
         self.target = urlsplit(target).netloc
         self.share = share
+        self.writes = writes
         self.done: Counter[str] = Counter()
         self.expired_tokens: set[str] = set()
         """Session tokens of credentials that are refused from now on."""
@@ -33,9 +36,10 @@ class FaultProxy:
     def draw(self, method: str) -> str:
         """The fault of the next request; "none" for most."""
         with self._lock:
-            spoiled = method == "GET" and self._random.random() < self.share
-            fault = self._random.choice(FAULTS) if spoiled else "none"
-            self.done[fault if method == "GET" else method] += 1
+            spoiled = (self.writes or method == "GET") and self._random.random() < self.share
+            faults = FAULTS if method == "GET" else (*FAULTS, LOST)
+            fault = self._random.choice(faults) if spoiled else "none"
+            self.done[fault if method == "GET" else f"{method} {fault}"] += 1
         return fault
 
 
@@ -51,11 +55,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         fault = self.proxy.draw(self.command)
         if fault == "reset":
-            # A linger of 0 s makes closing send a reset.
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.close_connection = True
-            self.connection.close()
+            self._hang_up()
             return
         if fault in ("500", "503"):
             self.send_response(int(fault))
@@ -68,7 +68,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             connection.putheader(name, value)
         connection.endheaders(body)
-        self._answer(connection.getresponse(), fault)
+        answer = connection.getresponse()
+        if fault == LOST:
+            answer.read()
+            self._hang_up()
+        else:
+            self._answer(answer, fault)
         connection.close()
 
     def _refuse_token(self) -> None:
@@ -77,6 +82,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(_EXPIRED)))
         self.end_headers()
         self.wfile.write(b"" if self.command == "HEAD" else _EXPIRED)
+
+    def _hang_up(self) -> None:
+        # A linger of 0 s makes closing send a reset.
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+        self.connection.close()
 
     def _answer(self, answer: http.client.HTTPResponse, fault: str) -> None:
         data = answer.read()
@@ -114,15 +126,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def fault_proxy(target: str, share: float, seed: int = 0) -> Iterator[tuple[str, FaultProxy]]:
+def fault_proxy(
+    target: str, share: float, seed: int = 0, *, writes: bool = False
+) -> Iterator[tuple[str, FaultProxy]]:
     """A running proxy: its address, and its record.
 
     Args:
         target: URL of the store.
-        share: share of GETs that are spoiled.
+        share: share of requests that are spoiled.
         seed: seed of the choice.
+        writes: whether all kinds of requests are, else GETs only.
     """
-    proxy = FaultProxy(target, share, seed)
+    proxy = FaultProxy(target, share, seed, writes=writes)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
