@@ -93,6 +93,10 @@ class Storage(Protocol):
         where it keeps none."""
         ...
 
+    def tag(self, key: str) -> str:
+        """What changes whenever the object does, the store's entity tag; empty: there is none."""
+        ...
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix`, in key order; none in an absent folder."""
         ...
@@ -289,6 +293,9 @@ class FileStorage:
             return self._path(key).stat().st_size
 
     def known_checksum(self, key: str) -> str:
+        return ""
+
+    def tag(self, key: str) -> str:
         return ""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

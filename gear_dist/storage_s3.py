@@ -157,6 +157,9 @@ class S3Storage:
     def known_checksum(self, key: str) -> str:
         return full_checksum(self._head(key, ChecksumMode="ENABLED"))
 
+    def tag(self, key: str) -> str:
+        return str(self._head(key).get("ETag", ""))
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
         options = {"Bucket": self.bucket, "Prefix": root + prefix}

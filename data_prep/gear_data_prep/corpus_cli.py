@@ -112,11 +112,24 @@ def _stats(args: argparse.Namespace) -> int:
     from gear_dist.storage import open_storage, write_file
 
     storage = open_storage(args.corpus, args.endpoint)
-    stats = measure_corpus(storage)
+    stats = measure_corpus(storage, _other_split(args))
     if args.html:
         write_file(args.html, render_page(storage, stats).encode())
     print(json.dumps(stats._asdict(), indent=1) if args.json else as_table(stats))
     return 0
+
+
+def _other_split(args: argparse.Namespace) -> Any:
+    """The finished corpus beside this one, where its name is that of a split."""
+    from gear_dist.data.manifest import DATASET_KEY
+    from gear_dist.storage import open_storage
+
+    parent, _, name = args.corpus.rstrip("/").rpartition("/")
+    beside = {"train": "validation", "validation": "train"}.get(name)
+    if beside is None:
+        return None
+    storage = open_storage(f"{parent}/{beside}" if parent else beside, args.endpoint)
+    return storage if storage.exists(DATASET_KEY) else None
 
 
 def _preview(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict
+from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -28,11 +29,7 @@ class Duplicates(NamedTuple):
 
 def find_duplicates(storage: Storage) -> Duplicates:
     """Duplicates in a finished corpus, about 100 bytes of memory a sample."""
-    keys, hashes = [], []
-    for table in iterate_samples(storage):
-        keys.append(table["key"].combine_chunks())
-        hashes.append(table["xxh3"].combine_chunks())
-    table = pa.table({"key": pa.chunked_array(keys), "xxh3": pa.chunked_array(hashes)})
+    table = pa.concat_tables(part.select(["key", "xxh3"]) for part in iterate_samples(storage))
     counts = table.group_by("xxh3").aggregate([("key", "count")])
     several = counts.filter(pc.greater(counts["key_count"], 1))["xxh3"]
     found = table.filter(pc.is_in(table["xxh3"], value_set=several.combine_chunks()))
@@ -42,7 +39,20 @@ def find_duplicates(storage: Storage) -> Duplicates:
     return Duplicates(sorted(sorted(group) for group in groups.values()))
 
 
-def find_dropped(storage: Storage, source: Source, split: str) -> dict[int, tuple[int, ...]]:
+def find_shared(storage: Storage, other: Storage) -> list[int]:
+    """Keys, as numbers, of the samples whose image another corpus holds too."""
+    hashes = [part["xxh3"].combine_chunks() for part in iterate_samples(other)]
+    known = pa.chunked_array(hashes, pa.string()).combine_chunks()
+    return [
+        int(key)
+        for part in iterate_samples(storage)
+        for key in part.filter(pc.is_in(part["xxh3"], value_set=known))["key"].to_pylist()
+    ]
+
+
+def find_dropped(
+    storage: Storage, source: Source, split: str, *, held_out: Storage | None = None
+) -> dict[int, tuple[int, ...]]:
     """What a new plan of the same source leaves out, so that every image is there once.
 
     Of each group the sample that comes first in the source stays.
@@ -51,6 +61,7 @@ def find_dropped(storage: Storage, source: Source, split: str) -> dict[int, tupl
         storage: the corpus that has the duplicates.
         source: its source, as it was.
         split: which split of it the corpus is.
+        held_out: a corpus whose images are left out altogether.
 
     Returns:
         Numbers of samples within their unit, by unit.
@@ -71,10 +82,12 @@ def find_dropped(storage: Storage, source: Source, split: str) -> dict[int, tupl
     for unit, samples in former.items():
         dropped[unit] |= set(samples)
     groups = find_duplicates(storage).groups
-    places = _places(plan, settings.seed, {key for group in groups for key in group})
-    for group in groups:
-        for unit, sample in sorted(places[key] for key in group)[1:]:
-            dropped[unit].add(sample)
+    shared = find_shared(storage, held_out) if held_out is not None else []
+    wanted = {key for group in groups for key in group}.union(shared)
+    places = _places(plan, settings.seed, wanted)
+    superfluous = [sorted(places[key] for key in group)[1:] for group in groups]
+    for unit, sample in [*(places[key] for key in shared), *chain.from_iterable(superfluous)]:
+        dropped[unit].add(sample)
     return {unit: tuple(sorted(samples)) for unit, samples in dropped.items()}
 
 

@@ -25,7 +25,7 @@ def load_native(name: str) -> ctypes.CDLL | None:
     Several processes may compile at once: each publishes the same library atomically.
     """
     source = Path(__file__).with_name(f"{name}.c")
-    library = _cache_folder() / f"{name}-{_digest(source)}.so"
+    library = cache_folder() / f"{name}-{_digest(source)}.so"
     found = _open(library)
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if found is not None or compiler is None:
@@ -45,7 +45,8 @@ def _digest(source: Path) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where this user's machine keeps what can be made again."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gear-dist"
 

@@ -70,7 +70,8 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
         metavar="CORPUS",
         default="",
         help="leave out the duplicates that a corpus of the same source and settings holds, which "
-        "is the prefix that an earlier run of this command wrote to",
+        "is the prefix that an earlier run of this command wrote to; what validation holds leaves "
+        "train",
     )
 
 
@@ -162,7 +163,6 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.corpus import make_corpus
-    from gear_data_prep.duplicates import find_dropped
     from gear_data_prep.sources import make_spec, open_source
     from gear_dist.storage import open_storage
 
@@ -182,8 +182,7 @@ def _shard(args: argparse.Namespace) -> int:
         storage = open_storage(f"{args.destination.rstrip('/')}/{split}", args.endpoint)
         dropped = None
         if args.without_duplicates_of:
-            former = f"{args.without_duplicates_of.rstrip('/')}/{split}"
-            dropped = find_dropped(open_storage(former, args.endpoint), source, split)
+            dropped = _find_dropped(args, source, split)
         result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
         summary["splits"][split] = _summarise(storage.address, result)
         if not args.json:
@@ -192,6 +191,19 @@ def _shard(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary, indent=1))
     return 0
+
+
+def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
+    """Duplicates of a former corpus; of images in both splits those in `train`."""
+    from gear_data_prep.duplicates import find_dropped
+    from gear_dist.storage import open_storage
+
+    former = {
+        name: open_storage(f"{args.without_duplicates_of.rstrip('/')}/{name}", args.endpoint)
+        for name in source.splits
+    }
+    held_out = former.get("validation") if split == "train" else None
+    return find_dropped(former[split], source, split, held_out=held_out)
 
 
 def _summarise(address: str, result: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.duplicates import find_duplicates
+from gear_data_prep.duplicates import find_duplicates, find_shared
 from gear_data_prep.publish import load_quarantine
 from gear_dist.data.manifest import iterate_samples, load_manifest
 from gear_dist.storage import Storage
@@ -35,12 +35,18 @@ class CorpusStats(NamedTuple):
     """Number of captions, and how many samples have so many."""
     num_duplicates: int
     """Images whose bytes came before."""
+    num_shared: int
+    """Samples whose image the other split holds too; -1: there is no other."""
     left_out: tuple[tuple[str, int], ...]
     """Kind, and how many samples were left out for it."""
 
 
-def measure_corpus(storage: Storage) -> CorpusStats:
-    """The statistics of a finished corpus, about 50 bytes of memory a sample.
+def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStats:
+    """The statistics of a finished corpus, about 100 bytes of memory a sample.
+
+    Args:
+        storage: the corpus, one split.
+        other: the other split, where there is one.
 
     Raises:
         DataError: there is none, or its manifest is damaged.
@@ -65,6 +71,7 @@ def measure_corpus(storage: Storage) -> CorpusStats:
         tuple(_distribution(name, parts) for name, parts in columns.items()),
         tuple(sorted(captions.items())),
         find_duplicates(storage).num_superfluous,
+        -1 if other is None else len(find_shared(storage, other)),
         tuple(sorted(left_out.items())),
     )
 
@@ -95,12 +102,18 @@ def _distribution(name: str, parts: list[np.ndarray]) -> Distribution:
     return Distribution(name, tuple(round(float(value), 3) for value in found))
 
 
+def describe_duplicates(stats: CorpusStats) -> str:
+    """How many images are there more than once, in words."""
+    within = f"{stats.num_duplicates:,} duplicates"
+    return within if stats.num_shared < 0 else f"{within}, {stats.num_shared:,} in the other split"
+
+
 def as_table(stats: CorpusStats, num_classes: int = 10) -> str:
     """The statistics as text for a terminal."""
     lines = [
         f"{stats.address}",
         f"{stats.num_samples:,} samples, {stats.num_shards:,} shards, "
-        f"{stats.num_bytes / 1e6:,.1f} MB, {stats.num_duplicates:,} duplicates",
+        f"{stats.num_bytes / 1e6:,.1f} MB, {describe_duplicates(stats)}",
         "",
         f"{'quantile, %':24}" + "".join(f"{q:>10}" for q in _QUANTILES),
     ]

@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 from gear_data_prep.preview import contact_sheet
-from gear_data_prep.stats import CorpusStats
+from gear_data_prep.stats import CorpusStats, describe_duplicates
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.storage import Storage
 
@@ -29,7 +29,7 @@ def render_page(storage: Storage, stats: CorpusStats) -> str:
     """
     counts = (
         f"{stats.num_samples:,} samples in {stats.num_shards:,} shards, "
-        f"{stats.num_bytes / 1e6:,.1f} MB; {stats.num_duplicates:,} duplicates"
+        f"{stats.num_bytes / 1e6:,.1f} MB; {describe_duplicates(stats)}"
     )
     body = join(
         element("h1", stats.address),

@@ -206,6 +206,31 @@ def test_duplicates_are_removed_by_a_new_plan(tree: Path, tmp_path: Path, as_tar
     assert data_prep(["repair", str(tmp_path / "b/train"), "--workers", "1"]) == 0
 
 
+def test_images_of_both_splits_stay_in_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):
+        for split in ("train", "val") if number < 4 else ("train",):
+            path = tmp_path / f"tree/{split}/dog/{split}{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(number))
+    (tmp_path / "tree/train/dog/again.jpg").write_bytes(encode(7))
+    words = ["shard", str(tmp_path / "tree"), str(tmp_path / "a"), "--workers", "1"]
+    assert data_prep(words) == 0
+    capsys.readouterr()
+    for split, counts in (("train", "1 duplicates, 4"), ("validation", "0 duplicates, 4")):
+        assert data_prep(["stats", str(tmp_path / "a" / split)]) == 0
+        assert f"{counts} in the other split" in capsys.readouterr().out
+    again = ["--without-duplicates-of", str(tmp_path / "a")]
+    assert data_prep([*words[:2], str(tmp_path / "b"), "--workers", "1", *again]) == 0
+    hashes = [
+        load_samples(open_storage(str(tmp_path / "b" / split)))["xxh3"].to_pylist()
+        for split in ("train", "validation")
+    ]
+    assert [len(found) for found in hashes] == [8, 4]
+    assert len({*hashes[0], *hashes[1]}) == 12
+
+
 def test_duplicates_of_another_source(tree: Path, tmp_path: Path, corpus: Path) -> None:
     (tree / "dog/more.jpg").write_bytes(encode(7))
     words = ["shard", str(tree), str(tmp_path / "b"), "--validation-share", "0", "--workers", "1"]

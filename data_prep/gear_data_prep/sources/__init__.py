@@ -97,12 +97,15 @@ def open_source(spec: SourceSpec) -> Source:
     return KINDS[spec.kind](open_root(spec.address, spec.endpoint), spec.options)
 
 
+_KIND_BY_SUFFIX = {".tar": "webdataset", ".parquet": "parquet", ".csv": "urls", ".tsv": "urls"}
+
+
 def _guess(place: Place) -> str:
     """The kind, by the first file names; a table of URLs is asked for by name."""
     names = [place.only] if place.only else _some_names(place.storage)
     if any("ilsvrc2012_img_" in name.lower() for name in names):
         return "imagenet"
-    for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet"), (".csv", "urls")):
+    for suffix, kind in _KIND_BY_SUFFIX.items():
         if any(name.lower().endswith(suffix) for name in names):
             return kind
     return "folder"

@@ -31,7 +31,7 @@ class SourceOptions(NamedTuple):
     url_column: str = ""
     """URL tables: the column of addresses."""
     fetched: str = ""
-    """URL tables: where `gear-dist fetch` keeps the images."""
+    """URL tables: where the images are kept."""
 
 
 class SourceFile(NamedTuple):

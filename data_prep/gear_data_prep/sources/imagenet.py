@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gear_data_prep.index_cache import remember
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample, RawSample
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import (
@@ -74,7 +75,12 @@ def open_imagenet(place: Place, options: SourceOptions) -> Source:
             "wanted, ILSVRC2012_img_val.tar"
         )
     file = SourceFile(storage, *train[0])
-    classes, runs, damaged = _list_train(file, options.block_samples)
+    found_classes, rows, bad = remember(
+        file, f"classes {options.block_samples}", lambda: _list_train(file, options.block_samples)
+    )
+    classes = tuple(found_classes)
+    runs = TarRuns([file.key], np.array([tuple(row) for row in rows], FIELDS))
+    damaged = [BadSample(*item) for item in bad]
     units: dict[str, Any] = {"train": runs}
     if validation:
         names = {name: number for number, name in enumerate(classes)}
@@ -89,8 +95,10 @@ def open_imagenet(place: Place, options: SourceOptions) -> Source:
 
 def _list_train(
     file: SourceFile, block_samples: int
-) -> tuple[tuple[str, ...], TarRuns, list[BadSample]]:
-    rows, damaged = [], []
+) -> tuple[tuple[str, ...], list[tuple[int, ...]], list[BadSample]]:
+    """Classes, rows of FIELDS, and what cannot be read."""
+    rows: list[tuple[int, ...]] = []
+    damaged = []
     with open_seekable(file.storage, file.key) as stream:
         read = read_at(stream)
         inner, damage = _collect(walk_members(read, 0, file.bytes))
@@ -107,7 +115,7 @@ def _list_train(
         damaged.append(BadSample(file.key, "broken-tar", damage))
     if not rows:
         raise DataError(f"{file.storage.address}/{file.key}: no tars with images in it")
-    return classes, TarRuns([file.key], np.array(rows, FIELDS)), damaged
+    return classes, rows, damaged
 
 
 def _list_validation(

@@ -144,7 +144,10 @@ def _read_schema(
     )
     if not columns.image:
         found = ", ".join(columns_found)
-        raise ConfigError(f"{key}: no column of images among {found}: name it by --image-column")
+        raise ConfigError(
+            f"{key}: no column of images among {found}: name it by --image-column, or fetch a "
+            "table of addresses by --kind urls"
+        )
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = list(features[columns.class_index]["names"])

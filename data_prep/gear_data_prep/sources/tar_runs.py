@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gear_data_prep.index_cache import remember
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
@@ -127,14 +128,20 @@ def index_runs(groups: Iterator[Group], block_samples: int, class_index: int = -
     return TarIndex(rows, bad)
 
 
+def _index(file: SourceFile, block_samples: int) -> TarIndex:
+    with open_seekable(file.storage, file.key) as stream:
+        walk = walk_members(read_at(stream), 0, file.bytes)
+        members = (member for member in walk if not is_hidden(member.name))
+        return index_runs(group_members(members), block_samples)
+
+
 def list_runs(files: Sequence[SourceFile], block_samples: int) -> tuple[TarRuns, list[BadSample]]:
     """Index tars, several at a time where they are remote, in the files' order."""
 
     def index(file: SourceFile) -> TarIndex:
-        with open_seekable(file.storage, file.key) as stream:
-            walk = walk_members(read_at(stream), 0, file.bytes)
-            members = (member for member in walk if not is_hidden(member.name))
-            return index_runs(group_members(members), block_samples)
+        return TarIndex(
+            *remember(file, f"runs {block_samples}", lambda: _index(file, block_samples))
+        )
 
     remote = any(is_remote(file.storage) for file in files)
     threads = _INDEX_THREADS if remote else min(2, os.cpu_count() or 1)
