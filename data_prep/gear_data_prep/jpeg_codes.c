@@ -39,7 +39,7 @@ typedef struct {
     int32_t quantizers[4][64]; /* in zigzag order; 0: not defined */
     int32_t limits[4][64];     /* the largest coefficient, in quantizer steps */
     Table tables[2][4];
-    Component components[MAX_COMPONENTS], *scan[MAX_COMPONENTS];
+    Component components[MAX_COMPONENTS];
     int num_components, num_tables, width, height, interval;
     uint8_t *plain; /* a segment of codes without its stuffing, and slack */
     int64_t num_bits;
@@ -118,7 +118,7 @@ static int read_frame(Scan *scan, const uint8_t *at, const uint8_t *end) {
 }
 
 static int read_scan_header(Scan *scan, const uint8_t *at, const uint8_t *end) {
-    int count = scan->num_components;
+    int count = scan->num_components, blocks = 0;
     if (!count || end - at != 4 + 2 * count || at[0] != count) return UNSURE;
     for (int i = 0; i < count; i++) {
         Component *component = &scan->components[i];
@@ -127,7 +127,9 @@ static int read_scan_header(Scan *scan, const uint8_t *at, const uint8_t *end) {
         component->dc = &scan->tables[0][dc], component->ac = &scan->tables[1][ac];
         if (!component->dc->defined || !component->ac->defined) return UNSURE;
         if (!scan->quantizers[component->quantizer][0]) return UNSURE;
+        blocks += component->across * component->down;
     }
+    if (count > 1 && blocks > MAX_BLOCKS) return UNSURE;
     at += 1 + 2 * count;
     return at[0] == 0 && at[1] == 63 && at[2] == 0 ? CLEAN : UNSURE;
 }
