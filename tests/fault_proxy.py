@@ -1,4 +1,4 @@
-"""A proxy in front of the object store that spoils a share of the requests, or refuses credentials."""
+"""A proxy before the object store that spoils a share of the requests, or refuses credentials."""
 
 import contextlib
 import http.client
