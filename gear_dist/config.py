@@ -28,8 +28,20 @@ def _require_fraction(section: str, config: Any, *names: str) -> None:
 START_NETWORKS = ("tokenizer", "discriminator", "generator", "projectors")
 """Networks that are published, and that a run can start from."""
 NOT_IN_WEIGHTS = {
-    "tokenizer": ("dropout", "commit_weight", "entropy_weight", "entropy_temperature"),
-    "generator": ("residual_dropout", "feed_forward_dropout", "token_dropout", "class_dropout"),
+    "tokenizer": (
+        "dropout",
+        "commit_weight",
+        "entropy_weight",
+        "entropy_temperature",
+        "activation_checkpointing",
+    ),
+    "generator": (
+        "residual_dropout",
+        "feed_forward_dropout",
+        "token_dropout",
+        "class_dropout",
+        "activation_checkpointing",
+    ),
     "discriminator": ("weight", "start_step"),
 }
 """Settings of a network's section that its weights do not depend on."""
@@ -175,6 +187,9 @@ because a group of one channel loses its mean, and so the colours."""
     """Weight of the entropy term (per-token entropy minus entropy of the mean)."""
     entropy_temperature: float = 0.01
     """Temperature of the entropy term's softmax."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each residual and attention block for the backward, which computes \
+the rest again: less memory for one more forward; the gradients stay the same."""
 
     def __post_init__(self) -> None:
         names = ("codebook_size", "code_width", "channels", "num_res_blocks", "latent_channels")
@@ -258,6 +273,9 @@ class GeneratorConfig:
 sample."""
     tap_layer: int = 4
     """The alignment reads the residual stream after this many blocks."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block for the backward, which computes the rest again: less \
+memory for one more forward; the gradients stay the same."""
 
     def __post_init__(self) -> None:
         names = ("width", "num_layers", "num_heads", "num_classes", "tap_layer")
@@ -437,6 +455,12 @@ goes back to its last good checkpoint, once, and the next time ends with exit co
     """auto: bf16 on CUDA, fp32 on CPU."""
     bucket_elements: int = 0
     """Elements of ZeRO's communication buckets; 0: 5e8 on CUDA, 2e6 on CPU."""
+    optimizer_offload: Literal["none", "cpu"] = "none"
+    """cpu: ZeRO's fp32 weights, optimizer states and averages live in host memory, and the host \
+takes the optimizer's step; needs a zero_stage of at least 1. On CPU nothing is gained."""
+    keep_gathered_elements: int = 1_000_000_000
+    """ZeRO-3: up to this many parameters of a network stay gathered from forward to backward and \
+are fetched ahead; 0: each layer's are freed after use, and gathered once more for the backward."""
     kernels: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of the codebook kernels; auto: Triton on CUDA, else blocked torch."""
     deterministic: bool = False
@@ -444,7 +468,13 @@ goes back to its last good checkpoint, once, and the next time ends with exit co
 
     def __post_init__(self) -> None:
         _require_at_least("engine", self, 1, "global_batch", "accumulation", "max_skipped_steps")
-        _require_at_least("engine", self, 0, "bucket_elements", "max_micro_batch")
+        names = ("bucket_elements", "max_micro_batch", "keep_gathered_elements")
+        _require_at_least("engine", self, 0, *names)
+        _require(
+            self.optimizer_offload == "none" or self.zero_stage > 0,
+            f"engine.optimizer_offload={self.optimizer_offload} is part of ZeRO, which "
+            "engine.zero_stage=0 is without: set engine.zero_stage=1 or more",
+        )
 
     def micro_batch(self, workers: int) -> int:
         """Images per worker and micro-batch.

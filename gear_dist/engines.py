@@ -66,7 +66,9 @@ def deepspeed_config(
             "stage": engine.zero_stage,
             "reduce_bucket_size": buckets,
             "allgather_bucket_size": buckets,
-            "stage3_prefetch_bucket_size": buckets,
+            "stage3_prefetch_bucket_size": min(buckets, engine.keep_gathered_elements),
+            "stage3_max_reuse_distance": engine.keep_gathered_elements,
+            "stage3_max_live_parameters": engine.keep_gathered_elements,
             # A parameter that stays gathered would not follow when masters are written.
             "stage3_param_persistence_threshold": 0,
         },
@@ -74,6 +76,10 @@ def deepspeed_config(
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
+    if engine.optimizer_offload == "cpu":
+        result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
+        # DeepSpeed's own optimizer for the host compiles C++ at first use; torch's is fused, too.
+        result["zero_force_ds_cpu_optimizer"] = False
     if bf16_weights:
         result["bf16"] = {"enabled": True}
         result["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gear_dist.config import GeneratorConfig
 from gear_dist.generator.rotary import rotary_table, rotate
+from gear_dist.recompute import recomputed
 from gear_dist.tokenizers.codes import Codes
 from gear_kernels import vocabulary_cross_entropy
 
@@ -164,8 +165,12 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.width)
         self.ffn_norm = RMSNorm(config.width)
+        self.recomputes = config.activation_checkpointing
 
     def forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        return recomputed(self._forward, x, table, cache, enabled=self.recomputes)
+
+    def _forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_dist.config import TokenizerConfig
+from gear_dist.recompute import recomputed
 
 NORM_EPS = 1e-6
 
@@ -46,8 +47,12 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out:
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=bias)
+        self.recomputes = config.activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self._forward, x, enabled=self.recomputes)
+
+    def _forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.nin_shortcut(x) + h
@@ -56,15 +61,19 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over positions, plus the input: (B, C, H, W) -> the same."""
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, config: TokenizerConfig):
         super().__init__()
-        self.norm = GroupNorm(groups, channels)
+        self.norm = GroupNorm(config.norm_groups, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.recomputes = config.activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self._forward, x, enabled=self.recomputes)
+
+    def _forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
         q, k, v = (project(normed).flatten(2) for project in (self.q, self.k, self.v))
         affinity = torch.bmm(q.transpose(1, 2), k) / math.sqrt(x.shape[1])
@@ -120,7 +129,7 @@ class Level(nn.Module):
         blocks = (ResidualBlock(a, b, config, bias=bias) for a, b in pairs)
         self.add_module(blocks_key, nn.ModuleList(blocks))
         self.attn = nn.ModuleList(
-            AttentionBlock(b, config.norm_groups) for _, b in pairs if attention
+            AttentionBlock(b, config) for _, b in pairs if attention
         )
         self.resampling_key = ""
         if resampling is not None:

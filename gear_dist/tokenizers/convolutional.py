@@ -100,6 +100,6 @@ class Decoder(nn.Module):
 def _middle(channels: int, config: TokenizerConfig, keys: KeyNames) -> nn.Sequential:
     middle = nn.Sequential()
     middle.add_module(keys.middle[0], ResidualBlock(channels, channels, config))
-    middle.add_module(keys.middle[1], AttentionBlock(channels, config.norm_groups))
+    middle.add_module(keys.middle[1], AttentionBlock(channels, config))
     middle.add_module(keys.middle[2], ResidualBlock(channels, channels, config))
     return middle
