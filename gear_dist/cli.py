@@ -19,6 +19,7 @@ EXIT_SIGINT = 130
 COMMAND_MODULES = (
     "gear_cluster.quickstart_cli",
     "gear_cluster.train_cli",
+    "gear_dist.planning.cli",
     "gear_dist.generation_cli",
     "gear_dist.tokenize_cli",
     "gear_dist.interop.cli",

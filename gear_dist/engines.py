@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gear_dist.config import RunConfig
-
-CPU_BUCKET_ELEMENTS = 2_000_000  # 5e8 costs seconds a step on CPU
-CUDA_BUCKET_ELEMENTS = 500_000_000
+from gear_dist.memory_estimate import bucket_elements
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -56,7 +54,7 @@ def deepspeed_config(
     At stage 0 the clipping is ours, because DeepSpeed does not tell the norm there.
     """
     engine = config.engine
-    buckets = engine.bucket_elements or (CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS)
+    buckets = bucket_elements(config, on_cuda)
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": engine.micro_batch(world_size),
         "gradient_accumulation_steps": engine.accumulation,

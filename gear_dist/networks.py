@@ -21,16 +21,9 @@ from gear_dist.engines import TrainingEngine, resolve_precision
 from gear_dist.errors import ConfigError
 from gear_dist.generator import build_aligned_generator
 from gear_dist.losses.adversarial import Critic, PatchDiscriminator
-from gear_dist.schedule import StageName
+from gear_dist.schedule import AVERAGED, TRAINED, StageName
 from gear_dist.tokenizers import Tokenizer, build_tokenizer
 from gear_dist.weights import PROJECTORS_PREFIX, NetworkStates
-
-TRAINED: dict[StageName, tuple[str, ...]] = {
-    "tokenizer": ("tokenizer", "discriminator"),
-    "joint": ("tokenizer", "discriminator", "generator"),
-    "generator": ("generator",),
-}
-AVERAGED = ("tokenizer", "generator")
 
 
 class Networks:
@@ -63,7 +56,7 @@ class Networks:
         self.engines: dict[str, TrainingEngine] = {}
         self.averages: dict[str, ExponentialMovingAverage] = {}
         self.frozen_tokenizer: Tokenizer | None = None
-        modules = _build_modules(config, teacher_widths)
+        modules = build_modules(config, teacher_widths)
         for name, module in modules.items():
             if name in carried:
                 load_network(module, carried[name])
@@ -166,7 +159,7 @@ class Networks:
             engine.close()
 
 
-def _build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[str, nn.Module]:
+def build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[str, nn.Module]:
     """All three networks in one fixed order, so that the seed gives the same in every stage."""
     tokenizer = build_tokenizer(
         config.tokenizer,

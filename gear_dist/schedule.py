@@ -7,6 +7,13 @@ from gear_dist.config import OptimizerConfig, StagesConfig
 
 StageName = Literal["tokenizer", "joint", "generator"]
 
+TRAINED: dict[StageName, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer", "discriminator"),
+    "joint": ("tokenizer", "discriminator", "generator"),
+    "generator": ("generator",),
+}
+AVERAGED = ("tokenizer", "generator")
+
 
 class Stage(NamedTuple):
     """A stretch of the run's steps."""

@@ -1,13 +1,12 @@
 """`gear-dist train --dry-run`: everything that can be known without training."""
 
 import os
-from typing import Literal
 
 from gear_dist.config import RunConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.manifest import Manifest
 from gear_dist.errors import DataError
-from gear_dist.memory_estimate import ParameterCounts, estimate_memory, format_estimate
+from gear_dist.memory_estimate import format_estimate
 from gear_dist.run_folder import RunFolder
 from gear_dist.start import open_start
 
@@ -26,6 +25,10 @@ def dry_run(config: RunConfig) -> None:
     start = None if held else open_start(config)
     if start is not None:
         print(f"starts from {start.path}: {', '.join(start.weights)}")
+    from gear_dist.planning.plan import make_plan
+    from gear_dist.planning.rates import make_rates
+    from gear_dist.teachers import load_teacher
+
     world_size, device = _placement(config)
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")
@@ -43,18 +46,11 @@ def dry_run(config: RunConfig) -> None:
     print(f"{config.stages.total_steps} steps, {steps} an epoch, {epochs:.1f} epochs")
     if config.data.validation:
         check_corpus(config, config.data.validation)
-    counts = count_parameters(config)
-    on_cuda = device == "cuda"
-    wanted = config.engine.precision
-    usual: Literal["bf16", "fp32"] = "bf16" if on_cuda else "fp32"
-    estimate = estimate_memory(
-        config,
-        counts,
-        world_size=world_size,
-        precision=usual if wanted == "auto" else wanted,
-        on_cuda=on_cuda,
-    )
-    print(format_estimate(estimate))
+    if config.alignment.enabled and config.stages.has_generator:
+        load_teacher(config.teacher, image_size=config.data.image_size, grid_size=config.grid_size)
+    plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=device == "cuda")
+    largest = max(plan.stages, key=lambda stage: stage.memory.total_bytes)
+    print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
     print("dry run: nothing was trained or written")
 
 
@@ -102,33 +98,3 @@ def _placement(config: RunConfig) -> tuple[int, str]:
         return int(os.environ.get("WORLD_SIZE", "1")), device
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return config.run.workers or gpus or 2, device
-
-
-def count_parameters(config: RunConfig) -> ParameterCounts:
-    """Build the networks without memory, load the teacher, and count.
-
-    Raises:
-        UserError: the teacher cannot be loaded.
-    """
-    import torch
-    from torch import nn
-
-    from gear_dist.generator import build_aligned_generator
-    from gear_dist.losses.adversarial import PatchDiscriminator
-    from gear_dist.teachers import load_teacher
-    from gear_dist.tokenizers import build_tokenizer
-
-    def count(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
-
-    teachers = []
-    if config.alignment.enabled and config.stages.joint.steps + config.stages.generator.steps > 0:
-        size, grid = config.data.image_size, config.grid_size
-        teachers = [load_teacher(config.teacher, image_size=size, grid_size=grid)]
-    with torch.device("meta"):
-        return ParameterCounts(
-            tokenizer=count(build_tokenizer(config.tokenizer)),
-            discriminator=count(PatchDiscriminator(config.discriminator)),
-            generator=count(build_aligned_generator(config, [t.width for t in teachers])),
-            teacher=sum(map(count, teachers)),
-        )

@@ -16,9 +16,9 @@ __all__ = ["TEACHERS", "Teacher", "load_teacher", "normalise_features"]
 
 
 def _dinov2(path: str, image_size: int, grid_size: int) -> "Teacher":
-    from gear_dist.teachers.dinov2 import DinoV2Teacher
+    from gear_dist.teachers.dinov2 import load_dinov2
 
-    return DinoV2Teacher(path, image_size=image_size, grid_size=grid_size)
+    return load_dinov2(path, image_size=image_size, grid_size=grid_size)
 
 
 def _convnet(path: str, image_size: int, grid_size: int) -> "Teacher":

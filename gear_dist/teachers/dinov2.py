@@ -22,9 +22,10 @@ class DinoV2Teacher(Teacher):
     timm's `resample_abs_pos_embed`, which the published models of this family were trained with).
     """
 
-    def __init__(self, path: str, *, image_size: int, grid_size: int) -> None:
+    def __init__(self, backbone: Any, *, image_size: int, grid_size: int) -> None:
+        """Take a `Dinov2Model` over."""
         super().__init__(image_size=image_size, grid_size=grid_size)
-        self.backbone = _load_backbone(path)
+        self.backbone = backbone
         self.width = self.backbone.config.hidden_size
         embeddings = self.backbone.embeddings
         embeddings.position_embeddings = torch.nn.Parameter(
@@ -67,6 +68,15 @@ def resample_positions(positions: Tensor, grid_size: int) -> Tensor:
     )
     patches = grid.movedim(1, 3).flatten(1, 2).to(positions.dtype)
     return torch.cat([positions[:, :1], patches], dim=1)
+
+
+def load_dinov2(path: str, *, image_size: int, grid_size: int) -> DinoV2Teacher:
+    """The teacher of a local folder or a hub name.
+
+    Raises:
+        ConfigError: it cannot be reached, or is no DINOv2 model of patch size 14.
+    """
+    return DinoV2Teacher(_load_backbone(path), image_size=image_size, grid_size=grid_size)
 
 
 def _load_backbone(path: str) -> Any:

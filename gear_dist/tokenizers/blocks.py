@@ -128,9 +128,7 @@ class Level(nn.Module):
         self.blocks_key = blocks_key
         blocks = (ResidualBlock(a, b, config, bias=bias) for a, b in pairs)
         self.add_module(blocks_key, nn.ModuleList(blocks))
-        self.attn = nn.ModuleList(
-            AttentionBlock(b, config) for _, b in pairs if attention
-        )
+        self.attn = nn.ModuleList(AttentionBlock(b, config) for _, b in pairs if attention)
         self.resampling_key = ""
         if resampling is not None:
             self.resampling_key, build = resampling

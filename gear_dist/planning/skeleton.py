@@ -1,0 +1,156 @@
+"""Networks of a configuration as tensors without memory, and what is counted on them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gear_dist.config import RunConfig
+from gear_dist.errors import ConfigError
+from gear_dist.generator.rotary import rotary_table
+from gear_dist.losses.adversarial import SyncBatchNorm
+from gear_dist.losses.perceptual import LPIPS
+from gear_dist.memory_estimate import ParameterCounts
+from gear_dist.networks import build_modules
+from gear_dist.teachers import Teacher
+
+# Width, layers and heads of the published models.
+_DINOV2 = {
+    "facebook/dinov2-small": (384, 12, 6),
+    "facebook/dinov2-base": (768, 12, 12),
+    "facebook/dinov2-large": (1024, 24, 16),
+}
+
+
+class Skeleton(NamedTuple):
+    """Everything that a step runs through, at no memory. Made and used in `fake_tensors`."""
+
+    modules: dict[str, nn.Module]
+    teachers: list[Teacher]
+    lpips: LPIPS | None
+
+    def weights(self) -> list[Tensor]:
+        """Parameters and buffers of all parts."""
+        parts = [*self.modules.values(), *self.teachers, *([self.lpips] if self.lpips else [])]
+        return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+
+
+class NetworkFacts(NamedTuple):
+    """What is counted on the networks beside their passes."""
+
+    counts: ParameterCounts
+    buffer_bytes: dict[str, int]
+    """Floating-point buffers, by network."""
+    norm_channels: tuple[int, ...]
+    """Channels of the discriminator's batch norms."""
+    tapped: int
+    """Parameters of the generator and its projectors that the soft alignment passes through."""
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Tensors made inside have shapes and dtypes, and no memory."""
+    rotary_table.cache_clear()
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        # What the cache took in here would be found by real networks.
+        rotary_table.cache_clear()
+
+
+def build_skeleton(config: RunConfig) -> Skeleton:
+    """All networks at random weights, and the frozen ones that their losses need.
+
+    Raises:
+        ConfigError: a teacher whose size cannot be told.
+    """
+    teachers = []
+    if config.alignment.enabled and config.stages.has_generator:
+        teachers = [_TEACHERS[config.teacher.name](config)]
+    modules = build_modules(config, tuple(teacher.width for teacher in teachers))
+    return Skeleton(modules, teachers, LPIPS() if config.losses.lpips_weight > 0 else None)
+
+
+def count_networks(config: RunConfig) -> NetworkFacts:
+    """Counts of a configuration's networks. Loads nothing.
+
+    Raises:
+        ConfigError: a teacher whose size cannot be told.
+    """
+    with fake_tensors():
+        built = build_skeleton(config)
+        modules = built.modules
+        return NetworkFacts(
+            counts=ParameterCounts(
+                **{name: _count(module) for name, module in modules.items()},
+                teacher=sum(map(_count, built.teachers)),
+                lpips=_count(built.lpips) if built.lpips else 0,
+            ),
+            buffer_bytes={
+                name: sum(b.nbytes for b in module.buffers() if b.is_floating_point())
+                for name, module in modules.items()
+            },
+            norm_channels=tuple(
+                norm.num_features
+                for norm in modules["discriminator"].modules()
+                if isinstance(norm, SyncBatchNorm)
+            ),
+            tapped=_count_tapped(modules["generator"], config.generator.tap_layer),
+        )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _count_tapped(generator: nn.Module, tap_layer: int) -> int:
+    beyond = ("generator.norm.", "generator.output.")
+    total = 0
+    for name, parameter in generator.named_parameters():
+        parts = name.split(".")
+        is_late = parts[1] == "layers" and int(parts[2]) >= tap_layer
+        total += 0 if is_late or name.startswith(beyond) else parameter.numel()
+    return total
+
+
+def _convnet(config: RunConfig) -> Teacher:
+    from gear_dist.teachers.convnet import ConvNet, ConvNetTeacher
+
+    size, grid = config.data.image_size, config.grid_size
+    net = ConvNet(image_size=size, grid_size=grid, head_sizes={})
+    return ConvNetTeacher(net, image_size=size, grid_size=grid)
+
+
+def _dinov2(config: RunConfig) -> Teacher:
+    from transformers import AutoConfig, Dinov2Config, Dinov2Model
+    from transformers.initialization import no_init_weights
+
+    from gear_dist.teachers.dinov2 import PATCH, DinoV2Teacher
+
+    path = config.teacher.path
+    if path in _DINOV2:
+        width, layers, heads = _DINOV2[path]
+        sizes = Dinov2Config(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, patch_size=PATCH
+        )
+    else:
+        folder = Path(path).expanduser()
+        try:
+            sizes = AutoConfig.from_pretrained(folder if folder.is_dir() else path)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"teacher.path={path}: its size cannot be told ({reason}); give a local folder "
+                f"with config.json, or one of {', '.join(_DINOV2)}"
+            ) from None
+    sizes.image_size = PATCH * config.grid_size
+    with no_init_weights():  # its initialisation looks at values, which fake tensors lack
+        backbone = Dinov2Model(sizes)
+    return DinoV2Teacher(backbone, image_size=config.data.image_size, grid_size=config.grid_size)
+
+
+_TEACHERS = {"convnet": _convnet, "dinov2": _dinov2}

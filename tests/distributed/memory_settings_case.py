@@ -1,0 +1,38 @@
+"""The reference joint step under the settings that trade memory for something else."""
+
+import dataclasses
+from typing import Any
+
+import joint_step_case as case
+import torch
+
+from gear_dist.config import RunConfig
+
+STEPS = 2
+
+
+def changed(config: RunConfig, **settings: Any) -> RunConfig:
+    """The configuration with settings replaced, given as section__name=value."""
+    for key, value in settings.items():
+        section, _, name = key.partition("__")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def steps_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tuple[Any, Any, Any]]:
+    """Worker: metrics, live networks and averages after steps of each configuration.
+
+    A step's micro-batches are this rank's share of the reference batch, cut into equal parts.
+    """
+    found = []
+    for config in configs:
+        networks = case.build_networks(config, world_size)
+        share = case.split_batch(case.reference_batch(), rank, world_size)
+        parts = config.engine.accumulation
+        micro_batches = [case.split_batch(share, i, parts) for i in range(parts)]
+        torch.manual_seed(rank)
+        numbers = case.take_steps(networks, config, micro_batches, STEPS)
+        found.append((numbers, case.live_states(networks), networks.carry()))
+        networks.close()
+    return found

@@ -1,0 +1,200 @@
+"""`gear-dist plan`: what is counted against what was counted by others, and the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gear_dist import cli
+from gear_dist.config_files import load_config
+from gear_dist.errors import ConfigError
+from gear_dist.generator.rotary import rotary_table
+from gear_dist.planning.plan import make_plan
+from gear_dist.planning.rates import PEAKS, make_rates
+from gear_dist.planning.skeleton import count_networks
+from gear_dist.planning.updates import count_stage
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GENERATORS = {
+    "B": ("generator.width=768", "generator.num_layers=12", "generator.num_heads=12"),
+    "L": ("generator.width=1024", "generator.num_layers=24", "generator.num_heads=16"),
+    "XL": ("generator.width=1280", "generator.num_layers=36", "generator.num_heads=20"),
+}
+TAPS = {"B": 4, "L": 8, "XL": 12}
+PROJECTOR = 2 * 256 / 1e9  # GFLOP an image and parameter
+
+
+def recipe(name, *overrides):
+    return load_config(CONFIGS / f"{name}.yaml", ["engine.precision=bf16", *overrides])
+
+
+def gflops(config, stage="joint"):
+    """GFLOP of each pass for one image, by the reference kernels, which recompute nothing."""
+    cost = count_stage(stage, config, images=1, on_cuda=True, rates=make_rates({}))
+    return {name: found.flops / 1e9 for name, found in cost.passes.items()}
+
+
+@pytest.mark.parametrize(
+    ("size", "generator", "soft"), [("B", 50, 21), ("L", 166, 61), ("XL", 385, 136)]
+)
+def test_arithmetic_equals_what_was_counted_of_the_published_networks(size, generator, soft):
+    """Counted by hand for the issue: no attention in the generator, no projector."""
+    config = recipe(
+        "gear-b",
+        "engine.kernels=reference",
+        f"generator.tap_layer={TAPS[size]}",
+        *GENERATORS[size],
+    )
+    found = gflops(config)
+    width, layers = config.generator.width, config.generator.num_layers
+    projector = PROJECTOR * 2048 * (width + 2048 + 768)
+    attention = 4 * 256**2 * width / 1e9  # a layer, causal counted whole
+    assert found["tokenizer forward"] == pytest.approx(138 + 253, rel=0.01)
+    assert found["lpips forward"] == pytest.approx(80, rel=0.01)
+    assert found["teacher forward"] == pytest.approx(46, rel=0.01)
+    frozen = found["discriminator frozen forward"]
+    assert frozen + found["discriminator forward"] == pytest.approx(19, rel=0.02)
+    assert frozen + found["discriminator backward"] == pytest.approx(31, rel=0.02)
+    expected = generator + projector + attention * layers
+    assert found["generator forward"] == pytest.approx(expected, rel=0.01)
+    expected = soft + projector + attention * TAPS[size]
+    assert found["generator frozen forward"] == pytest.approx(expected, rel=0.02)
+
+
+def test_all_three_quantizers_are_planned():
+    totals = {}
+    for name in ("gear-b", "gear-b-lfq", "gear-b-ibq"):
+        stages = ("stages.tokenizer.steps=1", "stages.generator.steps=1")
+        config = recipe(name, "data.image_size=64", *stages)
+        plan = make_plan(config, world_size=256, rates=make_rates({}), on_cuda=True)
+        assert [stage.stage for stage in plan.stages] == ["tokenizer", "joint", "generator"]
+        totals[name] = plan.stages[1].cost.total.flops
+        assert all(stage.time.apart_s > 0 for stage in plan.stages)
+    assert totals["gear-b-ibq"] > totals["gear-b-lfq"] > totals["gear-b"]
+
+
+def test_counting_leaves_nothing_fake_behind():
+    config = load_config(CONFIGS / "tiny-vq.yaml", ["engine.precision=fp32"])
+    count_stage("joint", config, images=1, on_cuda=False, rates=make_rates({}))
+    table = rotary_table(config.grid_size, 32, torch.device("cpu"))
+    assert type(table) is torch.Tensor
+    assert table[1:].norm() > 0
+
+
+def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
+    def kept(images, *overrides):
+        config = load_config(CONFIGS / "tiny-vq.yaml", ["engine.precision=bf16", *overrides])
+        cost = count_stage("joint", config, images=images, on_cuda=True, rates=make_rates({}))
+        return {name: found.kept for name, found in cost.activations.items()}, cost.total.flops
+
+    (one, _), (two, flops), (three, _) = kept(1), kept(2), kept(3)
+    for name in one:
+        more = two[name] - one[name]
+        assert three[name] - two[name] == pytest.approx(more, rel=1e-3), name
+        assert more > one[name] / 2, name
+    saving, more = kept(2, "tokenizer.activation_checkpointing=true")
+    assert saving["tokenizer"] < two["tokenizer"] / 1.5
+    assert saving["generator"] == two["generator"]
+    assert more > flops
+    saving, _ = kept(2, "generator.activation_checkpointing=true")
+    assert saving["generator"] < two["generator"] / 1.5
+
+
+def test_communication_follows_the_stage_and_the_accumulation():
+    def sent(*overrides, world_size=8):
+        config = recipe("gear-b", "engine.global_batch=64", *overrides)
+        plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=True)
+        return sum(item.sent_bytes(world_size) for item in plan.stages[0].communication)
+
+    accumulated = "engine.accumulation=4"
+    one = sent("engine.zero_stage=1")
+    assert sent("engine.zero_stage=1", accumulated) < 1.01 * one, "reduced once a step"
+    assert sent("engine.zero_stage=2", accumulated) > 2.5 * sent("engine.zero_stage=2")
+    assert sent("engine.zero_stage=1", world_size=1) == 0
+
+
+def test_given_rates_replace_assumptions():
+    given = make_rates({"network": 7.0, "bf16": 100.0}, gpus_per_node=4)
+    assert given.network == 7e9
+    assert given.bf16 == 1e14
+    assert [n for n in given.notes if "as given" in n] == [
+        "--tflops 100 TFLOP/s: as given",
+        "--network 7 GB/s: as given",
+    ]
+    assert sum("an assumption" in note for note in given.notes) == len(PEAKS) - 2
+    assert given.link(4) == given.node_network > given.link(5) == 7e9
+
+
+def test_slower_hardware_takes_longer():
+    config = load_config(CONFIGS / "tiny-vq.yaml", [])
+    quick, slow = (
+        make_plan(config, world_size=8, rates=make_rates(given), on_cuda=True).stages[1].time
+        for given in ({}, {"memory": 33.5, "node_network": 4.5})
+    )
+    assert slow.compute_s > 10 * quick.compute_s
+    assert slow.communication_s == pytest.approx(70 * quick.communication_s)
+    assert slow.overlapped_s == max(slow.compute_s + slow.optimizer_s, slow.communication_s)
+
+
+def run_cli(capsys, *words):
+    code = cli.main(["plan", str(CONFIGS / "tiny-vq.yaml"), *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_table_says_what_is_assumed(capsys):
+    code, out, _ = run_cli(capsys, "--gpus", "2", "engine.zero_stage=2", "--network", "10")
+    assert code == 0
+    for words in (
+        "Nothing here is measured",
+        "--tflops 494.5 TFLOP/s: 50% of 989",
+        "--network 10 GB/s: as given",
+        "Stage tokenizer, 40 steps",
+        "Stage generator, 20 steps",
+        "gradients, every micro-batch",
+        "Checkpoint: ",
+        "Data: ",
+    ):
+        assert words in out, words
+
+
+def test_json_has_the_same_numbers(capsys):
+    code, out, _ = run_cli(capsys, "--gpus", "4", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["world_size"] == 4
+    assert plan["config"]["engine"]["precision"] == "bf16"
+    joint = plan["stages"][1]
+    assert joint["memory"]["rows"][0]["part"] == "tokenizer"
+    assert joint["cost"]["passes"]["tokenizer forward"]["flops"] > 0
+    assert joint["time"]["apart_s"] >= joint["time"]["overlapped_s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "3"], "engine.global_batch=8 is not divisible by workers"),
+        (["--gpus", "0"], "--gpus 0 must be at least 1"),
+        (["--tflops", "-1"], "--tflops -1 must be above 0 TFLOP/s"),
+        (["--gpus-per-node", "0"], "--gpus-per-node 0 must be at least 1"),
+        (["--image-kb", "0"], "--image-kb 0 must be above 0"),
+        (
+            ["stages.tokenizer.steps=0", "stages.joint.steps=0", "stages.generator.steps=0"],
+            "stages: all have 0 steps",
+        ),
+        (["engine.zero_stage=0", "engine.optimizer_offload=cpu"], "engine.optimizer_offload=cpu"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, message):
+    code, _, err = run_cli(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_teacher_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = load_config(CONFIGS / "gear-b.yaml", ["teacher.path=nobody/has-this"])
+    with pytest.raises(ConfigError, match=r"teacher\.path=nobody/has-this: its size cannot"):
+        count_networks(config)
