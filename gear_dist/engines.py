@@ -144,6 +144,7 @@ class TrainingEngine:
         self.device = device
         self.zero_stage = config.engine.zero_stage
         self.clip_norm = config.optimizer.clip_norm
+        self._offloaded = config.engine.optimizer_offload != "none"
         bf16 = resolve_precision(config, device) == "bf16"
         bf16_weights = bf16_weights and bf16 and self.zero_stage > 0
         self._autocast = bf16 and not bf16_weights
@@ -267,6 +268,8 @@ class TrainingEngine:
         wrapper = self._engine.optimizer
         if self.zero_stage == 0:
             found = [p.grad for p in self.module.parameters()]
+        elif self._offloaded:
+            found = [master.grad for master in self.optimizer_parameters()]
         elif hasattr(wrapper, "averaged_gradients"):
             groups = [group for group in wrapper.averaged_gradients.values() if group is not None]
             found = [g for group in groups for g in (group if isinstance(group, list) else [group])]
@@ -275,7 +278,8 @@ class TrainingEngine:
         gradients = [g for g in found if g is not None]
         if not gradients:
             return torch.zeros((), device=self.device)
-        return torch.stack(torch._foreach_norm(gradients, float("inf"))).float().max()
+        norms = torch.stack(torch._foreach_norm(gradients, float("inf")))
+        return norms.float().max().to(self.device)
 
     def hold(self, held: bool) -> None:
         """Whether the next step moves nothing."""

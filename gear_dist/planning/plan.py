@@ -53,7 +53,7 @@ class CheckpointPlan(NamedTuple):
 
     bytes: int
     seconds: float
-    """Written at the storage rate of all nodes that hold a part."""
+    """Written by all nodes at their storage rate."""
     published_bytes: int
     """The weights files for users beside it, written by one worker."""
 
@@ -207,7 +207,7 @@ class _Planner(NamedTuple):
         return count * passes * _FP32 / self.rates.memory
 
     def _checkpoint(self, stage: StageName) -> CheckpointPlan:
-        """Masters, moments and averages in fp32, buffers, a frozen tokenizer in every part."""
+        """Masters, moments and averages in fp32, buffers, a frozen tokenizer; each once."""
         sizes = dict(zip(ParameterCounts._fields, self.facts.counts, strict=True))
         moments = 2 if self.config.optimizer.name == "adamw" else 0
         total = published = 0
@@ -216,9 +216,7 @@ class _Planner(NamedTuple):
             total += _FP32 * sizes[network] * (1 + moments + averaged)
             total += self.facts.buffer_bytes[network] * (1 + averaged)
             published += _FP32 * sizes[network]
-        num_parts = 1 if self.config.engine.zero_stage == 0 else self.states.world_size
         if "tokenizer" not in TRAINED[stage]:
-            total += _FP32 * sizes["tokenizer"] * num_parts
+            total += _FP32 * sizes["tokenizer"]
             published += _FP32 * sizes["tokenizer"]
-        num_writers = min(num_parts, self.num_nodes)
-        return CheckpointPlan(total, total / (self.rates.storage * num_writers), published)
+        return CheckpointPlan(total, total / (self.rates.storage * self.num_nodes), published)

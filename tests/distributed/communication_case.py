@@ -53,7 +53,7 @@ class Counted(NamedTuple):
     states: dict[str, dict[str, int]]
     """Bytes of parameters, optimizer and average that this worker holds, by network."""
     checkpoint_bytes: int
-    """Tensors of this worker's part."""
+    """Tensors of a checkpoint that this worker has alone, or is the first of those that have it."""
 
 
 def count_steps_each(rank: int, configs: list[RunConfig]) -> list[Counted]:
@@ -75,9 +75,10 @@ def _count(rank: int, config: RunConfig) -> Counted:
                 networks.step(1e-4)
         networks.update_averages()
     states = {name: _state_bytes(networks, name) for name in networks.engines}
-    part = networks.state_dict(rank)
+    mine = [piece.values for piece in networks.pieces() if rank == 0 or not piece.replicated]
+    saved = _tensor_bytes(mine)
     networks.close()
-    return Counted(micro_batches, dict(moves.bytes), states, _tensor_bytes(part))
+    return Counted(micro_batches, dict(moves.bytes), states, saved)
 
 
 def _state_bytes(networks: Networks, name: str) -> dict[str, int]:

@@ -7,6 +7,7 @@ import joint_step_case as case
 import torch
 
 from gear_dist.config import RunConfig
+from gear_dist.steps import train_micro_batch
 
 STEPS = 2
 
@@ -21,7 +22,7 @@ def changed(config: RunConfig, **settings: Any) -> RunConfig:
 
 
 def steps_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tuple[Any, Any, Any]]:
-    """Worker: metrics, live networks and averages after steps of each configuration.
+    """Worker: metrics with largest gradients, live networks and averages after some steps.
 
     A step's micro-batches are this rank's share of the reference batch, cut into equal parts.
     """
@@ -33,6 +34,12 @@ def steps_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tup
         micro_batches = [case.split_batch(share, i, parts) for i in range(parts)]
         torch.manual_seed(rank)
         numbers = case.take_steps(networks, config, micro_batches, STEPS)
+        for batch in micro_batches:
+            train_micro_batch(networks, batch, config, STEPS, None)
+            if networks.engines["tokenizer"].ends_step:
+                largest = {n: e.largest_gradient().item() for n, e in networks.engines.items()}
+            networks.step(1.0)
+        numbers |= {f"largest gradient of {name}": value for name, value in largest.items()}
         found.append((numbers, case.live_states(networks), networks.carry()))
         networks.close()
     return found

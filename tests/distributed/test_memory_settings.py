@@ -103,8 +103,12 @@ def offloaded():
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_offloaded_optimizer_takes_the_same_steps(offloaded, stage):
-    """Averages, published weights and norms with it. On CPU the host's memory is the device's."""
+    """Averages, weights, norms, and the gradients that are watched for being finite.
+
+    On CPU the host's memory is the device's.
+    """
     for plain, ours in offloaded[stage]:
         assert_same(ours, plain, 1e-5 if stage == 3 else 0.0)
         for name, value in plain[0].items():
-            assert ours[0][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+            assert ours[0][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        assert all(value > 0 for name, value in ours[0].items() if name.startswith("largest"))
