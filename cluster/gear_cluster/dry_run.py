@@ -9,6 +9,7 @@ from gear_dist.errors import DataError
 from gear_dist.memory_estimate import format_estimate
 from gear_dist.run_folder import RunFolder
 from gear_dist.start import open_start
+from gear_dist.teachers import load_teacher
 
 
 def dry_run(config: RunConfig) -> None:
@@ -25,10 +26,6 @@ def dry_run(config: RunConfig) -> None:
     start = None if held else open_start(config)
     if start is not None:
         print(f"starts from {start.path}: {', '.join(start.weights)}")
-    from gear_dist.planning.plan import make_plan
-    from gear_dist.planning.rates import make_rates
-    from gear_dist.teachers import load_teacher
-
     world_size, device = _placement(config)
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")
@@ -48,10 +45,18 @@ def dry_run(config: RunConfig) -> None:
         check_corpus(config, config.data.validation)
     if config.alignment.enabled and config.stages.has_generator:
         load_teacher(config.teacher, image_size=config.data.image_size, grid_size=config.grid_size)
-    plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=device == "cuda")
+    _print_memory(config, world_size, on_cuda=device == "cuda")
+    print("dry run: nothing was trained or written")
+
+
+def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
+    """The estimate of the stage that takes the most."""
+    from gear_dist.planning.plan import make_plan
+    from gear_dist.planning.rates import make_rates
+
+    plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=on_cuda)
     largest = max(plan.stages, key=lambda stage: stage.memory.total_bytes)
     print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
-    print("dry run: nothing was trained or written")
 
 
 def check_corpus(config: RunConfig, address: str) -> Manifest:
