@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from gear_dist.config import RunConfig
 from gear_dist.engines import TrainingEngine
@@ -90,7 +91,10 @@ class _Network:
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        # What torch offers for this steps out of `CudaNumerics`, so recomputations would, too.
+        seed = (torch.ones_like(loss),)
+        options = {"allow_unreachable": True, "accumulate_grad": True}
+        _engine_run_backward((loss,), seed, False, False, (), **options)
 
 
 class _MeteredEngine(TrainingEngine):
