@@ -205,4 +205,4 @@ def _batch(config: RunConfig, images: int, teachers: list[Teacher], meter: _Mete
     bf16 = config.engine.precision == "bf16"
     with meter.measure("teacher forward"), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         features = [teacher(pixels) for teacher in teachers]
-    return MicroBatch(pixels, labels, features)
+    return MicroBatch(pixels, labels, features, torch.ones(images))
