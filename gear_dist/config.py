@@ -67,10 +67,28 @@ class RunSection:
     """auto: continue from the run's newest good checkpoint; none: start anew, refused where the \
 folder already holds a run; a checkpoint's folder: go on from that one, this run's or another's of \
 the same configuration."""
+    min_workers: int = 0
+    """Fewest workers that training goes on with when nodes are gone (launcher=ray): each start \
+takes as many as there is room for, up to `workers`. 0: always `workers`."""
+    max_failures: int = 3
+    """Crashes (killed, out of memory, node lost, hang) after which training starts again from the \
+newest checkpoint (launcher=ray). The count begins anew with every new checkpoint; preemptions do \
+not count."""
+    hang_timeout_s: int = 600
+    """Seconds without a step after which a worker writes the stacks of its threads to its log and \
+ends; longer than any checkpoint or evaluation takes. 0: never."""
+    preemption_grace_s: int = 30
+    """Seconds that workers have to stop with a checkpoint when one of their nodes is to go; then \
+training goes on elsewhere from the checkpoint before."""
 
     def __post_init__(self) -> None:
-        _require_at_least("run", self, 0, "workers", "seed")
-        _require_at_least("run", self, 1, "threads")
+        names = ("workers", "seed", "min_workers", "max_failures", "hang_timeout_s")
+        _require_at_least("run", self, 0, *names)
+        _require_at_least("run", self, 1, "threads", "preemption_grace_s")
+        _require(
+            self.workers == 0 or self.min_workers <= self.workers,
+            f"run.min_workers={self.min_workers} must be at most run.workers={self.workers}",
+        )
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         _require(ok, f"run.name={self.name!r} must be a plain folder name")
 

@@ -24,7 +24,7 @@ from gear_dist.config_files import config_yaml, load_config, to_dict
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import FileStorage, write_file
 
-State = Literal["running", "done", "interrupted", "failed"]
+State = Literal["running", "restarting", "done", "interrupted", "failed"]
 
 # Settings that may change between the parts of one run: where and how it runs, what it logs.
 # The embedded object store's port, and so the endpoint, differs from start to start.
@@ -46,6 +46,10 @@ class Status(NamedTuple):
     exit_code: int | None = None
     reason: str = ""
     updated: str = ""
+    attempt: int = 1
+    """Counts the starts of the workers by one command."""
+    last_failure: str = ""
+    """The last crash that training has gone on after."""
 
 
 class Grid(NamedTuple):
@@ -186,10 +190,21 @@ class RunFolder:
         *,
         exit_code: int | None = None,
         reason: str = "",
+        attempt: int | None = None,
+        last_failure: str | None = None,
     ) -> None:
-        """Replace status.json atomically; `updated` is now."""
+        """Replace status.json atomically; `updated` is now.
+
+        `attempt` and `last_failure` stay as they are where they are None: the launcher knows them,
+        and the worker writes the rest.
+        """
         updated = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         status = Status(state, step, total_steps, exit_code, reason, updated)
+        before = self.read_status() or status
+        status = status._replace(
+            attempt=before.attempt if attempt is None else attempt,
+            last_failure=before.last_failure if last_failure is None else last_failure,
+        )
         _write_json(self.status_path, status._asdict())
 
     def read_status(self) -> Status | None:

@@ -19,6 +19,7 @@ from gear_dist.config_files import to_dict
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.engines import prepare_deepspeed, resolve_precision
 from gear_dist.errors import ConfigError, NumericError, StorageError
+from gear_dist.hang import HangWatch
 from gear_dist.host import Host, Outcome
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.metrics import MetricWindow, Speedometer
@@ -54,7 +55,8 @@ def train_worker(config: RunConfig, host: Host) -> Outcome:
     """
     trainer = Trainer(config, host)
     try:
-        return trainer.run()
+        with trainer.hang:
+            return trainer.run()
     except BaseException as error:
         trainer.recorder.fail(trainer.step, error)
         raise
@@ -75,6 +77,7 @@ class Trainer:
         self.config = config
         self.host = host
         self.step = 0
+        self.hang = HangWatch(config.run.hang_timeout_s)
         self.networks: Networks | None = None
         self.teachers: list[Teacher] = []
         self.stages = plan_stages(config.stages)
@@ -181,6 +184,7 @@ class Trainer:
         while self.step < self.total_steps:
             stage = self._stage_at(self.step)
             stop = self._train_step(stage, batches)
+            self.hang.beat()
             if self._is_stuck(stage):
                 self._roll_back()
                 batches = iter(self.loader)

@@ -67,9 +67,11 @@ def _settled_status(config: RunConfig) -> Iterator[None]:
 
 
 def _settle(config: RunConfig, state: State, exit_code: int, reason: str) -> None:
-    """Correct a status.json that still says `running`, because its writer is gone."""
+    """Correct a status.json that says that training goes on, because its writer is gone."""
     folder = RunFolder(config.run.folder)
     status = folder.read_status()
-    if status is None or status.state != "running" or os.environ.get("RANK", "0") != "0":
+    if status is None or os.environ.get("RANK", "0") != "0":
+        return
+    if status.state not in ("running", "restarting"):
         return
     folder.write_status(state, status.step, status.total_steps, exit_code=exit_code, reason=reason)

@@ -31,24 +31,28 @@ class BoardState(NamedTuple):
     """The first failure: later ones are mostly its consequences (lost connections)."""
     outcome: Outcome | None
     """Rank 0's, once it has returned."""
-    started: bool
-    """Whether a worker has entered the worker function."""
+    nodes: dict[int, str]
+    """Node id by rank, of the workers that have entered the worker function."""
+    notice: str
+    """Why a worker expects its end; empty: none does."""
 
 
 class ProgressBoard:
-    """Body of the Ray actor. Asynchronous, so that waiting workers do not hold up reports."""
+    """Body of the Ray actor, one an attempt. Asynchronous, so that waiting workers do not hold up
+    reports."""
 
     def __init__(self) -> None:
         self._progress: deque[Progress] = deque(maxlen=KEPT_PROGRESS)
         self._failure: WorkerFailure | None = None
         self._outcome: Outcome | None = None
-        self._started = False
+        self._nodes: dict[int, str] = {}
+        self._notice = ""
         self._stop = asyncio.Event()
         self._reason = ""
 
-    async def begin(self) -> None:
-        """A worker enters the worker function."""
-        self._started = True
+    async def begin(self, rank: int, node: str) -> None:
+        """A worker enters the worker function on the node of this id."""
+        self._nodes[rank] = node
 
     async def publish(self, progress: Progress) -> None:
         """Add a report of rank 0."""
@@ -62,11 +66,16 @@ class ProgressBoard:
         """Keep the first failure."""
         self._failure = self._failure or failure
 
+    async def give_notice(self, reason: str) -> None:
+        """A worker expects its end: all are to stop with a checkpoint."""
+        self._notice = self._notice or reason
+        await self.request_stop(reason)
+
     async def look(self) -> BoardState:
         """Take what was reported since the last look."""
         news = list(self._progress)
         self._progress.clear()
-        return BoardState(news, self._failure, self._outcome, self._started)
+        return BoardState(news, self._failure, self._outcome, dict(self._nodes), self._notice)
 
     async def request_stop(self, reason: str) -> None:
         """Ask all workers to stop."""

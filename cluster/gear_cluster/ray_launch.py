@@ -1,53 +1,64 @@
-"""launcher=ray: Ray Train runs the workers, this process shows progress and takes Ctrl-C."""
+"""launcher=ray: attempts of Ray Train until the run is done; this process shows progress, takes
+Ctrl-C, and decides after each attempt whether and with how many workers training goes on."""
 
 import logging
 import os
 import sys
 import tempfile
-import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gear_cluster.local_launch import Worker, environment
-from gear_cluster.progress_board import ProgressBoard, WorkerFailure
+from gear_cluster.ray_attempt import AttemptEnd, RayAttempt, RunPlan
 from gear_cluster.ray_cluster import ray_cluster
+from gear_cluster.ray_room import choose_sizes, wait_for_room
 from gear_cluster.ray_watch import NOT_STARTED, Watch
+from gear_cluster.restarts import FailureBudget, newest_step
 from gear_cluster.stop import StopSignals
 from gear_dist.config import RunConfig
-from gear_dist.errors import ConfigError, UserError
+from gear_dist.errors import UserError
 from gear_dist.host import Outcome
-from gear_dist.run_folder import RunFolder
-from gear_dist.source_tree import source_folders
+from gear_dist.run_folder import RunFolder, State
 
 STOP_GRACE_S = 600.0
-# Ray Train reads these in the driver and hands them on. A shorter look at the workers than its
-# 2 s ends runs and notices failures sooner; workers stay in the folder that paths are meant from.
-TRAIN_VARIABLES = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
 
 
 class WorkerCrashError(UserError):
     """A worker ended by an error that is not the user's; its log holds the traceback."""
 
 
+def train_variables(config: RunConfig) -> dict[str, str]:
+    """What Ray Train reads in the driver and hands on, where the user has not set it.
+
+    A shorter look at the workers than its 2 s ends runs and notices failures sooner; workers stay
+    in the folder that paths are meant from; a room that has gone is noticed in 15 s.
+    """
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.run.hang_timeout_s or 10**9),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
 def launch_ray(
     config: RunConfig, worker: Worker, *, verbose: bool = False, grace_s: float = STOP_GRACE_S
 ) -> Outcome:
-    """Run `worker` in Ray Train workers and wait for them.
+    """Run `worker` in Ray Train workers until it is done, through crashes and preemptions.
 
     Raises:
         UserError: as a worker raised it.
         ConfigError: the cluster cannot run what run.workers and run.device ask for.
-        WorkerCrashError: a worker died or raised anything else.
+        WorkerCrashError: workers have crashed more than run.max_failures times without progress.
     """
-    variables = {name: os.environ.get(name, value) for name, value in TRAIN_VARIABLES.items()}
     # Signals wait while Ray starts: an exception in the midst of that leaves processes behind.
     with (
-        environment(variables),
+        environment(train_variables(config)),
         StopSignals(_interrupt) as stop,
         ray_cluster(config, verbose),
         tempfile.TemporaryDirectory(prefix="gear-train-") as scratch,
@@ -58,17 +69,13 @@ def launch_ray(
             return _given_up(config, NOT_STARTED)
         if not verbose:
             logging.getLogger("ray").setLevel(logging.ERROR)
-        num_workers, use_gpu = choose_workers(config)
-        _note_missing_cpus(num_workers)
+        plan = RunPlan(config, worker, choose_sizes(config), verbose, scratch)
         _note_passing_folder(config)
-        run = _RayRun(config, worker, num_workers, use_gpu, verbose, scratch)
-        watch = Watch(run.board, stop, grace_s)
+        attempts = _Attempts(plan, stop, grace_s)
         try:
-            with watch:
-                error = run.fit()
+            return attempts.run()
         except KeyboardInterrupt:
-            return _given_up(config, watch.why_given_up or "a second Ctrl-C", watch.step)
-        return run.judge(watch, error)
+            return attempts.give_up()
 
 
 def _interrupt() -> None:
@@ -83,37 +90,6 @@ def _given_up(config: RunConfig, why: str, step: int = 0) -> Outcome:
     return Outcome("interrupted", step, f"{why}; no checkpoint was written")
 
 
-def choose_workers(config: RunConfig) -> tuple[int, bool]:
-    """(number of workers, whether each has a GPU) on the connected cluster.
-
-    Raises:
-        ConfigError: CUDA is asked for and the cluster has none, or the batch does not divide.
-    """
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if config.run.device == "cuda" and gpus == 0:
-        raise ConfigError("run.device=cuda, but the Ray cluster has no GPU: use cpu or auto")
-    use_gpu = config.run.device != "cpu" and gpus > 0
-    num_workers = config.run.workers or (gpus if use_gpu else 2)
-    if use_gpu and num_workers > gpus:
-        raise ConfigError(
-            f"run.workers={num_workers} is more than the cluster's {gpus} GPUs: use at most "
-            f"{gpus}, or run.device=cpu"
-        )
-    config.engine.micro_batch(num_workers)
-    return num_workers, use_gpu
-
-
-def _note_missing_cpus(num_workers: int) -> None:
-    """Say why nothing happens: Ray waits without a word for nodes that may or may not come."""
-    import ray
-
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < num_workers:
-        print(f"waiting for {num_workers} CPUs: the Ray cluster has {cpus}", flush=True)
-
-
 def _note_passing_folder(config: RunConfig) -> None:
     """Inside `ray job submit` the working folder is a copy that goes when the job's files go."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.root).is_absolute():
@@ -124,134 +100,93 @@ def _note_passing_folder(config: RunConfig) -> None:
         )
 
 
-def worker_environment(config: RunConfig, use_gpu: bool) -> dict[str, str]:
-    """Variables that must be set before a worker imports torch and DeepSpeed."""
-    variables = {"OMP_NUM_THREADS": str(config.run.threads)}
-    if not use_gpu:
-        variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    folders = source_folders()
-    if folders:
-        rest = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
-        variables["PYTHONPATH"] = os.pathsep.join([*folders, *rest])
-    return variables
+def _resuming(config: RunConfig) -> RunConfig:
+    """What run.resume=none forbids is going on with an earlier command's run, not with this one."""
+    if config.run.resume != "none":
+        return config
+    return replace(config, run=replace(config.run, resume="auto"))
 
 
-class _RayRun:
-    """One call of Ray Train's fit() with the board that its workers report to."""
+class _Attempts:
+    """Starts a run again and again until it is over."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        worker: Worker,
-        num_workers: int,
-        use_gpu: bool,
-        verbose: bool,
-        scratch: str,
-    ) -> None:
-        import ray
+    def __init__(self, plan: RunPlan, stop: StopSignals, grace_s: float) -> None:
+        self._plan = plan
+        self._stop = stop
+        self._grace_s = grace_s
+        self._folder = RunFolder(plan.config.run.folder)
+        self._budget = FailureBudget(plan.config.run.max_failures)
+        self._number = 1
+        self._watch: Watch | None = None
 
-        from gear_cluster.ray_worker import WorkerJob
-
-        self._config = config
-        self._num_workers = num_workers
-        self._log_folder = (config.run.folder / "logs").absolute()
-        name = f"gear-dist-{config.run.name}-{uuid.uuid4().hex[:8]}"
-        self.board: Any = ray.remote(ProgressBoard).options(name=name, num_cpus=0).remote()
-        job = WorkerJob(
-            config=config,
-            worker=worker,
-            board=self.board,
-            folder=os.getcwd(),
-            log_folder=str(self._log_folder),
-            command=sys.argv,
-            verbose=verbose,
-        )
-        self._trainer = self._make_trainer(job, use_gpu, scratch)
-
-    def _make_trainer(self, job: Any, use_gpu: bool, scratch: str) -> Any:
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from gear_cluster.ray_worker import run_worker
-
-        # Type checkers see the classes of Train V1, which V2 replaces at run time.
-        train: Any = ray.train
-
-        class Trainer(TorchTrainer):
-            def _register_sigint_handler(self, controller: Any) -> None:
-                """Ray's would abort the workers at the first Ctrl-C; StopSignals has it."""
-
-        def train_loop() -> None:
-            run_worker(job)
-
-        return Trainer(
-            train_loop,
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=train.ScalingConfig(num_workers=self._num_workers, use_gpu=use_gpu),
-            run_config=train.RunConfig(
-                name=self._config.run.name,
-                storage_path=scratch,
-                failure_config=train.FailureConfig(max_failures=0),
-                worker_runtime_env={"env_vars": worker_environment(self._config, use_gpu)},
-            ),
-        )
-
-    def fit(self) -> Exception | None:
-        """Train until the workers end; what Ray Train raised, if anything."""
-        try:
-            self._trainer.fit()
-        except Exception as error:
-            return error
-        return None
-
-    def judge(self, watch: Watch, error: Exception | None) -> Outcome:
-        """The outcome that rank 0 reported, or the error that ended the run.
+    def run(self) -> Outcome:
+        """The outcome that ends the command.
 
         Raises:
             UserError: see `launch_ray`.
         """
-        state = watch.look()
-        watch.close_line()
-        if state.failure is not None and state.failure.user_error is not None:
-            raise state.failure.user_error
-        if error is not None:
-            raise self._crash(state.failure, error) from None
-        assert state.outcome is not None, "rank 0 returned without an outcome"
-        return state.outcome
+        self._forget_earlier_attempts()
+        while size := wait_for_room(self._plan.sizes, self._stop.requested):
+            end = self._attempt(size)
+            if end.kind == "over":
+                assert end.outcome is not None
+                return end.outcome
+            if end.kind == "crashed":
+                self._after_crash(end.reason)
+            elif end.kind == "moved":
+                self._go_on(end.reason)
+        step = newest_step(self._plan.config)
+        return Outcome("interrupted", step, f"{self._stop.reason} between two attempts")
 
-    def _crash(self, failure: WorkerFailure | None, error: Exception) -> WorkerCrashError:
-        """One line for the likeliest cause: a silent death, then the first error, then Ray's.
+    def _attempt(self, size: int) -> AttemptEnd:
+        attempt = RayAttempt(self._plan, size)
+        self._watch = watch = attempt.watch(self._stop, self._grace_s)
+        try:
+            with watch:
+                error = attempt.fit()
+            return attempt.judge(watch, error)
+        finally:
+            attempt.close()
 
-        A worker that was killed reports nothing, while its peers report lost connections.
+    def give_up(self) -> Outcome:
+        """The outcome where a second Ctrl-C, or a lack of patience, has ended `run`."""
+        watch = self._watch
+        why = (watch and watch.why_given_up) or "a second Ctrl-C"
+        return _given_up(self._plan.config, why, watch.step if watch else 0)
+
+    def _after_crash(self, reason: str) -> None:
+        """Wait a little, or give up.
+
+        Raises:
+            WorkerCrashError: run.max_failures is used up.
         """
-        of, logs = f"of {self._num_workers}", _short(self._log_folder)
-        dead = find_dead_worker(error)
-        if dead is not None:
-            rank, why = dead
-            return WorkerCrashError(f"worker {rank} {of} died: {why}; logs in {logs}")
-        if failure is not None:
-            return WorkerCrashError(
-                f"worker {failure.rank} {of} crashed: {failure.summary}; "
-                f"traceback in {_short(failure.log)}"
-            )
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return WorkerCrashError(f"Ray Train failed: {lines[-1]}; logs in {logs}")
+        budget = self._budget
+        if not budget.spend(newest_step(self._plan.config)):
+            if budget.failures > 1:
+                reason += f" (failure {budget.failures} without a new checkpoint)"
+            self._write_status("failed", exit_code=WorkerCrashError.exit_code, reason=reason)
+            raise WorkerCrashError(reason)
+        self._go_on(
+            f"{reason} (failure {budget.failures} of at most {budget.max_failures})", reason
+        )
+        self._stop.requested.wait(budget.backoff_s())
 
+    def _go_on(self, reason: str, failure: str | None = None) -> None:
+        self._number += 1
+        self._plan = self._plan._replace(config=_resuming(self._plan.config))
+        step = newest_step(self._plan.config)
+        print(f"{reason}: attempt {self._number} goes on from step {step}", flush=True)
+        self._write_status("restarting", reason=reason, attempt=self._number, last_failure=failure)
 
-def _short(path: str | Path) -> str:
-    """Relative to the working folder where it lies below that, else as it is."""
-    path = Path(os.path.normpath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    def _forget_earlier_attempts(self) -> None:
+        """The numbers of another command's attempts."""
+        status = self._folder.read_status()
+        if status is not None and status.attempt > 1:
+            self._write_status(status.state, reason=status.reason, attempt=1)
 
-
-def find_dead_worker(error: BaseException) -> tuple[int, str] | None:
-    """Rank and cause of a worker process that ended without a word, in what fit() raised."""
-    for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
-        cause = getattr(failure, "health_check_failure", None)
-        if cause is not None:
-            text = str(cause)
-            starved = "OutOfMemory" in text or "running low on memory" in text
-            return rank, "Ray ended it because memory ran out" if starved else (
-                "its process is gone (killed, out of memory, or a crash in native code)"
-            )
-    return None
+    def _write_status(self, state: State, **details: Any) -> None:
+        """Correct status.json between attempts, where a worker has written one."""
+        status = self._folder.read_status()
+        if status is not None:
+            step = newest_step(self._plan.config)
+            self._folder.write_status(state, step, status.total_steps, **details)

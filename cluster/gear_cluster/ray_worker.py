@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import ray
 import ray.train
+import torch
 
 from gear_cluster.local_launch import Worker
 from gear_cluster.progress_board import WorkerFailure
@@ -36,8 +38,20 @@ class WorkerJob(NamedTuple):
     """Output goes to the driver's terminal through Ray in place of the log file."""
 
 
+terminated = threading.Event()
+"""Set once this worker process was sent SIGTERM."""
+
+
+def take_sigterm() -> None:
+    """Make SIGTERM a request to stop; Ray's own handler would end the process without one.
+
+    Only a process's main thread may do this, and Ray runs the worker function in another.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+
+
 class RayHost:
-    """A `Host` that reports to the board and learns of a stop from it."""
+    """A `Host` that reports to the board and learns of a stop from it or by SIGTERM."""
 
     def __init__(self, board: Any) -> None:
         context = ray.train.get_context()
@@ -47,6 +61,11 @@ class RayHost:
         self._board = board
         self._stop = threading.Event()
         threading.Thread(target=self._wait, name="stop-request", daemon=True).start()
+        threading.Thread(target=self._give_notice, name="sigterm", daemon=True).start()
+
+    def _give_notice(self) -> None:
+        terminated.wait()
+        self._board.give_notice.remote(f"worker {self.rank} was sent SIGTERM")
 
     def _wait(self) -> None:
         # The board ends with its driver, and Ray then ends this worker: that is a stop too.
@@ -74,14 +93,13 @@ def run_worker(job: WorkerJob) -> None:
     if not job.verbose:
         _redirect_output(log)
     try:
-        import torch
-
         torch.set_num_threads(job.config.run.threads)
         host = RayHost(job.board)
-        ray.get(job.board.begin.remote())
+        ray.get(job.board.begin.remote(rank, ray.get_runtime_context().get_node_id()))
         outcome = job.worker(job.config, host)
         if rank == 0:
             ray.get(job.board.finish.remote(outcome))
+        torch.distributed.destroy_process_group()
     except BaseException as error:
         with log.open("a") as file:
             traceback.print_exc(file=file)

@@ -13,7 +13,7 @@ from gear_dist.report.panels import Panel, Series, training_seconds
 if TYPE_CHECKING:
     from gear_dist.report.page import RunRecord
 
-_BADGES = ("done", "running", "interrupted", "failed")
+_BADGES = ("done", "running", "restarting", "interrupted", "failed")
 # What the tiles show of the curves, where a run has them: metric, label, unit.
 _TILES = (
     ("tokenizer_loss", "Tokenizer loss", ""),

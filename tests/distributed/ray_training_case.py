@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from gear_dist.cli import main
 
 GEAR_DIST = (sys.executable, "-m", "gear_dist")
@@ -70,3 +72,9 @@ def make_case(folder: Path) -> Case:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     return Case(config, corpus, environment)
+
+
+def list_workers(driver: int) -> list[psutil.Process]:
+    """The workers of a driver process that has a cluster of its own."""
+    processes = psutil.Process(driver).children(recursive=True)
+    return [process for process in processes if "RayTrainWorker" in process.name()]

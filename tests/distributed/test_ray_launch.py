@@ -126,7 +126,7 @@ def test_user_error_keeps_class_and_message(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_crash_is_one_line_and_a_traceback_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        launch(make_config(tmp_path), crash)
+        launch(make_config(tmp_path, "run.max_failures=0"), crash)
     log = tmp_path / "run" / "logs" / "worker-1.log"
     expected = f"worker 1 of 2 crashed: ValueError: first line; traceback in {log}"
     assert str(caught.value) == expected
@@ -137,7 +137,7 @@ def test_crash_is_one_line_and_a_traceback_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_killed_worker_is_named_and_status_corrected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="worker 1 of 2 died: its process is gone"):
-        launch(make_config(tmp_path), killed)
+        launch(make_config(tmp_path, "run.max_failures=0"), killed)
     status = RunFolder(tmp_path / "run").read_status()
     assert status is not None
     assert (status.state, status.step, status.exit_code) == ("failed", 7, 1)

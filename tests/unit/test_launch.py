@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gear_cluster.launch import launch
+from gear_cluster.ray_attempt import worker_environment
 from gear_cluster.ray_cluster import ray_cluster
-from gear_cluster.ray_launch import find_dead_worker, worker_environment
 from gear_cluster.stop import StopSignals
 from gear_dist.config import RunConfig
 from gear_dist.config_files import load_config
@@ -157,15 +157,3 @@ def test_worker_environment_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = on_cpu["PYTHONPATH"].split(os.pathsep)
     assert [Path(folder).name for folder in folders[1:4]] == ["kernels", "cluster", "data_prep"]
     assert folders[-1] == "/elsewhere"
-
-
-def test_silent_death_is_told_from_an_error() -> None:
-    class FailedError(Exception):
-        worker_failures: dict[int, Exception]
-
-    died, error = Exception("health"), FailedError("x")
-    died.health_check_failure = Exception("node was running low on memory")  # type: ignore[attr-defined]
-    error.worker_failures = {0: RuntimeError("connection closed"), 1: died}
-    assert find_dead_worker(error) == (1, "Ray ended it because memory ran out")
-    error.worker_failures = {0: RuntimeError("connection closed")}
-    assert find_dead_worker(error) is None
