@@ -91,13 +91,10 @@ def test_whatever_happens_to_workers_they_go_on(tmp_path: Path) -> None:
         code, out = run.finish()
     assert code == 0, out
     told = [line for line in out.splitlines() if ": attempt " in line]
-    assert [line[line.index("from step") :] for line in told] == [
-        "from step 5",
-        "from step 10",
-        "from step 19",
-        "from step 20",
-        "from step 25",
-    ]
+    steps = [int(line.rpartition(" ")[2]) for line in told]
+    heeded = steps[2]  # the signal's handler runs when Ray's main thread does
+    assert steps == [5, 10, heeded, heeded if heeded > 20 else 20, 25]
+    assert 18 < heeded < 24
     assert "worker 1 was sent SIGTERM: attempt 4" in told[2]
     assert all("(failure 1 of at most 1)" in line for line in told if "SIGTERM" not in line)
     assert "worker 0 of 2 made no step" in told[3]  # a stopped process writes no stacks
@@ -132,10 +129,11 @@ def test_a_killed_driver(tmp_path: Path) -> None:
         run.process.kill()
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert alive == []
+    step = json.loads((folder.checkpoints / "latest.json").read_text())["step"]
     with driver(counting(tmp_path), environment(), timeout_s=200) as run:
         code, out = run.finish()
     assert code == 0, out
-    assert step_of(out.splitlines()[0]) == 6
+    assert step_of(out.splitlines()[0]) == step + 1
     status = folder.read_status()
     assert status is not None
     assert status.attempt == 1
