@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gear_cluster.local_launch import Worker
-from gear_cluster.progress_board import ProgressBoard
-from gear_cluster.ray_advice import GrowthAdviser, PreemptionAdviser
-from gear_cluster.ray_crash import LogEnds, describe_crash, is_not_started, is_preempted
+from gear_cluster.progress_board import BoardState, ProgressBoard
+from gear_cluster.ray_advice import Ask, GrowthAdviser, PreemptionAdviser
+from gear_cluster.ray_crash import (
+    LogEnds,
+    describe_crash,
+    is_not_started,
+    is_out_of_memory,
+    is_preempted,
+)
 from gear_cluster.ray_room import Sizes
 from gear_cluster.ray_watch import Watch
 from gear_cluster.stop import StopSignals
@@ -129,28 +135,9 @@ class RayAttempt:
         if self._controller is not None:
             ray.kill(self._controller)
 
-    def judge(self, watch: Watch, error: Exception | None) -> AttemptEnd:
-        """How the attempt ended, by what rank 0 has reported and what fit() has raised.
-
-        Raises:
-            UserError: as a worker raised it.
-        """
-        state = watch.last_look()
-        if state.failure is not None and state.failure.user_error is not None:
-            raise state.failure.user_error
-        moved = watch.asked.reason if watch.asked else state.notice
-        signalled = watch.asked is not None and watch.asked.cause == "signal"
-        if error is None:
-            assert state.outcome is not None, "rank 0 returned without an outcome"
-            if state.outcome.state == "done" or signalled or not moved:
-                return AttemptEnd("over", moved, state.outcome)
-            return AttemptEnd("moved", moved)
-        if is_not_started(error):
-            return AttemptEnd("not started", str(error).splitlines()[-1])
-        if is_preempted(error) or (moved and not signalled):
-            return AttemptEnd("moved", moved or "a node was taken away")
-        crash = describe_crash(error, state.failure, self._size, self._logs)
-        return AttemptEnd("crashed", str(crash))
+    def end(self, watch: Watch, error: Exception | None) -> AttemptEnd:
+        """How the attempt ended; see `judge`."""
+        return judge(watch.last_look(), watch.asked, error, self._size, self._logs)
 
     def close(self) -> None:
         """End what the attempt has left on the cluster."""
@@ -158,6 +145,30 @@ class RayAttempt:
 
         self._end()
         ray.kill(self.board)
+
+
+def judge(
+    state: BoardState, asked: Ask | None, error: Exception | None, size: int, logs: LogEnds
+) -> AttemptEnd:
+    """How an attempt ended, by what its workers have reported and what fit() has raised.
+
+    Raises:
+        UserError: as a worker raised it.
+    """
+    if state.failure is not None and state.failure.user_error is not None:
+        raise state.failure.user_error
+    if error is None:
+        assert state.outcome is not None, "rank 0 returned without an outcome"
+        reason = asked.reason if asked else state.notice
+        if state.outcome.state == "done" or not reason or (asked and asked.cause == "signal"):
+            return AttemptEnd("over", reason, state.outcome)
+        return AttemptEnd("moved", reason)
+    if is_not_started(error):
+        return AttemptEnd("not started", str(error).splitlines()[-1])
+    notice = asked.reason if asked and asked.cause == "preemption" else state.notice
+    if (is_preempted(error) or notice) and not is_out_of_memory(error):
+        return AttemptEnd("moved", notice or "a node was taken away")
+    return AttemptEnd("crashed", str(describe_crash(error, state.failure, size, logs)))
 
 
 def _torch_config(backend: str) -> Any:

@@ -7,10 +7,17 @@ from typing import NamedTuple
 from gear_cluster.progress_board import WorkerFailure
 from gear_dist.hang import HANG_MARK
 
+NO_MEMORY = "Ray ended it because memory ran out"
 GONE = "its process is gone (killed, out of memory, or a crash in native code)"
 
 # What collectives raise where the other end has gone.
-LOST_PEER = ("gloo/transport", "Connection reset by peer", "Connection closed by peer", "NCCL")
+LOST_PEER = (
+    "gloo/transport",
+    "Connection reset by peer",
+    "Connection closed by peer",
+    "remote process exited",
+    "communicator was aborted",
+)
 
 
 class LogEnds:
@@ -79,10 +86,16 @@ def find_dead_worker(error: BaseException) -> tuple[int, str] | None:
 
 def _why_dead(cause: str) -> str:
     if "OutOfMemory" in cause or "running low on memory" in cause:
-        return "Ray ended it because memory ran out"
+        return NO_MEMORY
     if "node has died" in cause:
         return "its node is lost"
     return GONE
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray has ended a worker for its memory; it sends SIGTERM first."""
+    dead = find_dead_worker(error)
+    return dead is not None and dead[1] == NO_MEMORY
 
 
 def is_preempted(error: BaseException) -> bool:

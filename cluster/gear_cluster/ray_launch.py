@@ -144,7 +144,7 @@ class _Attempts:
         try:
             with watch:
                 error = attempt.fit()
-            return attempt.judge(watch, error)
+            return attempt.end(watch, error)
         finally:
             attempt.close()
 

@@ -10,14 +10,16 @@ import pytest
 
 from gear_cluster import ray_advice, ray_room
 from gear_cluster.progress_board import BoardState, WorkerFailure
-from gear_cluster.ray_advice import GrowthAdviser, PreemptionAdviser
+from gear_cluster.ray_advice import Ask, GrowthAdviser, PreemptionAdviser
+from gear_cluster.ray_attempt import judge
 from gear_cluster.ray_crash import LogEnds, describe_crash, find_dead_worker, is_preempted
 from gear_cluster.ray_launch import train_variables
 from gear_cluster.ray_room import Sizes, choose_sizes, count_room, wait_for_room
 from gear_cluster.restarts import LONGEST_BACKOFF_S, FailureBudget, newest_step
 from gear_dist.config import RunConfig
 from gear_dist.config_files import load_config
-from gear_dist.errors import ConfigError
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.host import Outcome
 from gear_dist.run_folder import RunFolder
 
 RUNNING = BoardState([], None, None, {0: "a", 1: "b"}, "")
@@ -198,6 +200,36 @@ def test_a_crash_is_told_by_its_likeliest_cause(tmp_path: Path) -> None:
     assert told(FailedError(), None) == f"Ray Train failed: last; logs in {tmp_path}"
     (tmp_path / "worker-1.log").write_text("Timeout (0:00:06)!\nThread 1\n")
     assert told(killed, gloo).startswith("worker 1 of 2 made no step within run.hang_timeout_s")
+
+
+def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
+    logs = LogEnds(tmp_path)
+    stopped = RUNNING._replace(outcome=Outcome("interrupted", 5, "asked to stop"))
+    done = RUNNING._replace(outcome=Outcome("done", 9))
+    drained = Ask("preemption", "the node is to go", 9.0)
+    room = Ask("growth", "there is room", 9.0)
+
+    def kind(state: BoardState, asked: Ask | None, error: Exception | None = None) -> str:
+        return judge(state, asked, error, 2, logs).kind
+
+    assert [kind(done, asked) for asked in (None, drained, room)] == ["over"] * 3
+    assert kind(stopped, Ask("signal", "SIGTERM", 9.0)) == "over"
+    assert [kind(stopped, asked) for asked in (drained, room)] == ["moved"] * 2
+    noticed = RUNNING._replace(notice="worker 1 was sent SIGTERM")
+    assert kind(noticed._replace(outcome=stopped.outcome), None) == "moved"
+    killed = FailedError(r1=died("SIGKILL"))
+    assert [kind(RUNNING, asked, killed) for asked in (None, drained, room)] == [
+        "crashed",
+        "moved",
+        "crashed",
+    ]
+    assert kind(noticed, None, killed) == "moved"
+    # Ray sends SIGTERM before it ends a worker for its memory, which is no preemption.
+    assert kind(noticed, None, FailedError(r1=died("running low on memory"))) == "crashed"
+    assert kind(RUNNING, None, FailedError(r1=died("", preempted=True))) == "moved"
+    data = WorkerFailure(0, "DataError", "log", DataError("shard 3: gone"))
+    with pytest.raises(DataError, match=r"^shard 3: gone$"):
+        judge(RUNNING._replace(failure=data), drained, killed, 2, logs)
 
 
 def test_hang_watch_ends_a_process_with_its_stacks() -> None:
