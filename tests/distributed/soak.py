@@ -20,6 +20,8 @@ from gear_dist.storage import open_storage
 CHECKPOINT_STEPS = 3
 GRID_STEPS = 4
 TIMEOUT_S = 600.0
+# A checkpoint that has not appeared by then was published between two looks.
+BEGUN_S = 3.0
 SETTINGS = (
     "log.every_steps=1",
     f"log.grid_every_steps={GRID_STEPS}",
@@ -42,7 +44,7 @@ class Kill(NamedTuple):
     moment: str
     step: int
     delay_s: float
-    """After the line of the step."""
+    """After the line of the step; a checkpoint is waited for instead."""
 
 
 class Struck(NamedTuple):
@@ -97,10 +99,10 @@ class Soak:
                     if not waiting or step_of(line) < waiting[0].step:
                         continue
                     kill = waiting.pop(0)
-                    time.sleep(kill.delay_s)
+                    unfinished = await_moment(kill, checkpoints)
                     killed_at = time.monotonic()
                     self._strike(kill.target, run)
-                    struck.append(Struck(kill, holds_unfinished(checkpoints), 0.0))
+                    struck.append(Struck(kill, unfinished, 0.0))
                     if kill.target == "driver":
                         break
                     run.read_until(lambda line: ": attempt " in line)
@@ -122,8 +124,21 @@ class Soak:
                     process.send_signal(signal.SIGKILL)
 
 
-def holds_unfinished(address: str) -> bool:
-    """Whether an address holds a checkpoint without a manifest."""
-    keys = [item.key for item in open_storage(address).list()]
+def await_moment(kill: Kill, checkpoints: str) -> bool:
+    """Wait until a kill is due. Returns: whether a checkpoint was half written then."""
+    before = list_unfinished(checkpoints)
+    if kill.moment != "checkpoint":
+        time.sleep(kill.delay_s)
+        return bool(list_unfinished(checkpoints) - before)
+    deadline = time.monotonic() + BEGUN_S
+    while time.monotonic() < deadline:
+        if list_unfinished(checkpoints) - before:
+            return True
+    return False
+
+
+def list_unfinished(address: str) -> set[str]:
+    """Folders of checkpoints without a manifest; those of earlier kills stay for a while."""
+    keys = {item.key for item in open_storage(address).list()}
     folders = {key.split("/")[0] for key in keys} - {POINTER}
-    return any(f"{folder}/{MANIFEST}" not in keys for folder in folders)
+    return {folder for folder in folders if f"{folder}/{MANIFEST}" not in keys}

@@ -1,5 +1,6 @@
 """Thirty random kills over eight runs: every run ends with the undisturbed run's weights."""
 
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ from gear_dist.run_folder import RunFolder
 pytest.importorskip("ray")
 
 # Kills of each run; runs of odd number keep their checkpoints on S3.
-COUNTS = (4, 4, 4, 4, 4, 4, 3, 3)
+COUNTS = tuple(int(n) for n in os.environ.get("SOAK_KILLS", "4,4,4,4,4,4,3,3").split(","))
 
 
 @pytest.mark.slow  # forty starts of workers
@@ -26,16 +27,18 @@ def test_thirty_kills_change_nothing(tmp_path: Path, object_store: StoreEndpoint
     environment = case.environment | object_store.environment()
     draw = random.Random(5)
     struck: list[Struck] = []
+    saved = (tmp_path / "saved").as_uri()
     with ray_nodes(environment) as nodes:
         soak = Soak(nodes, case, tmp_path)
-        soak.run("straight", [], checkpoints=str(RunFolder(tmp_path / "straight").checkpoints))
+        soak.run("straight", [], checkpoints=saved)
         for number, count in enumerate(COUNTS):
             name = f"soak-{number}"
-            bucket = f"s3://gear-tests/soak-{draw.randrange(10**9)}" if number % 2 else ""
-            address = f"{bucket}/{name}" if bucket else str(tmp_path / name / "checkpoints")
+            kind = "s3" if number % 2 else "file"
+            where = f"s3://gear-tests/soak-{draw.randrange(10**9)}" if number % 2 else saved
             kills = draw_kills(draw, count)
-            struck += soak.run(name, kills, f"checkpoint.address={bucket}", checkpoints=address)
-            print_row(number, bucket or "file://", struck[-count:])
+            words = (name, kills, f"checkpoint.address={where}")
+            struck += soak.run(*words, checkpoints=f"{where}/{name}")
+            print_row(number, kind, struck[-count:])
             check_equal(RunFolder(tmp_path / "straight"), RunFolder(tmp_path / name))
     seconds = sorted(item.recovery_s for item in struck)
     print("targets:", dict(Counter(item.kill.target for item in struck)))
@@ -44,14 +47,14 @@ def test_thirty_kills_change_nothing(tmp_path: Path, object_store: StoreEndpoint
     assert len(struck) == sum(COUNTS)
 
 
-def print_row(number: int, address: str, struck: list[Struck]) -> None:
+def print_row(number: int, kind: str, struck: list[Struck]) -> None:
     """A row of the table in docs/soak.md."""
     kills = ", ".join(
         f"{item.kill.target} at {item.kill.moment} {item.kill.step}"
         f"{' (half a checkpoint)' if item.unfinished else ''} {item.recovery_s:.0f} s"
         for item in struck
     )
-    print(f"| {number} | {address.split('/')[0]}// | {kills} | equal |", flush=True)
+    print(f"| {number} | {kind}:// | {kills} | equal |", flush=True)
 
 
 def check_equal(straight: RunFolder, other: RunFolder) -> None:
