@@ -348,6 +348,8 @@ class Trainer:
         """
         self._wait_for_saves()
         if self._save_problem:
+            # Where another worker is lost this raises: then the store is not to blame.
+            dist.barrier()
             raise StorageError(
                 f"{self._save_problem}; the same command goes on from the checkpoint before"
             )

@@ -12,6 +12,7 @@ from gear_cluster.ray_advice import Ask, GrowthAdviser, PreemptionAdviser
 from gear_cluster.ray_crash import (
     LogEnds,
     describe_crash,
+    find_dead_worker,
     is_not_started,
     is_out_of_memory,
     is_preempted,
@@ -155,7 +156,9 @@ def judge(
     Raises:
         UserError: as a worker raised it.
     """
-    if state.failure is not None and state.failure.user_error is not None:
+    # An error that follows from another worker's death is nothing that a user could mend.
+    dead = error is not None and find_dead_worker(error) is not None
+    if state.failure is not None and state.failure.user_error is not None and not dead:
         raise state.failure.user_error
     if error is None:
         assert state.outcome is not None, "rank 0 returned without an outcome"

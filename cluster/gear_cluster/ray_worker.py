@@ -47,7 +47,15 @@ def take_sigterm() -> None:
 
     Only a process's main thread may do this, and Ray runs the worker function in another.
     """
-    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    raylet = os.getppid()
+
+    def heed(*_: object) -> None:
+        # The kernel sends it too when the node's raylet has died: the node is lost, not leaving.
+        if os.getppid() != raylet:
+            os._exit(1)
+        terminated.set()
+
+    signal.signal(signal.SIGTERM, heed)
 
 
 class RayHost:

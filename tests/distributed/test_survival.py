@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 from ray_nodes import kill_group, ray_nodes
-from ray_training_case import list_workers
+from ray_training_case import GEAR_DIST, list_workers, make_case
 from survival_case import counting, driver, prepare, step_of
+
+from gear_dist.run_folder import RunFolder
 
 pytest.importorskip("ray")
 
@@ -80,6 +82,34 @@ def test_a_node_that_is_to_go_and_a_new_one(tmp_path: Path) -> None:
     assert (status.attempt, status.last_failure) == (3, "")
 
 
+@pytest.mark.slow  # the same with real training
+def test_real_training_with_fewer_and_more_workers(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    command = [*GEAR_DIST, "train", str(case.config), *case.settings(tmp_path)]
+    command += ["run.min_workers=1", "run.max_failures=0", "log.every_steps=1"]
+    command += ["stages.joint.steps=5000"]
+    with ray_nodes(case.environment) as nodes:
+        nodes.start_node()
+        leaving = nodes.start_node()
+        with driver(command, nodes.environment, timeout_s=400) as run:
+            run.read_until(reached(7))
+            leaving.send_signal(signal.SIGTERM)
+            run.read_until(lambda line: "is to go (Ray drains it): attempt 2" in line)
+            run.read_until(reached(8))
+            nodes.start_node()
+            run.read_until(lambda line: line.startswith("there is room for 2 workers: attempt 3"))
+            run.read_until(reached(9))
+            run.process.send_signal(signal.SIGTERM)
+            code, out = run.finish()
+    assert code == 75, out
+    folder = RunFolder(tmp_path / "run")
+    steps = [record["step"] for record in folder.read_metrics()]
+    assert steps == list(range(1, len(steps) + 1))
+    status = folder.read_status()
+    assert status is not None
+    assert (status.state, status.step, status.attempt) == ("interrupted", len(steps), 3)
+
+
 @pytest.mark.slow  # six attempts
 def test_whatever_happens_to_workers_they_go_on(tmp_path: Path) -> None:
     prepare(tmp_path, "7 1 SIGKILL", "12 0 sleep", "18 1 SIGTERM", "23 1 SIGSTOP", "28 0 SIGSEGV")
@@ -138,7 +168,7 @@ def test_a_killed_driver(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # ten preemptions, each with a start of the workers
 def test_ten_preemptions_within_grace(tmp_path: Path) -> None:
-    """Drained nodes and SIGTERM to workers in turns; seconds from notice to stop are printed."""
+    """Both workers' node is drained ten times; seconds from SIGTERM to the stop are printed."""
     prepare(tmp_path)
     words = ("run.preemption_grace_s=10", "run.max_failures=0")
     seconds = []

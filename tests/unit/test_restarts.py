@@ -229,7 +229,8 @@ def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
     assert kind(RUNNING, None, FailedError(r1=died("", preempted=True))) == "moved"
     data = WorkerFailure(0, "DataError", "log", DataError("shard 3: gone"))
     with pytest.raises(DataError, match=r"^shard 3: gone$"):
-        judge(RUNNING._replace(failure=data), drained, killed, 2, logs)
+        judge(RUNNING._replace(failure=data), drained, FailedError(), 2, logs)
+    assert kind(RUNNING._replace(failure=data), None, killed) == "crashed"
 
 
 def test_hang_watch_ends_a_process_with_its_stacks() -> None:
