@@ -21,7 +21,7 @@ CHECKPOINT_STEPS = 3
 GRID_STEPS = 4
 TIMEOUT_S = 600.0
 # A checkpoint that has not appeared by then was published between two looks.
-BEGUN_S = 3.0
+BEGUN_S = 0.5
 SETTINGS = (
     "log.every_steps=1",
     f"log.grid_every_steps={GRID_STEPS}",
@@ -30,7 +30,7 @@ SETTINGS = (
 )
 MOMENTS = {
     "step": [1, 2, 5, 7, 10, 11, 13, 14, 17, 19],
-    "checkpoint": [3, 6, 9, 12, 15, 18, 21],
+    "checkpoint": [3, 6, 9, 12, 15],
     "sampling": [4, 8, 16, 20],
 }
 """Steps after whose line a kill comes, by what follows that line."""
