@@ -93,9 +93,12 @@ def fit_workers(config: RunConfig, facts: dict[str, Any] | None) -> RunConfig:
         ConfigError: the global batch does not divide evenly.
     """
     workers, engine = dist.world_size(), config.engine
-    if facts is None or facts["first_workers"] == workers:
-        engine.micro_batch(workers)
-        return config
-    largest = engine.max_micro_batch or facts["first_micro_batch"]
+    if facts is None:
+        wanted = config.run.workers or workers
+        first_workers, largest = wanted, engine.micro_batch(wanted)
+    else:
+        first_workers, largest = facts["first_workers"], facts["first_micro_batch"]
+    if workers != first_workers:
+        largest = engine.max_micro_batch or largest
     accumulation = engine.accumulation_for(workers, largest)
     return replace(config, engine=replace(engine, accumulation=accumulation))

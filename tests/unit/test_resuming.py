@@ -1,0 +1,43 @@
+"""The accumulation that a number of workers needs, so that the global batch stays."""
+
+import pytest
+
+from gear_dist import dist
+from gear_dist.checkpoints.resuming import fit_workers
+from gear_dist.config import RunConfig
+from gear_dist.config_files import load_config
+from gear_dist.errors import ConfigError
+
+
+def accumulation(config: RunConfig, workers: int, monkeypatch, first=None) -> int:
+    monkeypatch.setattr(dist, "world_size", lambda: workers)
+    facts = {"first_workers": first[0], "first_micro_batch": first[1]} if first else None
+    return fit_workers(config, facts).engine.accumulation
+
+
+@pytest.mark.parametrize(
+    ("workers", "first", "settings", "expected"),
+    [
+        (4, None, [], 2),  # a new run, as configured: 4 x 2 x 8
+        (2, None, ["run.workers=4"], 4),  # fewer than wanted: no more than 8 at a time
+        (2, None, ["run.workers=4", "engine.max_micro_batch=16"], 2),
+        (4, (4, 8), [], 2),
+        (2, (4, 8), [], 4),
+        (8, (4, 8), [], 1),
+        (2, (4, 8), ["engine.max_micro_batch=16"], 2),
+        (4, (4, 8), ["engine.max_micro_batch=64"], 2),  # as many as at first: as at first
+        (2, (2, 8), ["run.workers=4"], 4),  # begun with fewer than wanted, and still
+        (4, (2, 8), ["run.workers=4"], 2),  # and as many as wanted now
+    ],
+)
+def test_no_worker_takes_more_at_a_time(workers, first, settings, expected, monkeypatch):
+    words = ["engine.global_batch=64", "engine.accumulation=2", *settings]
+    config = load_config(None, words)
+    assert accumulation(config, workers, monkeypatch, first) == expected
+
+
+def test_workers_that_do_not_divide_the_batch_are_refused(monkeypatch):
+    config = load_config(None, ["engine.global_batch=64"])
+    for first in (None, (4, 16)):
+        with pytest.raises(ConfigError, match="not divisible"):
+            accumulation(config, 3, monkeypatch, first)
