@@ -185,8 +185,11 @@ class _Attempts:
             self._write_status(status.state, reason=status.reason, attempt=1)
 
     def _write_status(self, state: State, **details: Any) -> None:
-        """Correct status.json between attempts, where a worker has written one."""
+        """Correct status.json between attempts, where a worker has written one.
+
+        A run that starts again stands at its newest checkpoint, any other where it came to.
+        """
         status = self._folder.read_status()
         if status is not None:
-            step = newest_step(self._plan.config)
+            step = newest_step(self._plan.config) if state == "restarting" else status.step
             self._folder.write_status(state, step, status.total_steps, **details)
