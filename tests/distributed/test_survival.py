@@ -55,6 +55,7 @@ def test_a_kill_and_a_hang_use_up_the_failures(tmp_path: Path) -> None:
     assert "of 2" in status.last_failure
 
 
+@pytest.mark.slow  # nodes that come and go
 def test_a_node_that_is_to_go_and_a_new_one(tmp_path: Path) -> None:
     """Two workers, then one, then two, without a failure; no step is lost or taken twice."""
     folder = prepare(tmp_path)

@@ -37,16 +37,14 @@ def config(tmp_path: Path, sample_shards: SampleShards, teacher: Path) -> RunCon
 
 
 def test_stopped_and_resumed_equals_straight_bit_for_bit(config: RunConfig) -> None:
-    """Two ranks, every ZeRO stage and quantizer, stopped in both stages and at their border."""
+    """Two ranks, every ZeRO stage and quantizer, stopped at the border of the stages and inside."""
     variants: list[tuple[str, ...]] = [
         ("engine.zero_stage=0",),
-        ("engine.zero_stage=1",),
-        ("engine.zero_stage=2", "tokenizer.quantizer=ibq"),
-        ("engine.zero_stage=3",),
-        ("engine.zero_stage=3", "tokenizer.quantizer=lfq", "tokenizer.code_width=5"),
         ("engine.zero_stage=1", "engine.precision=bf16", "engine.accumulation=2"),
+        ("engine.zero_stage=2", "tokenizer.quantizer=ibq"),
+        ("engine.zero_stage=3", "tokenizer.quantizer=lfq", "tokenizer.code_width=5"),
     ]
-    found = run_workers(2, case.straight_and_resumed_each, 2, config, variants, [2, 3, 5])
+    found = run_workers(2, case.straight_and_resumed_each, 2, config, variants, [3, 5])
     for by_rank in found:
         assert dict(zip(variants, by_rank, strict=True)) == {v: [] for v in variants}
 
