@@ -30,8 +30,10 @@ State = Literal["running", "restarting", "done", "interrupted", "failed"]
 # The embedded object store's port, and so the endpoint, differs from start to start.
 FREE_SETTINGS = re.compile(
     r"run\.(?!seed$).*|log\..*|checkpoint\..*|sampling\..*|"
-    r"engine\.(max_micro_batch|max_skipped_steps|zero_stage|bucket_elements)|"
-    r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)"
+    r"engine\.(max_micro_batch|max_skipped_steps|zero_stage|bucket_elements|optimizer_offload)|"
+    r"engine\.keep_gathered_elements|(tokenizer|generator)\.activation_checkpointing|"
+    r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)|"
+    r"data\.shard_memory_bytes"
 )
 _GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
 _GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")

@@ -108,6 +108,24 @@ def test_a_start_that_trained_nothing_may_be_corrected(tmp_path):
     assert RunFolder.create(tmp_path, config).read_config() == config
 
 
+def test_memory_may_be_traded_for_time_when_a_run_goes_on(tmp_path):
+    trained(tmp_path / "run")
+    words = [
+        "engine.zero_stage=3",
+        "engine.optimizer_offload=cpu",
+        "engine.keep_gathered_elements=0",
+        "engine.max_micro_batch=8",
+        "tokenizer.activation_checkpointing=true",
+        "generator.activation_checkpointing=true",
+        "data.shard_memory_bytes=1000000",
+    ]
+    assert RunFolder(tmp_path / "run").check_may_start(load_config(None, words)) is True
+    with pytest.raises(ConfigError, match=r"tokenizer\.codebook_size=64 \(the run has 16384\)"):
+        RunFolder(tmp_path / "run").check_may_start(
+            load_config(None, ["tokenizer.codebook_size=64"])
+        )
+
+
 def test_metrics_are_json_lines_visible_at_once(folder):
     record = {
         "step": 20,
