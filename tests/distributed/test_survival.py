@@ -50,7 +50,7 @@ def test_a_kill_and_a_hang_use_up_the_failures(tmp_path: Path) -> None:
     assert "in _suffer" in (folder.path / "logs" / "worker-0.log").read_text()
     status = folder.read_status()
     assert status is not None
-    assert (status.state, status.step, status.exit_code, status.attempt) == ("failed", 5, 1, 2)
+    assert (status.state, status.step, status.exit_code, status.attempt) == ("failed", 8, 1, 2)
     assert "made no step" in status.reason
     assert "of 2" in status.last_failure
 
