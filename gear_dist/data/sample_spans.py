@@ -1,6 +1,5 @@
 """Where single samples are in their shards, from ranged reads of the samples table."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gear_dist.data.manifest import Manifest, ShardInfo, group_parts, samples_key
+from gear_dist.ranged_file import RangedFile
 from gear_dist.storage import Storage
 
 _HEADER_BYTES = 512
@@ -62,7 +62,7 @@ def read_spans(
     """
     found: dict[tuple[int, int], SampleSpan] = {}
     try:
-        with pq.ParquetFile(_RangedFile(storage, part.key), pre_buffer=True) as table:
+        with pq.ParquetFile(RangedFile(storage, part.key), pre_buffer=True) as table:
             first = 0
             for info in part.shards:
                 if info.shard in wanted:
@@ -105,33 +105,3 @@ def _spans(
                 known["caption_chars"],
             ),
         )
-
-
-class _RangedFile(io.RawIOBase):
-    """An object as a file for reading."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage = storage
-        self._key = key
-        self._size = storage.size(key)
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {0: 0, 1: self._position, 2: self._size}[whence]
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = self._size - self._position
-        size = left if size < 0 else min(size, left)
-        data = self._storage.read_range(self._key, self._position, size)
-        self._position += size
-        return data

@@ -6,6 +6,7 @@ from typing import BinaryIO, NamedTuple
 
 from gear_dist.data.tar_members import ReadAt
 from gear_dist.errors import DataError
+from gear_dist.ranged_file import RangedFile
 from gear_dist.storage import FileStorage, ObjectInfo, Storage, open_storage
 
 _WINDOW_BYTES = 4 << 20
@@ -99,7 +100,7 @@ def open_seekable(storage: Storage, key: str) -> BinaryIO:
             return open(storage.root / key, "rb", buffering=0)
         except OSError as error:
             raise DataError(f"{storage.root / key}: cannot be read: {error.strerror}") from None
-    return io.BufferedReader(_RangeFile(storage, key), _WINDOW_BYTES)
+    return io.BufferedReader(RangedFile(storage, key), _WINDOW_BYTES)
 
 
 def read_at(stream: BinaryIO) -> ReadAt:
@@ -110,37 +111,6 @@ def read_at(stream: BinaryIO) -> ReadAt:
         return stream.read(length)
 
     return read
-
-
-class _RangeFile(io.RawIOBase):
-    """An object as a raw file."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage, self._key = storage, key
-        self._size = storage.size(key)
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        length = min(len(buffer), self._size - self._position)
-        if length <= 0:
-            return 0
-        buffer[:length] = self._storage.read_range(self._key, self._position, length)
-        self._position += length
-        return length
 
 
 def read_lines(address: str) -> list[str]:
