@@ -13,7 +13,6 @@ import training_case as case
 from safetensors.torch import load_file
 from worker_processes import run_workers
 
-from gear_dist.cli import main
 from gear_dist.config import RunConfig
 from gear_dist.config_files import save_config
 from gear_dist.run_folder import RunFolder
@@ -21,14 +20,6 @@ from loader_cases import numbered_samples, write_corpus
 from sample_shards import SampleShards
 
 JOINT = ("stages.tokenizer.steps=3", "stages.joint.steps=4")
-
-
-@pytest.fixture(scope="module")
-def teacher(sample_shards: SampleShards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    words = ["teacher", f"{sample_shards.file}/train", "--out", str(path), "--steps", "2"]
-    assert main(words) == 0
-    return path
 
 
 @pytest.fixture
