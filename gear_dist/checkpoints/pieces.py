@@ -24,6 +24,8 @@ class Piece(NamedTuple):
     """1-D, n elements; where it is a view of a live state, writing restores that."""
     replicated: bool = False
     """Whether every rank holds the same: one of them writes it."""
+    copied_from: Tensor | None = None
+    """The live tensor where `values` cannot be its view: its elements lie in another order."""
 
 
 class Stretch(NamedTuple):
@@ -115,10 +117,12 @@ def engine_pieces(engine: TrainingEngine, averages: list[Tensor] | None) -> Iter
     replicated = engine.zero_stage == 0
     for stretch in find_stretches(engine):
         for kind, tensors in kinds.items():
-            flat = tensors[stretch.flat].detach().view(-1)
-            values = flat[stretch.flat_start : stretch.flat_start + stretch.length]
+            tensor = tensors[stretch.flat].detach()
+            values = tensor.reshape(-1)[stretch.flat_start : stretch.flat_start + stretch.length]
             key = f"{engine.name}.{kind}.{stretch.name}"
-            yield Piece(key, stretch.start, values, replicated)
+            # Channels-last weights, which only stage 0 has, on CUDA.
+            source = None if tensor.is_contiguous() else tensor
+            yield Piece(key, stretch.start, values, replicated, source)
     buffers = dict(engine.module.named_buffers())
     for name, buffer in buffers.items():
         yield whole(f"{engine.name}.buffers.{name}", buffer)

@@ -1,5 +1,6 @@
 """Reading a published checkpoint: any stretch of any tensor, whatever cut the parts have."""
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable
@@ -88,10 +89,13 @@ class CheckpointReader:
         for number in sorted(range(len(self.manifest.parts)), key=lambda i: (abs(i - middle), i)):
             self._fill_from(number, wanted, missing)
             if not any(missing.values()):
-                return
+                break
         lacking = [key for key, count in missing.items() if count]
         if lacking:
             raise DataError(f"{self.folder} lacks {len(lacking)} tensors, such as {lacking[0]}")
+        for piece in itertools.chain.from_iterable(wanted.values()):
+            if piece.copied_from is not None:
+                piece.copied_from.copy_(piece.values.view(piece.copied_from.shape))
 
     def _fill_from(
         self, number: int, wanted: dict[str, list[Piece]], missing: dict[str, int]

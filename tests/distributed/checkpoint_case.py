@@ -141,6 +141,31 @@ def train_refused(
     return found
 
 
+def channels_last(rank: int, world_size: int, config: RunConfig) -> tuple[int, list[str]]:
+    """Worker: weights that lie in another order, as at stage 0 on CUDA, saved and restored.
+
+    Returns how many parameters lie so, and what the restored state differs in.
+    """
+    trainer = Trainer(config, case.StoppingHost(rank, world_size))
+    try:
+        trainer.build()
+        module = trainer.networks.engines["tokenizer"].module
+        module.to(memory_format=torch.channels_last)
+        batches = iter(trainer.loader)
+        for _ in range(2):
+            trainer.move(trainer.stages[0], batches)
+        trainer.save()
+        trainer.checkpoints.wait()
+        saved = _snapshot(trainer)
+        trainer.move(trainer.stages[0], batches)
+        with trainer.checkpoints.open_newest() as reader:
+            trainer.networks.restore(reader)
+        turned = sum(not p.is_contiguous() for p in module.parameters())
+        return turned, case.differences(saved, _snapshot(trainer))
+    finally:
+        trainer.close()
+
+
 def go_back_and_fork(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
     """Worker: a run, the same set back to its step 2 and then made longer, and a fork of it."""
 

@@ -32,14 +32,6 @@ NO_DROPOUTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def teacher(sample_shards: SampleShards, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    words = ["teacher", f"{sample_shards.file}/train", "--out", str(path), "--steps", "2"]
-    assert main(words) == 0
-    return path
-
-
 @pytest.fixture
 def config(tmp_path: Path, sample_shards: SampleShards, teacher: Path) -> RunConfig:
     return tiny_config(
@@ -108,6 +100,13 @@ def test_fewer_workers_go_on_as_the_same_run(config: RunConfig) -> None:
             for name in ("l1", "cross_entropy", "align_soft", "discriminator_loss"):
                 value = expected[step][name]
                 assert found[step][name] == pytest.approx(value, rel=tolerance), (step, name)
+
+
+def test_channels_last_weights_come_back(config: RunConfig) -> None:
+    changed = with_overrides(config, "engine.zero_stage=0")
+    [(turned, differing)] = run_workers(1, case.channels_last, 1, changed)
+    assert turned > 10
+    assert differing == []
 
 
 def test_fewer_workers_accumulate_so_that_the_batch_fits(config: RunConfig) -> None:
