@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gear_dist.config import RunConfig
 from gear_dist.memory_estimate import bucket_elements
@@ -163,6 +164,7 @@ class TrainingEngine:
             # of their own; elsewhere channels-last inputs bring most of it.
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.grad_norm: float | Tensor = 0.0
+        self._norm: Tensor | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -234,11 +236,20 @@ class TrainingEngine:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate
             if self.zero_stage == 0:
-                bound = self.clip_norm or float("inf")
-                self.grad_norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), bound)
+                self._clip()
         self._engine.step()
         if boundary and self.zero_stage > 0:
             self.grad_norm = self._engine.get_global_grad_norm()
+
+    def _clip(self) -> None:
+        """DeepSpeed's clipping of the other stages, with the norm that the judging has taken."""
+        parameters = list(self.module.parameters())
+        norm = self._norm
+        if norm is None:
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_norm > 0:
+            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.grad_norm, self._norm = norm, None
 
     def masters(self) -> list[Tensor]:
         """fp32 weights that this rank's optimizer moves: flat partitions, or at stage 0 all.
@@ -260,11 +271,21 @@ class TrainingEngine:
         )
         return list(next(getattr(wrapper, name) for name in names if hasattr(wrapper, name)))
 
-    def largest_gradient(self) -> Tensor:
-        """Largest absolute value of this rank's reduced gradients, NaN where one is; 0-dimensional.
+    def gradient_size(self) -> Tensor:
+        """A norm of this rank's reduced gradients, finite only where all are; 0-dimensional.
 
         Between the last backward of a step and its `step`.
         """
+        gradients = self._gradients()
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        if self.zero_stage == 0:
+            self._norm = get_total_norm(gradients)
+            return self._norm
+        norms = torch.stack(torch._foreach_norm(gradients, float("inf")))
+        return norms.float().max().to(self.device)
+
+    def _gradients(self) -> list[Tensor]:
         wrapper = self._engine.optimizer
         if self.zero_stage == 0:
             found = [p.grad for p in self.module.parameters()]
@@ -275,11 +296,7 @@ class TrainingEngine:
             found = [g for group in groups for g in (group if isinstance(group, list) else [group])]
         else:
             found = wrapper.fp32_groups_gradient_flat_partition  # stage 1 with bf16 weights
-        gradients = [g for g in found if g is not None]
-        if not gradients:
-            return torch.zeros((), device=self.device)
-        norms = torch.stack(torch._foreach_norm(gradients, float("inf")))
-        return norms.float().max().to(self.device)
+        return [g for g in found if g is not None]
 
     def hold(self, held: bool) -> None:
         """Whether the next step moves nothing."""

@@ -48,7 +48,7 @@ class NumericGuard:
         """
         watched = dict(self._losses)
         for name, engine in networks.engines.items():
-            watched[f"{name}'s gradient"] = engine.largest_gradient()
+            watched[f"{name}'s gradient"] = engine.gradient_size()
         values = torch.stack([value.float() for value in watched.values()])
         bad = (~values.isfinite()).any()
         flags = torch.stack([bad.float(), bad.new_tensor(stop_requested).float()])

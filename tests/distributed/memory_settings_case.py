@@ -37,7 +37,7 @@ def steps_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tup
         for batch in micro_batches:
             train_micro_batch(networks, batch, config, STEPS, None)
             if networks.engines["tokenizer"].ends_step:
-                largest = {n: e.largest_gradient().item() for n, e in networks.engines.items()}
+                largest = {n: e.gradient_size().item() for n, e in networks.engines.items()}
             networks.step(1.0)
         numbers |= {f"largest gradient of {name}": value for name, value in largest.items()}
         found.append((numbers, case.live_states(networks), networks.carry()))
