@@ -3,36 +3,32 @@
 The same function runs in one process, under torchrun and under Ray (see gear_cluster.launch).
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gear_dist import dist
 from gear_dist.checkpoints.pieces import Piece, whole
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.checkpoints.resuming import fit_workers, open_resumed, open_store
+from gear_dist.checkpoints.saving import Saver
 from gear_dist.config import RunConfig
 from gear_dist.config_files import to_dict
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.engines import prepare_deepspeed, resolve_precision
-from gear_dist.errors import ConfigError, NumericError, StorageError
+from gear_dist.errors import ConfigError, NumericError
 from gear_dist.hang import HangWatch
 from gear_dist.host import Host, Outcome
-from gear_dist.losses.perceptual import load_lpips
 from gear_dist.metrics import MetricWindow, Speedometer
 from gear_dist.networks import Networks
 from gear_dist.numeric_guard import NumericGuard
-from gear_dist.pixel_range import to_model_range
 from gear_dist.random_state import random_pieces, reseed, take_up_random_pieces
 from gear_dist.run_folder import RunFolder
 from gear_dist.run_recorder import RunRecorder
 from gear_dist.schedule import Stage, plan_stages, rate_factor
 from gear_dist.start import load_start
-from gear_dist.steps import MicroBatch, train_micro_batch
-from gear_dist.teachers import Teacher, load_teacher
+from gear_dist.stepper import Stepper
 from gear_dist.weights import NetworkStates
 from gear_kernels import resolve, resolve_cross_entropy
 
@@ -79,7 +75,6 @@ class Trainer:
         self.step = 0
         self.hang = HangWatch(config.run.hang_timeout_s)
         self.networks: Networks | None = None
-        self.teachers: list[Teacher] = []
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
         self.loader: ShardLoader | None = None
@@ -88,8 +83,6 @@ class Trainer:
         self._origin = ""
         self._first = (0, 0)
         self._last_metrics: dict[str, float] = {}
-        self._save_problem = ""
-        self._last_save: dict[str, float] = {}
         self._rolled_back = False
 
     # -- building ---------------------------------------------------------------------------
@@ -104,6 +97,7 @@ class Trainer:
         dist.on_rank_0(lambda: RunFolder.create(given.run.folder, given))
         self.recorder.take_folder()
         self.checkpoints = open_store(given)
+        self.saver = Saver(self.checkpoints, self._say)
         reader = open_resumed(self.checkpoints, given)
         self.config = config = fit_workers(given, reader.facts if reader else None)
         self.loader = build_loader(
@@ -116,11 +110,7 @@ class Trainer:
             num_classes=config.generator.num_classes,
             accumulation=config.engine.accumulation,
         )
-        self.lpips = load_lpips(config.losses)
-        if self.lpips is not None:
-            self.lpips.to(self.device)
-        if config.alignment.enabled:
-            self.teachers = [self._load_teacher()]
+        self.stepper = Stepper(config, self.device)
         self._start(reader)
         self.recorder.open(self.step, self._environment())
         if reader is not None:
@@ -129,13 +119,6 @@ class Trainer:
             # From now on the same command goes on from here, not from there.
             self._origin = config.run.resume
             self.save()
-
-    def _load_teacher(self) -> Teacher:
-        config = self.config
-        teacher = load_teacher(
-            config.teacher, image_size=config.data.image_size, grid_size=config.grid_size
-        )
-        return teacher.to(self.device)
 
     def _environment(self) -> dict[str, Any]:
         assert self.loader is not None
@@ -167,7 +150,7 @@ class Trainer:
             stage.name,
             self.config,
             carried,
-            teacher_widths=tuple(teacher.width for teacher in self.teachers),
+            teacher_widths=tuple(teacher.width for teacher in self.stepper.teachers),
             world_size=dist.world_size(),
             device=self.device,
         )
@@ -213,7 +196,7 @@ class Trainer:
         self._log(stage)
         if self.guard.in_a_row == 0:
             self.save()
-            self._wait_for_saves()
+            self.saver.wait()
         self.recorder.publish(self.networks.carry(), self.step, stage.name)
 
     # -- one step ---------------------------------------------------------------------------
@@ -224,7 +207,7 @@ class Trainer:
         stop = self.move(stage, batches)
         self.step += 1
         self.speed.count_step()
-        self._report_saves()
+        self.saver.report()
         log, inside = self.config.log, self.step < stage.end
         # A checkpoint logs first, so that the records of a run do not depend on where it is cut.
         due = self._is_due(self.config.checkpoint.every_steps) and inside
@@ -237,45 +220,22 @@ class Trainer:
         return stop
 
     def move(self, stage: Stage, batches: Iterator[Batch]) -> bool:
-        """Forward, backward and movement of one step, or of none where it is not finite."""
+        """A step, and what it measured. Returns: whether any rank was asked to stop."""
         assert self.networks is not None
-        factor = rate_factor(self.config.optimizer, stage, self.step)
-        accumulation = self.config.engine.accumulation
-        stop = False
-        found = []
-        self.guard.begin(self.networks)
-        for i, batch in enumerate(itertools.islice(batches, accumulation)):
-            metrics, indices = train_micro_batch(
-                self.networks, self._to_device(batch, stage), self.config, self.step, self.lpips
-            )
-            self.guard.add(metrics)
-            found.append((metrics, indices))
-            if i + 1 == accumulation:
-                stop = self.guard.judge(self.networks, self.host.stop_requested())
-            self.networks.step(factor)
-        if self.guard.in_a_row == 0:
-            for metrics, indices in found:
-                self.window.add(metrics, indices)
-            self.networks.update_averages()
-        return stop
+        moved = self.stepper.move(
+            self.networks,
+            stage,
+            self.step,
+            batches,
+            guard=self.guard,
+            stop_requested=self.host.stop_requested,
+        )
+        for metrics, indices in moved.found:
+            self.window.add(metrics, indices)
+        return moved.stop
 
     def _is_due(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
-
-    @torch.no_grad()
-    def _to_device(self, batch: Batch, stage: Stage) -> MicroBatch:
-        images = to_model_range(batch.images.to(self.device, non_blocking=True))
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        drop_draws = batch.drop_draws.to(self.device, non_blocking=True)
-        features = [] if stage.name == "tokenizer" else self._features(images)
-        return MicroBatch(images, labels, features, drop_draws)
-
-    def _features(self, images: Tensor) -> Sequence[Tensor]:
-        bf16 = resolve_precision(self.config, self.device) == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return [teacher(images) for teacher in self.teachers]
 
     # -- numeric failures -------------------------------------------------------------------
 
@@ -293,7 +253,7 @@ class Trainer:
             NumericError: there is none, or that was done before.
         """
         assert self.networks is not None
-        self._wait_for_saves()
+        self.saver.wait()
         what = f"{self.guard.last_bad} not finite in {self.guard.in_a_row} steps to {self.step}"
         reader = None if self._rolled_back else self.checkpoints.open_newest()
         if reader is None:
@@ -331,9 +291,8 @@ class Trainer:
         counts = {
             "skipped_steps": self.guard.skipped,
             "epoch": self.loader.state_dict()["epoch"],
-            **self._last_save,
+            **self.saver.take_record(),
         }
-        self._last_save = {}
         speed = self.speed.read(self.total_steps - self.step)
         self.recorder.record(self.step, stage.name, {**speed, **means, **rates, **counts})
 
@@ -346,13 +305,7 @@ class Trainer:
         Raises:
             StorageError: the last checkpoint could not be written.
         """
-        self._wait_for_saves()
-        if self._save_problem:
-            # Where another worker is lost this raises: then the store is not to blame.
-            dist.barrier()
-            raise StorageError(
-                f"{self._save_problem}; the same command goes on from the checkpoint before"
-            )
+        self.saver.check_last()
         self.recorder.finish(state, self.step, reason)
         return Outcome(state, self.step, reason)
 
@@ -439,25 +392,7 @@ class Trainer:
 
     def save(self) -> None:
         """Publish a checkpoint, or begin to. Collective."""
-        self.checkpoints.save(self.step, self.facts(), self.pieces())
-        self._report_saves()
-
-    def _wait_for_saves(self) -> None:
-        self.checkpoints.wait()
-        self._report_saves()
-
-    def _report_saves(self) -> None:
-        for result in self.checkpoints.take_results():
-            self._save_problem = ""
-            self._last_save = {
-                f"checkpoint_{name}": getattr(result, name)
-                for name in ("blocked_s", "took_s", "part_bytes")
-            }
-            message = f"checkpoint {self.checkpoints.address}/{result.folder}"
-            if result.problem:
-                self._save_problem = f"no checkpoint of step {result.step}: {result.problem}"
-                message = f"WARNING: {self._save_problem}; the one before stays"
-            self._say(message)
+        self.saver.save(self.step, self.facts(), self.pieces())
 
     def close(self) -> None:
         """Stop the loader's thread and release the engines."""
