@@ -356,10 +356,15 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class AlignmentConfig:
+    estimator: Literal["soft", "straight-through"] = "soft"
+    """What of the generator's losses reaches the tokenizer in the joint stage, and how. soft: the \
+alignment, through the soft read-out (GEAR). straight-through: alignment and cross-entropy, \
+through a hard one-hot with the soft one's gradient as the generator's input and target (the \
+ablation STE, in which the codebook collapses)."""
     soft_temperature: float = 0.1
     """Temperature tau of the soft read-out."""
     soft_weight: float = 0.5
-    """Weight of the soft alignment in the tokenizer's loss (joint stage)."""
+    """Weight of that alignment in the tokenizer's loss."""
     hard_weight: float = 0.5
     """Weight of the hard alignment in the generator's loss; with both weights 0 no teacher \
 is loaded."""
@@ -376,6 +381,11 @@ is loaded."""
     def enabled(self) -> bool:
         """Whether a teacher is needed."""
         return self.soft_weight > 0 or self.hard_weight > 0
+
+    @property
+    def reaches_tokenizer(self) -> bool:
+        """Whether the joint stage's tokenizer takes a gradient through the generator."""
+        return self.soft_weight > 0 or self.estimator == "straight-through"
 
 
 @dataclass(frozen=True)
@@ -566,6 +576,20 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    patience: int = 3
+    """Metric records (log.every_steps) in a row with the same trouble after which the run ends \
+with exit code 4; it warns at the first, and takes no checkpoint while the trouble lasts. 0: off."""
+    usage_floor: float = 0.1
+    """The codebook has collapsed where fewer codes are in use than this share of the most that \
+were at any record of the stage, each over log.usage_window_tokens tokens of all workers."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("watchdog", self, 0, "patience")
+        _require_fraction("watchdog", self, "usage_floor")
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     guidance: float = 2.0
     """Classifier-free guidance scale s: logits = null + s (class - null); 1: off."""
@@ -599,6 +623,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ class DataError(UserError):
 
 
 class NumericError(UserError):
-    """A loss or gradient is no longer finite."""
+    """A loss or gradient is no longer finite, or training goes on and learns nothing."""
 
     exit_code = 4
 

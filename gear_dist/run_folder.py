@@ -29,7 +29,7 @@ State = Literal["running", "restarting", "done", "interrupted", "failed"]
 # Settings that may change between the parts of one run: where and how it runs, what it logs.
 # The embedded object store's port, and so the endpoint, differs from start to start.
 FREE_SETTINGS = re.compile(
-    r"run\.(?!seed$).*|log\..*|checkpoint\..*|sampling\..*|"
+    r"run\.(?!seed$).*|log\..*|checkpoint\..*|sampling\..*|watchdog\..*|"
     r"engine\.(max_micro_batch|max_skipped_steps|zero_stage|bucket_elements|optimizer_offload)|"
     r"engine\.keep_gathered_elements|(tokenizer|generator)\.activation_checkpointing|"
     r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)|"

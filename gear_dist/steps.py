@@ -4,16 +4,16 @@ Each runs one forward and one backward of a micro-batch; nothing moves before al
 Shapes: B images, L tokens, N = B L, C code width, K codes. Source: arXiv 2606.32039.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gear_dist.config import GeneratorConfig, RunConfig
+from gear_dist.config import AlignmentConfig, GeneratorConfig, RunConfig
 from gear_dist.engines import TrainingEngine
-from gear_dist.generator import SoftTokens
+from gear_dist.generator import AlignedOutput, SoftTokens, StraightThroughTokens
 from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
 from gear_dist.losses.alignment import alignment_loss
 from gear_dist.losses.entropy import entropy_loss
@@ -47,10 +47,10 @@ class TokenizerResult(NamedTuple):
 
 
 def soft_tokens(quantized: Quantized, batch_size: int, temperature: float) -> SoftTokens:
-    """The first L - 1 tokens of each image as the soft read-out's input."""
+    """A quantizer's tokens as the soft read-out takes them."""
     latents_BLC = quantized.latents_NC.view(batch_size, -1, quantized.latents_NC.shape[-1])
     log_sum_exp_BL = quantized.soft_log_sum_exp_N.view(batch_size, -1)
-    return SoftTokens(latents_BLC[:, :-1], quantized.codes, log_sum_exp_BL[:, :-1], temperature)
+    return SoftTokens(latents_BLC, quantized.codes, log_sum_exp_BL, temperature)
 
 
 def _reconstruction_terms(
@@ -76,6 +76,30 @@ def _reconstruction_terms(
     return total, terms
 
 
+def _generator_terms(
+    forward: Callable[..., AlignedOutput],
+    quantized: Quantized,
+    batch: MicroBatch,
+    alignment: AlignmentConfig,
+) -> tuple[Tensor, Metrics]:
+    """What reaches the tokenizer through the frozen generator: the weighted sum, and by name."""
+    batch_size = batch.images.shape[0]
+    soft = soft_tokens(quantized, batch_size, alignment.soft_temperature)
+    terms: Metrics = {}
+    if alignment.estimator == "soft":
+        out = forward(soft.without_last(), batch.labels)
+        total = torch.zeros((), device=batch.images.device)
+    else:
+        tokens = StraightThroughTokens(quantized.indices_N.view(batch_size, -1), soft)
+        out = forward(tokens.without_last(), batch.labels, tokens)
+        assert out.cross_entropy is not None
+        total = terms["cross_entropy_straight_through"] = out.cross_entropy
+    if alignment.soft_weight > 0:
+        terms["align_soft"] = alignment_loss(out.projected, batch.features)
+        total = total + alignment.soft_weight * terms["align_soft"]
+    return total, terms
+
+
 def tokenizer_step(
     tokenizer: TrainingEngine,
     discriminator: TrainingEngine,
@@ -86,7 +110,7 @@ def tokenizer_step(
     adversarial: bool,
     lpips: LPIPS | None = None,
 ) -> TokenizerResult:
-    """Update 1. With a generator (stage 1), the soft alignment reaches the tokenizer through it.
+    """Update 1. With a generator (stage 1), `alignment.estimator` reaches the tokenizer through it.
 
     The frozen passes are held open until the backward has returned.
 
@@ -101,15 +125,11 @@ def tokenizer_step(
         terms["gan"] = adversarial_loss(critic(out.reconstruction)[0])
         if adversarial:
             total = total + config.discriminator.weight * terms["gan"]
-        if generator is not None and config.alignment.soft_weight > 0:
-            align = held.enter_context(generator.frozen(training=False))
-            soft = soft_tokens(
-                out.quantized, batch.images.shape[0], config.alignment.soft_temperature
-            )
-            terms["align_soft"] = alignment_loss(
-                align(soft, batch.labels).projected, batch.features
-            )
-            total = total + config.alignment.soft_weight * terms["align_soft"]
+        if generator is not None and config.alignment.reaches_tokenizer:
+            forward = held.enter_context(generator.frozen(training=False))
+            through, named = _generator_terms(forward, out.quantized, batch, config.alignment)
+            total = total + through
+            terms |= named
         tokenizer.backward(total)
     terms["tokenizer_loss"] = total
     indices_BL = out.quantized.indices_N.view(batch.images.shape[0], -1)

@@ -29,6 +29,7 @@ from gear_dist.run_recorder import RunRecorder
 from gear_dist.schedule import Stage, plan_stages, rate_factor
 from gear_dist.start import load_start
 from gear_dist.stepper import Stepper
+from gear_dist.watchdog import Watchdog
 from gear_dist.weights import NetworkStates
 from gear_kernels import resolve, resolve_cross_entropy
 
@@ -182,6 +183,7 @@ class Trainer:
     def _leave(self, stage: Stage) -> None:
         """Close a stage, with the next one's networks in place before the checkpoint."""
         assert self.networks is not None
+        self.watchdog.end_stage()
         states = self.networks.carry()
         self.recorder.publish(states, self.step, stage.name)
         following = self._stage_at(self.step)
@@ -194,7 +196,7 @@ class Trainer:
         """Leave a checkpoint first, because who asked may not wait; then weights for users."""
         assert self.networks is not None
         self._log(stage)
-        if self.guard.in_a_row == 0:
+        if self._is_sound():
             self.save()
             self.saver.wait()
         self.recorder.publish(self.networks.carry(), self.step, stage.name)
@@ -213,7 +215,7 @@ class Trainer:
         due = self._is_due(self.config.checkpoint.every_steps) and inside
         if self._is_due(log.every_steps) or due or not inside:
             self._log(stage)
-        if due and self.guard.in_a_row == 0:
+        if due and self._is_sound():
             self.save()
         if self._is_due(log.grid_every_steps) and inside:
             self.recorder.publish(self.networks.carry(), self.step, stage.name)
@@ -238,6 +240,10 @@ class Trainer:
         return interval > 0 and self.step % interval == 0
 
     # -- numeric failures -------------------------------------------------------------------
+
+    def _is_sound(self) -> bool:
+        """Whether the state is worth a checkpoint, which may push out an older one."""
+        return self.guard.in_a_row == 0 and not self.watchdog.troubles
 
     def _is_stuck(self, stage: Stage) -> bool:
         """Whether too many steps in a row were skipped, or the last ones of a stage."""
@@ -295,6 +301,8 @@ class Trainer:
         }
         speed = self.speed.read(self.total_steps - self.step)
         self.recorder.record(self.step, stage.name, {**speed, **means, **rates, **counts})
+        for warning in self.watchdog.judge(means):
+            self._say(f"WARNING: {warning}")
 
     def _say(self, message: str) -> None:
         self.recorder.say(self.step, self._stage_at(self.step).name, message)
@@ -324,6 +332,7 @@ class Trainer:
             "elapsed_s": self.speed.elapsed_s,
             "skipped_steps": self.guard.skipped,
             "window": self.window.facts(),
+            "watchdog": self.watchdog.facts(),
             "loader": self.loader.state_dict(),
             "networks": self.networks.facts(),
             "metrics": self._last_metrics,
@@ -343,6 +352,7 @@ class Trainer:
         self.window = MetricWindow(
             self.config.tokenizer.codebook_size, self.config.log.usage_window_tokens, self.device
         )
+        self.watchdog = Watchdog(self.config)
         if reader is None:
             self._first = (dist.world_size(), engine.micro_batch(dist.world_size()))
             self.guard = NumericGuard(self.device)
@@ -363,6 +373,7 @@ class Trainer:
         networks = self._enter(self._saved_stage(facts["stage"]), {})
         networks.restore(reader)
         self.window.restore(facts["window"])
+        self.watchdog.restore(facts["watchdog"])
         reader.fill(whole(f"window.{i}", counts) for i, counts in self.window.history())
         following = self._stage_at(self.step)
         if following.name != facts["stage"]:  # a finished run that was given another stage

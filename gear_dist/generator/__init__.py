@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from gear_dist.config import RunConfig
 from gear_dist.generator.aligned import AlignedGenerator, AlignedOutput, build_projector
 from gear_dist.generator.sampling import sample
-from gear_dist.generator.transformer import Generator, SoftTokens
+from gear_dist.generator.transformer import Generator, SoftTokens, StraightThroughTokens
 
 __all__ = [
     "AlignedGenerator",
     "AlignedOutput",
     "Generator",
     "SoftTokens",
+    "StraightThroughTokens",
     "build_aligned_generator",
     "build_generator",
     "sample",

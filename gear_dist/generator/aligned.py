@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from gear_dist.generator.transformer import Generator, SoftTokens
+from gear_dist.generator.transformer import Generator, StraightThroughTokens, Tokens
 
 
 class AlignedOutput(NamedTuple):
@@ -36,7 +36,10 @@ class AlignedGenerator(nn.Module):
         self.projectors = nn.ModuleList(projectors)
 
     def forward(
-        self, tokens: Tensor | SoftTokens, labels_B: Tensor, targets_BL: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels_B: Tensor,
+        targets_BL: Tensor | StraightThroughTokens | None = None,
     ) -> AlignedOutput:
         """See `Generator.forward`; the tap goes through every projector."""
         out = self.generator(tokens, labels_B, targets_BL)

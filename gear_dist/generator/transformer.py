@@ -22,12 +22,50 @@ HIDDEN_MULTIPLE = 256
 
 
 class SoftTokens(NamedTuple):
-    """Input of the soft read-out: latents and codes in place of indices."""
+    """Tokens of the soft read-out: latents and codes in place of indices."""
 
     latents_BLC: Tensor
     codes: Codes
     log_sum_exp_BL: Tensor
     temperature: float
+
+    def without_last(self) -> "SoftTokens":
+        """The first L - 1 tokens of each image: what a decoder reads to predict all L."""
+        return self._replace(
+            latents_BLC=self.latents_BLC[:, :-1], log_sum_exp_BL=self.log_sum_exp_BL[:, :-1]
+        )
+
+    def read(self, table_KD: Tensor, kernels: str) -> Tensor:
+        """softmax(affinity / temperature) @ table: (B, L, D)."""
+        batch, length, _ = self.latents_BLC.shape
+        soft_ND = self.codes.soft_readout(
+            self.latents_BLC.flatten(0, 1),
+            table_KD,
+            self.log_sum_exp_BL.flatten(),
+            temperature=self.temperature,
+            implementation=kernels,
+        )
+        return soft_ND.view(batch, length, -1)
+
+
+class StraightThroughTokens(NamedTuple):
+    """Hard tokens whose gradient is the soft ones': the one-hot of the index, straight-through."""
+
+    indices_BL: Tensor
+    soft: SoftTokens
+
+    def without_last(self) -> "StraightThroughTokens":
+        """See `SoftTokens.without_last`."""
+        return StraightThroughTokens(self.indices_BL[:, :-1], self.soft.without_last())
+
+    def read(self, table_KD: Tensor, kernels: str) -> Tensor:
+        """(hard + softmax(affinity / temperature) - sg softmax) @ table: rows of it, (B, L, D)."""
+        soft_BLD = self.soft.read(table_KD, kernels)
+        return F.embedding(self.indices_BL, table_KD) + (soft_BLD - soft_BLD.detach())
+
+
+Tokens = Tensor | SoftTokens | StraightThroughTokens
+"""Indices (B, L), or what stands for them with a gradient."""
 
 
 class GeneratorOutput(NamedTuple):
@@ -73,7 +111,7 @@ class RMSNorm(nn.Module):
 class TokenEmbedding(nn.Module):
     """Rows of the (K, D) table: hard by index, soft by the fused read-out.
 
-    Both read the table inside this module's forward, so that ZeRO-3 gathers it there.
+    All read the table inside this module's forward, so that ZeRO-3 gathers it there.
     """
 
     def __init__(self, num_codes: int, width: int, kernels: str):
@@ -81,19 +119,11 @@ class TokenEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_codes, width))
         self.kernels = kernels
 
-    def forward(self, tokens: Tensor | SoftTokens) -> Tensor:
-        """Indices (B, L) or soft tokens to (B, L, D)."""
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens (B, L) of any kind to (B, L, D)."""
         if isinstance(tokens, Tensor):
             return F.embedding(tokens, self.weight)
-        batch, length, _ = tokens.latents_BLC.shape
-        soft_ND = tokens.codes.soft_readout(
-            tokens.latents_BLC.flatten(0, 1),
-            self.weight,
-            tokens.log_sum_exp_BL.flatten(),
-            temperature=tokens.temperature,
-            implementation=self.kernels,
-        )
-        return soft_ND.view(batch, length, -1)
+        return tokens.read(self.weight, self.kernels)
 
 
 class ClassEmbedding(nn.Module):
@@ -182,8 +212,23 @@ class OutputHead(nn.Linear):
         super().__init__(width, num_codes, bias=False)
         self.kernels = kernels
 
-    def forward(self, hidden_BLD: Tensor, targets_BL: Tensor) -> Tensor:  # type: ignore[override]
-        """Mean cross-entropy over all tokens, fp32 scalar."""
+    def forward(  # type: ignore[override]
+        self, hidden_BLD: Tensor, targets_BL: Tensor | StraightThroughTokens
+    ) -> Tensor:
+        """Mean cross-entropy over all tokens, fp32 scalar.
+
+        Straight-through targets give it a gradient to the one-hot t as well: -t @ log p.
+        """
+        if isinstance(targets_BL, StraightThroughTokens):
+            loss = self._cross_entropy(hidden_BLD, targets_BL.indices_BL)
+            target_BLD = targets_BL.read(self.weight, self.kernels).float()
+            # The log-sum-exp in log p has no part in it: a straight-through one-hot always sums
+            # to 1. So the target's rows alone are left, at a value of 0.
+            moved_BLD = target_BLD - target_BLD.detach()
+            return loss - (hidden_BLD.detach().float() * moved_BLD).sum(-1).mean()
+        return self._cross_entropy(hidden_BLD, targets_BL)
+
+    def _cross_entropy(self, hidden_BLD: Tensor, targets_BL: Tensor) -> Tensor:
         hidden_ND, weight, device = hidden_BLD.flatten(0, 1), self.weight, hidden_BLD.device.type
         if torch.is_autocast_enabled(device):
             # The fused loss is no operation that autocast knows: without this it runs in fp32.
@@ -232,16 +277,19 @@ class Generator(nn.Module):
         return rotary_table(self.grid_size, head_width, device)
 
     def forward(
-        self, tokens: Tensor | SoftTokens, labels_B: Tensor, targets_BL: Tensor | None = None
+        self,
+        tokens: Tokens,
+        labels_B: Tensor,
+        targets_BL: Tensor | StraightThroughTokens | None = None,
     ) -> GeneratorOutput:
         """Class token, then the first L - 1 tokens; position i predicts token i.
 
         Without targets only the blocks up to the tap run.
 
         Args:
-            tokens: indices (B, L - 1), or soft tokens of that length.
+            tokens: the first L - 1.
             labels_B: classes (B,), the null class where a label is dropped.
-            targets_BL: indices (B, L) to predict.
+            targets_BL: all L, to predict.
         """
         class_B1D = self.cls_embedding(labels_B)
         tokens_BlD = self.tok_embeddings(tokens)

@@ -58,7 +58,7 @@ def export_card(
         f"- corpus: {data.get('num_samples', 'not recorded')} images, "
         f"{len(data.get('classes', [])) or 'not recorded'} classes",
         f"- alignment: teacher {config.teacher.name}, soft {config.alignment.soft_weight}, hard "
-        f"{config.alignment.hard_weight}",
+        f"{config.alignment.hard_weight}, estimator {config.alignment.estimator}",
     ]
     figures = [
         f"- {key}: {value:.4g}"

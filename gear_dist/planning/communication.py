@@ -83,7 +83,7 @@ def _losses(
     micro_batches = config.engine.accumulation
     if config.engine.zero_stage == 3:
         frozen = {"discriminator": facts.counts.discriminator}
-        if stage == "joint" and config.alignment.soft_weight > 0:
+        if stage == "joint" and config.alignment.reaches_tokenizer:
             frozen["generator"] = facts.tapped
         for name, count in frozen.items():
             size = states.weight_bytes(name) * count

@@ -47,7 +47,7 @@ class NetworkFacts(NamedTuple):
     norm_channels: tuple[int, ...]
     """Channels of the discriminator's batch norms."""
     tapped: int
-    """Parameters of the generator and its projectors that the soft alignment passes through."""
+    """Parameters of the generator and its projectors that the tokenizer's update passes through."""
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def count_networks(config: RunConfig) -> NetworkFacts:
                 for norm in modules["discriminator"].modules()
                 if isinstance(norm, SyncBatchNorm)
             ),
-            tapped=_count_tapped(modules["generator"], config.generator.tap_layer),
+            tapped=_count_tapped(modules["generator"], config),
         )
 
 
@@ -107,7 +107,10 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _count_tapped(generator: nn.Module, tap_layer: int) -> int:
+def _count_tapped(generator: nn.Module, config: RunConfig) -> int:
+    if config.alignment.estimator != "soft":
+        return _count(generator)
+    tap_layer = config.generator.tap_layer
     beyond = ("generator.norm.", "generator.output.")
     total = 0
     for name, parameter in generator.named_parameters():

@@ -75,7 +75,7 @@ PANELS = (
         "Losses",
         "Generator",
         "Next token",
-        r"cross_entropy|generator.*|token_accuracy",
+        r"cross_entropy.*|generator.*|token_accuracy",
         "nats/token",
         "{uniform} nats is a uniform guess over the codes.",
     ),

@@ -1,4 +1,5 @@
-"""The joint step of each quantizer family, on the reference's small networks at random weights."""
+"""The joint step of each quantizer family and of the straight-through estimator, on the reference's
+small networks at random weights."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,14 +15,19 @@ from gear_dist.networks import Networks
 FAMILIES: dict[str, dict[str, Any]] = {
     "lfq": {"quantizer": "lfq", "code_width": 6, "codebook_size": 64},
     "ibq": {"quantizer": "ibq", "code_width": 16, "codebook_size": 64},
+    "straight-through": {},
 }
+"""Settings of the tokenizer; the last is VQ with the other estimator."""
 
 
 def family_config(family: str, zero_stage: int) -> RunConfig:
-    """The reference joint step with another tokenizer."""
+    """The reference joint step ("vq") with another tokenizer or estimator."""
     config = case.reference_config(zero_stage, case.GENTLE_RATE)
-    tokenizer = dataclasses.replace(config.tokenizer, **FAMILIES[family])
-    return dataclasses.replace(config, tokenizer=tokenizer)
+    tokenizer = dataclasses.replace(config.tokenizer, **FAMILIES.get(family, {}))
+    alignment = config.alignment
+    if family == "straight-through":
+        alignment = dataclasses.replace(alignment, estimator="straight-through")
+    return dataclasses.replace(config, tokenizer=tokenizer, alignment=alignment)
 
 
 def several_steps_each(

@@ -1,4 +1,5 @@
-"""LFQ and IBQ through real DeepSpeed engines: N ranks = 1 rank, with partitioned weights too."""
+"""LFQ, IBQ and the straight-through estimator through real DeepSpeed engines: N ranks = 1 rank,
+with partitioned weights too."""
 
 import itertools
 
@@ -48,3 +49,17 @@ def test_every_matrix_of_the_tokenizer_moves(one_rank, family):
         if value.dim() > 1 and torch.equal(value, after["tokenizer"][key])
     ]
     assert still == []
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_the_estimator_moves_the_tokenizer_alone(zero_stage):
+    """Whatever reaches the tokenizer through it, the generator's own update is the same."""
+    choices = [(estimator, zero_stage) for estimator in ("vq", "straight-through")]
+    [[(soft, _, a), (straight, _, b)]] = run_workers(1, case.several_steps_each, 1, choices, 1)
+    assert straight["cross_entropy_straight_through"] == pytest.approx(straight["cross_entropy"])
+    assert "cross_entropy_straight_through" not in soft
+    moved = [key for key, value in a["tokenizer"].items() if not value.equal(b["tokenizer"][key])]
+    assert "encoder.conv_in.weight" in moved
+    for network in ("generator", "discriminator"):
+        for key, value in a[network].items():
+            assert_close(b[network][key], value, 1e-6, f"{network}.{key}", floor=1e-8)

@@ -1,4 +1,5 @@
-"""README's section on quantizers: each one through every stage by the real commands, in short."""
+"""README's section on quantizers: each one through every stage by the real commands, in short; and
+the ablation that collapses."""
 
 import subprocess
 import sys
@@ -29,6 +30,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def train(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gear_dist", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
 @pytest.mark.parametrize("family", ["vq", "lfq", "ibq"])
 def test_all_stages_then_samples_and_reconstructions(
     family: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
@@ -37,8 +43,7 @@ def test_all_stages_then_samples_and_reconstructions(
     command = readme_commands("Quantizers")[-1].replace("tiny-lfq", f"tiny-{family}")
     words = [*words_of(command), *SHORT]
     assert main([*words, "--dry-run"]) == 0
-    process = [sys.executable, "-m", "gear_dist", *words]
-    found = subprocess.run(process, capture_output=True, text=True, timeout=200, check=False)
+    found = train(*words)
     assert found.returncode == 0, found.stderr
     folder = RunFolder(f"runs/tiny-{family}")
     records = folder.read_metrics()
@@ -50,3 +55,23 @@ def test_all_stages_then_samples_and_reconstructions(
     assert (records[0]["commit"] == 0) == (family == "ibq")
     assert main(["sample", str(folder.path), "--count", "2", "--classes", "0,1"]) == 0
     assert main(["reconstruct", str(folder.path), "--count", "2"]) == 0
+
+
+def test_the_straight_through_estimator_collapses(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog, which its own configuration turns off, ends it; what is saved is older."""
+    monkeypatch.chdir(workplace)
+    words = words_of(readme_commands("Quantizers")[-1].replace("tiny-lfq", "tiny-ste"))
+    sizes = ["stages.tokenizer.steps=10", "stages.joint.steps=80", "stages.generator.steps=0"]
+    often = ["log.every_steps=5", "log.usage_window_tokens=512", "checkpoint.every_steps=5"]
+    found = train(*words, *sizes, *often, "watchdog.patience=3")
+    assert found.returncode == 4, found.stderr
+    assert "the codebook has collapsed" in found.stderr
+    assert "in 3 records in a row (watchdog.patience)" in found.stderr
+    folder = RunFolder("runs/tiny-ste")
+    last, *before = [record["step"] for record in folder.read_metrics()][::-1]
+    assert 10 < last < 90
+    saved = max(int(path.parent.name.split("-")[1]) for path in folder.checkpoints.glob("*/man*"))
+    assert saved == before[2], "three records in trouble, and a checkpoint at the one before"
+    assert train(*words, *SHORT, "run.name=short").returncode == 0
