@@ -57,6 +57,10 @@ lint: $(STAMP) ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+.PHONY: reproduce
+reproduce: $(STAMP) ## the method's arms beside each other, curves and a table; ARGS='...' as reproduce takes
+	OMP_NUM_THREADS=1 $(BIN)/gear-dist reproduce configs/convergence.yaml $(ARGS)
+
 .PHONY: bench bench-kernels bench-sharding bench-loading bench-training
 bench: bench-kernels bench-sharding bench-loading bench-training ## benchmarks beside the peers, as tables
 bench-kernels: $(STAMP)

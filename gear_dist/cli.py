@@ -24,6 +24,7 @@ COMMAND_MODULES = (
     "gear_dist.tokenize_cli",
     "gear_dist.interop.cli",
     "gear_dist.evaluation.cli",
+    "gear_dist.convergence.cli",
     "gear_dist.report.cli",
     "gear_dist.teachers.cli",
     "gear_data_prep.cli",

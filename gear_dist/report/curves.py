@@ -39,6 +39,7 @@ def draw_chart(
     title: str,
     scale: Scale = "auto",
     steps: tuple[int, int] | None = None,
+    axis_name: str = "step",
 ) -> tuple[Markup, bool]:
     """Draw series against the step.
 
@@ -49,6 +50,7 @@ def draw_chart(
         scale: auto takes a logarithmic axis where all values are positive and span a factor of
             30; share is 0 to 100 %.
         steps: range of the step axis; None: the series' own.
+        axis_name: what the steps are, where they are something else.
 
     Returns:
         The SVG and whether its value axis is logarithmic.
@@ -62,9 +64,9 @@ def draw_chart(
         element("title", title),
         element("desc", _describe(series, show)),
         _draw_bands(stages, across, last),
-        _draw_axes(across, up),
+        _draw_axes(across, up, axis_name),
         *(_draw_line(line, i, across, up, stages) for i, line in enumerate(series)),
-        _draw_hover(series, across, show),
+        _draw_hover(series, across, show, axis_name),
     ]
     drawing = element(
         "svg", parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title, class_="chart"
@@ -155,7 +157,7 @@ def _draw_bands(stages: Sequence[StageSpan], across: Axis, last: int) -> Markup:
     return join(bands)
 
 
-def _draw_axes(across: Axis, up: Axis) -> Markup:
+def _draw_axes(across: Axis, up: Axis, name: str) -> Markup:
     parts = []
     for value, label in up.ticks:
         y = f"{up.to_pixel(value):.1f}"
@@ -166,7 +168,7 @@ def _draw_axes(across: Axis, up: Axis) -> Markup:
         parts.append(element("line", x1=x, x2=x, y1=_BOTTOM, y2=_BOTTOM + 4, class_="axis"))
         parts.append(_text(across.to_pixel(step), _BOTTOM + 17, label, "tick", "middle"))
     parts.append(element("line", x1=_LEFT, x2=_RIGHT, y1=_BOTTOM, y2=_BOTTOM, class_="axis"))
-    parts.append(_text((_LEFT + _RIGHT) / 2, HEIGHT - 4, "step", "axis-name", "middle"))
+    parts.append(_text((_LEFT + _RIGHT) / 2, HEIGHT - 4, name, "axis-name", "middle"))
     return join(parts)
 
 
@@ -234,7 +236,9 @@ def _value(point: tuple[int, float | None]) -> float:
     return point[1] if point[1] is not None else math.nan
 
 
-def _draw_hover(series: Sequence[Series], across: Axis, show: Callable[[float], str]) -> Markup:
+def _draw_hover(
+    series: Sequence[Series], across: Axis, show: Callable[[float], str], axis_name: str
+) -> Markup:
     """Invisible strips over the chart; the one under the pointer shows its step's values."""
     tables = [dict(line.points) for line in series]
     names = _short_names([line.name for line in series])
@@ -255,7 +259,9 @@ def _draw_hover(series: Sequence[Series], across: Axis, show: Callable[[float], 
             for k in range(len(series))
             if step in tables[k]
         ]
-        strips.append(element("g", strip, _tip(step, edges[i], rows), class_="strip"))
+        strips.append(
+            element("g", strip, _tip(f"{axis_name} {step:,}", edges[i], rows), class_="strip")
+        )
     return join(strips)
 
 
@@ -271,8 +277,7 @@ def _show(value: float | None, show: Callable[[float], str]) -> str:
     return "not finite" if value is None else show(value)
 
 
-def _tip(step: int, x: float, rows: list[tuple[str, str]]) -> Markup:
-    head = f"step {step:,}"
+def _tip(head: str, x: float, rows: list[tuple[str, str]]) -> Markup:
     width = 14 + _CHARACTER * max(len(head), *(len(text) for _, text in rows))
     height = 9 + 15 * (len(rows) + 1)
     left = x + 8 if x + 8 + width < WIDTH else max(0, x - 8 - width)
