@@ -10,6 +10,7 @@ from gear_dist.data.corpus import open_corpus
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
 from gear_dist.host import Host, Outcome
 from gear_dist.run_folder import RunFolder, State
+from gear_dist.run_lock import run_lock
 
 
 def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = False) -> Outcome:
@@ -22,13 +23,15 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
 
     Raises:
         UserError: of any worker, with its class and message; a crash of a worker as one line.
+        ConfigError: another command trains in the run folder.
     """
     if worker is None and config.run.launcher == "ray":
         _check_corpora(config)
-    with _settled_status(config):
-        outcome = _dispatch(config, worker or train, verbose)
-    if outcome.state == "interrupted":
-        _settle(config, "interrupted", EXIT_INTERRUPTED, outcome.reason)
+    with _alone(config):
+        with _settled_status(config):
+            outcome = _dispatch(config, worker or train, verbose)
+        if outcome.state == "interrupted":
+            _settle(config, "interrupted", EXIT_INTERRUPTED, outcome.reason)
     return outcome
 
 
@@ -37,6 +40,15 @@ def train(config: RunConfig, host: Host) -> Outcome:
     from gear_dist.trainer import train_worker
 
     return train_worker(config, host)
+
+
+def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """The run folder, held for this command; of torchrun's processes the first one holds it."""
+    return run_lock(config.run.folder) if _is_first() else contextlib.nullcontext()
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_corpora(config: RunConfig) -> None:
@@ -70,7 +82,7 @@ def _settle(config: RunConfig, state: State, exit_code: int, reason: str) -> Non
     """Correct a status.json that says that training goes on, because its writer is gone."""
     folder = RunFolder(config.run.folder)
     status = folder.read_status()
-    if status is None or os.environ.get("RANK", "0") != "0":
+    if status is None or not _is_first():
         return
     if status.state not in ("running", "restarting"):
         return
