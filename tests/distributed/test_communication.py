@@ -115,7 +115,8 @@ def kept_activations():
         case.with_checkpointing(case.counted_config(stage, precision, 1), networks)
         for stage, precision, networks in ACTIVATION_CASES
     ]
-    [found] = run_workers(1, case.kept_activations_each, configs)
+    # In an older process ZeRO 3 may have changed what torch's linear keeps.
+    [found] = run_workers(1, case.kept_activations_each, configs, fresh=True)
     return list(zip(configs, found, strict=True))
 
 
