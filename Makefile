@@ -66,11 +66,11 @@ bench: bench-kernels bench-sharding bench-loading bench-training ## benchmarks b
 bench-kernels: $(STAMP)
 	$(TEST_ENV) $(BIN)/python kernels/bench/run.py $(ARGS)
 bench-sharding: $(STAMP) .gear/peers
-	$(TEST_ENV) $(BIN)/python data_prep/bench/run.py --img2dataset .gear/peers
+	$(TEST_ENV) $(BIN)/python data_prep/bench/run.py --img2dataset .gear/peers $(ARGS)
 bench-loading: $(STAMP) .gear/streaming
-	$(TEST_ENV) PYTHONPATH=.gear/streaming $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench
+	$(TEST_ENV) PYTHONPATH=.gear/streaming $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench $(ARGS)
 bench-training: $(STAMP)
-	$(TEST_ENV) $(BIN)/python cluster/bench/run.py
+	$(TEST_ENV) $(BIN)/python cluster/bench/run.py $(ARGS)
 # Pins of their own: folders that only the benchmarks look into.
 .gear/peers:
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --target $@ 'img2dataset==1.47.0'

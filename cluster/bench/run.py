@@ -1,7 +1,7 @@
 """Measures whole training runs: what checkpoints cost, and two workers beside one.
 
 Every figure comes from a run's own metrics, started through the front door as users start it; the
-rounds alternate. Run as `make bench-training` (about 15 minutes on two cores).
+rounds alternate. Run as `make bench-training` (about 25 minutes on two cores).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def run(folder: Path, name: str, overrides: Sequence[str], processes: int = 1) -
 
 def measure_checkpoints(folder: Path, rounds: int) -> list[str]:
     """Steps of 0.3 s and more with a checkpoint every 50 of them, and without."""
-    base = ["stages.joint.steps=160", "engine.global_batch=24", "run.launcher=local"]
+    base = ["stages.joint.steps=160", "engine.global_batch=8", "run.launcher=local"]
     arms = {
         "none": ["checkpoint.every_steps=100000"],
         "every 50, asynchronous": ["checkpoint.every_steps=50"],

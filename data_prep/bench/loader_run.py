@@ -30,6 +30,8 @@ from gear_dist.storage import open_storage
 
 HERE = Path(__file__).parent
 BUCKET = "s3://gear-bench"
+TIMEOUT_S = 120
+"""Of one contender's round, which takes a tenth of it."""
 SCENARIOS = {
     "raw": [
         "ours-exact",
@@ -116,9 +118,16 @@ def run_scenario(folder: Path, scenario: str, rounds: int) -> None:
 
 
 def _run(program: str, *arguments: str) -> str:
-    """The last word that a program of this folder prints."""
+    """The last word that a program of this folder prints.
+
+    Raises:
+        RuntimeError: it failed, or it hangs.
+    """
     command = [sys.executable, str(HERE / program), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"no end in {TIMEOUT_S} s") from None
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     return done.stdout.split()[-1]
