@@ -348,10 +348,20 @@ weights cannot be had)."""
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    name: Literal["dinov2", "convnet"] = "dinov2"
-    """Frozen encoder whose features the tap is aligned to."""
+    name: Literal["dinov2", "dinov3", "siglip2", "clip", "vjepa2", "convnet"] = "dinov2"
+    """Family of the frozen encoder whose features the tap is aligned to."""
     path: str = "facebook/dinov2-base"
-    """dinov2: a local folder or hub name; convnet: the file that `gear-dist teacher` wrote."""
+    """A local folder or hub name of the family; convnet: the file that `gear-dist teacher` \
+wrote."""
+    block: int = 0
+    """Features are the tokens after this many blocks, before the final norm; 0: the encoder's \
+output. Not for convnet."""
+    normalisation: Literal["auto", "none", "demean", "zscore"] = "auto"
+    """Spatial normalisation of each feature channel over the positions of its image; demean: z - \
+alpha mean(z); zscore: that divided by the standard deviation; auto: zscore for siglip2, clip and \
+vjepa2, none for the others."""
+    alpha: float = 0.6
+    """Share of the mean that demean and zscore remove."""
 
 
 @dataclass(frozen=True)
@@ -617,6 +627,9 @@ class RunConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    more_teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    """Further teachers by names of your choice: `more_teachers.NAME.path` and so on. All read the \
+same tap, each by a projector of its own; the alignment is the mean of theirs."""
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stages: StagesConfig = field(default_factory=StagesConfig)
@@ -638,6 +651,19 @@ class RunConfig:
             f"data.image_size={self.data.image_size} is one token, and lfq's decoder reads the "
             f"variance over tokens: use at least {2 * factor}",
         )
+        for section, teacher in self.teachers.items():
+            _require_at_least(section, teacher, 0, "block")
+            ok = 0 <= teacher.alpha <= 1
+            _require(ok, f"{section}.alpha={teacher.alpha} is out of range: use 0 to 1")
+
+    @property
+    def teachers(self) -> dict[str, TeacherConfig]:
+        """All teachers by the name of their section, in the order of their projectors.
+
+        That of the names, not of a file: a run goes on where a file's sections change places.
+        """
+        more = sorted(self.more_teachers.items())
+        return {"teacher": self.teacher} | {f"more_teachers.{name}": one for name, one in more}
 
     @property
     def grid_size(self) -> int:

@@ -8,6 +8,7 @@ import typing
 from typing import Any, NamedTuple
 
 from gear_dist import config
+from gear_dist.config_files import ANY_NAME, named_sections
 
 _HEAD = """\
 # Configuration
@@ -47,6 +48,9 @@ def list_settings(schema: type = config.RunConfig, prefix: str = "") -> list[Set
     hints, meanings = typing.get_type_hints(schema), field_lines(schema)
     for field in dataclasses.fields(schema):
         name, kind = f"{prefix}{field.name}", hints[field.name]
+        if section := named_sections(kind):
+            settings += list_settings(section, f"{name}.{ANY_NAME}.")
+            continue
         if dataclasses.is_dataclass(kind):
             settings += list_settings(typing.cast(type, kind), f"{name}.")
             continue
@@ -77,9 +81,11 @@ def render() -> str:
     sections: dict[str, list[Setting]] = {}
     for setting in list_settings():
         sections.setdefault(setting.name.partition(".")[0], []).append(setting)
-    parts = [_HEAD]
+    parts, texts = [_HEAD], field_lines(config.RunConfig)
     for section, settings in sections.items():
-        parts.append(f"## {section}\n\n| setting | type | default | meaning |\n|---|---|---|---|")
+        text = f"{texts[section]}\n\n" if section in texts else ""
+        head = "| setting | type | default | meaning |\n|---|---|---|---|"
+        parts.append(f"## {section}\n\n{text}{head}")
         for item in settings:
             meaning = item.meaning.replace("|", "\\|")
             parts.append(f"| `{item.name}` | {item.kind} | {item.default} | {meaning} |")

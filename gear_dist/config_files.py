@@ -17,15 +17,26 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from gear_dist.config import NOT_IN_WEIGHTS, START_NETWORKS, RunConfig
 from gear_dist.errors import ConfigError
 
+ANY_NAME = "NAME"
+"""Stands for the names of sections that a user chooses."""
+
+
+def named_sections(kind: Any) -> type | None:
+    """The class of the sections in a setting that is a dictionary of such; None: it is none."""
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+
 
 def _leaf_keys(schema: type, prefix: str = "") -> list[str]:
     hints = typing.get_type_hints(schema)
     keys: list[str] = []
     for item in dataclasses.fields(schema):
-        key = prefix + item.name
-        kind = hints[item.name]
-        is_section = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        keys += _leaf_keys(kind, key + ".") if is_section else [key]
+        key, kind = prefix + item.name, hints[item.name]
+        if section := named_sections(kind):
+            keys += _leaf_keys(section, f"{key}.{ANY_NAME}.")
+        elif dataclasses.is_dataclass(kind):
+            keys += _leaf_keys(typing.cast(type, kind), f"{key}.")
+        else:
+            keys.append(key)
     return keys
 
 
@@ -35,19 +46,28 @@ def _mapping_keys(node: Any, prefix: str = "") -> list[str]:
     return [key for name, child in node.items() for key in _mapping_keys(child, f"{prefix}{name}.")]
 
 
+def _as_known(key: str, known: list[str]) -> tuple[str, str]:
+    """A key with `ANY_NAME` for the name that a user chose, and that name."""
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if not name or not any(one.startswith(f"{section}.{ANY_NAME}.") for one in known):
+        return key, ANY_NAME
+    return f"{section}.{ANY_NAME}{rest.removeprefix(name)}", name
+
+
 def _check_keys(node: dict[str, Any], where: str) -> None:
     known = _leaf_keys(RunConfig)
-    sections = {key.rsplit(".", 1)[0] for key in known}
     for key in _mapping_keys(node):
-        if key in known:
+        found, name = _as_known(key, known)
+        if found in known:
             continue
-        if key in sections or any(name.startswith(key + ".") for name in known):
+        if any(one.startswith(found + ".") for one in known):
             raise ConfigError(f"{where}: {key} is a section, not a setting: give {key}.NAME=VALUE")
         last = key.rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(key, known, 1, 0.6) or [
-            name for name in known if name.rsplit(".", 1)[-1] == last
+        close = difflib.get_close_matches(found, known, 1, 0.6) or [
+            one for one in known if one.rsplit(".", 1)[-1] == last
         ]
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0].replace(ANY_NAME, name)}?" if close else ""
         raise ConfigError(f"{where}: unknown setting {key}{hint}")
 
 
@@ -106,10 +126,12 @@ def _first_line(error: Exception) -> str:
 def _build(schema: type, node: Any) -> Any:
     """Turn merged values back into plain frozen dataclasses, lists into tuples."""
     hints = typing.get_type_hints(schema)
-    values = {}
+    values: dict[str, Any] = {}
     for item in dataclasses.fields(schema):
         kind, value = hints[item.name], node[item.name]
-        if dataclasses.is_dataclass(kind):
+        if section := named_sections(kind):
+            values[item.name] = {name: _build(section, child) for name, child in value.items()}
+        elif dataclasses.is_dataclass(kind):
             values[item.name] = _build(typing.cast(type, kind), value)
         else:
             values[item.name] = tuple(value) if isinstance(value, list) else value

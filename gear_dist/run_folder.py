@@ -11,7 +11,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from gear_dist.config import RunConfig
+from gear_dist.config import RunConfig, TeacherConfig
 from gear_dist.config_files import config_yaml, load_config, to_dict
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import FileStorage, write_file
@@ -36,6 +36,7 @@ FREE_SETTINGS = re.compile(
     r"data\.shard_memory_bytes"
 )
 _GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
+MORE_TEACHERS = "more_teachers."
 _GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")
 
 
@@ -311,12 +312,25 @@ def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
     Args:
         old: the other run's configuration as plain data, of whatever version.
     """
-    before = {**flatten(to_dict(RunConfig())), **flatten(old)}
+    before = flatten(old)
+    before = default_settings(before) | before
+    after = flatten(to_dict(config))
+    # A teacher that only one of the two has is missing in the other.
+    removed = [key for key in before if key.startswith(MORE_TEACHERS) and key not in after]
+    pairs = {key: (before.get(key, "none"), after.get(key, "none")) for key in [*after, *removed]}
     return [
-        f"{key}={value} (the run has {before[key]})"
-        for key, value in flatten(to_dict(config)).items()
-        if _defines_another_run(key, before[key], value)
+        f"{key}={now} (the run has {then})"
+        for key, (then, now) in pairs.items()
+        if _defines_another_run(key, then, now)
     ]
+
+
+def default_settings(given: Iterable[str] = ()) -> dict[str, Any]:
+    """The default of every setting by its dotted name, of each teacher in `given` too."""
+    sections = {key.rpartition(".")[0] for key in given if key.startswith(MORE_TEACHERS)}
+    teacher = to_dict(TeacherConfig())
+    more = {f"{section}.{name}": teacher[name] for section in sections for name in teacher}
+    return flatten(to_dict(RunConfig())) | more
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

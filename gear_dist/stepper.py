@@ -16,7 +16,7 @@ from gear_dist.numeric_guard import NumericGuard
 from gear_dist.pixel_range import to_model_range
 from gear_dist.schedule import Stage, rate_factor
 from gear_dist.steps import Metrics, MicroBatch, train_micro_batch
-from gear_dist.teachers import Teacher, load_teacher
+from gear_dist.teachers import load_teachers
 
 
 class Moved(NamedTuple):
@@ -46,14 +46,8 @@ class Stepper:
         self._lpips = load_lpips(config.losses)
         if self._lpips is not None:
             self._lpips.to(device)
-        self.teachers = [self._load_teacher()] if config.alignment.enabled else []
-
-    def _load_teacher(self) -> Teacher:
-        config = self._config
-        teacher = load_teacher(
-            config.teacher, image_size=config.data.image_size, grid_size=config.grid_size
-        )
-        return teacher.to(self._device)
+        loaded = load_teachers(config) if config.alignment.enabled else []
+        self.teachers = [teacher.to(device) for teacher in loaded]
 
     def move(
         self,

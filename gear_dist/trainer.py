@@ -89,7 +89,7 @@ class Trainer:
     # -- building ---------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Open the run folder, the data, the teacher; go on from the newest checkpoint."""
+        """Open the run folder, the data, the teachers; go on from the newest checkpoint."""
         given = self.given
         given.check_trainable()
         torch.set_num_threads(given.run.threads)

@@ -9,11 +9,11 @@ from gear_dist.errors import DataError
 from gear_dist.memory_estimate import format_estimate
 from gear_dist.run_folder import RunFolder
 from gear_dist.start import open_start
-from gear_dist.teachers import load_teacher
+from gear_dist.teachers import load_teachers
 
 
 def dry_run(config: RunConfig) -> None:
-    """Check the run folder, the shards and the teacher, and print an estimate of memory.
+    """Check the run folder, the shards and the teachers, and print an estimate of memory.
 
     Raises:
         UserError: what `train` would end with.
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig) -> None:
     if config.data.validation:
         check_corpus(config, config.data.validation)
     if config.alignment.enabled and config.stages.has_generator:
-        load_teacher(config.teacher, image_size=config.data.image_size, grid_size=config.grid_size)
+        load_teachers(config)
     _print_memory(config, world_size, on_cuda=device == "cuda")
     print("dry run: nothing was trained or written")
 

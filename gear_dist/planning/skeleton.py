@@ -2,27 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gear_dist.config import RunConfig
-from gear_dist.errors import ConfigError
 from gear_dist.generator.rotary import rotary_table
 from gear_dist.losses.adversarial import SyncBatchNorm
 from gear_dist.losses.perceptual import LPIPS
 from gear_dist.memory_estimate import ParameterCounts
 from gear_dist.networks import build_modules
-from gear_dist.teachers import Teacher
-
-# Width, layers and heads of the published models.
-_DINOV2 = {
-    "facebook/dinov2-small": (384, 12, 6),
-    "facebook/dinov2-base": (768, 12, 12),
-    "facebook/dinov2-large": (1024, 24, 16),
-}
+from gear_dist.teachers import Teacher, untrained_teachers
 
 
 class Skeleton(NamedTuple):
@@ -68,9 +59,9 @@ def build_skeleton(config: RunConfig) -> Skeleton:
     Raises:
         ConfigError: a teacher whose size cannot be told.
     """
-    teachers = []
+    teachers: list[Teacher] = []
     if config.alignment.enabled and config.stages.has_generator:
-        teachers = [_TEACHERS[config.teacher.name](config)]
+        teachers = untrained_teachers(config)
     modules = build_modules(config, tuple(teacher.width for teacher in teachers))
     return Skeleton(modules, teachers, LPIPS() if config.losses.lpips_weight > 0 else None)
 
@@ -118,42 +109,3 @@ def _count_tapped(generator: nn.Module, config: RunConfig) -> int:
         is_late = parts[1] == "layers" and int(parts[2]) >= tap_layer
         total += 0 if is_late or name.startswith(beyond) else parameter.numel()
     return total
-
-
-def _convnet(config: RunConfig) -> Teacher:
-    from gear_dist.teachers.convnet import ConvNet, ConvNetTeacher
-
-    size, grid = config.data.image_size, config.grid_size
-    net = ConvNet(image_size=size, grid_size=grid, head_sizes={})
-    return ConvNetTeacher(net, image_size=size, grid_size=grid)
-
-
-def _dinov2(config: RunConfig) -> Teacher:
-    from transformers import AutoConfig, Dinov2Config, Dinov2Model
-    from transformers.initialization import no_init_weights
-
-    from gear_dist.teachers.dinov2 import PATCH, DinoV2Teacher
-
-    path = config.teacher.path
-    if path in _DINOV2:
-        width, layers, heads = _DINOV2[path]
-        sizes = Dinov2Config(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, patch_size=PATCH
-        )
-    else:
-        folder = Path(path).expanduser()
-        try:
-            sizes = AutoConfig.from_pretrained(folder if folder.is_dir() else path)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"teacher.path={path}: its size cannot be told ({reason}); give a local folder "
-                f"with config.json, or one of {', '.join(_DINOV2)}"
-            ) from None
-    sizes.image_size = PATCH * config.grid_size
-    with no_init_weights():  # its initialisation looks at values, which fake tensors lack
-        backbone = Dinov2Model(sizes)
-    return DinoV2Teacher(backbone, image_size=config.data.image_size, grid_size=config.grid_size)
-
-
-_TEACHERS = {"convnet": _convnet, "dinov2": _dinov2}

@@ -4,15 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gear_dist.config import RunConfig
-from gear_dist.config_files import to_dict
 from gear_dist.report.curves import NUM_COLOURS, draw_chart
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_value
 from gear_dist.report.panels import GROUPS, Panel, Series, StageSpan
 from gear_dist.report.pictures import embed_picture, spread
 from gear_dist.report.tables import draw_table, show_value, with_units
-from gear_dist.run_folder import Grid, flatten
+from gear_dist.run_folder import Grid, default_settings
 
 _HISTORY_GRIDS = 12
 _GRID_TITLES = {"samples": "Samples", "reconstruction": "Reconstructions"}
@@ -131,7 +129,7 @@ def _draw_key(line: Series, index: int, panel: Panel) -> Markup:
 
 def draw_settings(config: Mapping[str, Any]) -> Markup:
     """Settings that differ from the defaults, then all of them, the different ones marked."""
-    defaults = flatten(to_dict(RunConfig()))
+    defaults = default_settings(config)
     changed = [key for key in config if key not in defaults or config[key] != defaults[key]]
     columns = ("Setting", "Value", "Default")
     rows = [_setting_row(key, config[key], defaults, mark=False) for key in changed]

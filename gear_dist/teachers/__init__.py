@@ -3,48 +3,85 @@
 Importing it does not import torch, so that the command line stays quick.
 """
 
-from collections.abc import Callable
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from gear_dist.config import TeacherConfig
+from gear_dist.config import RunConfig, TeacherConfig
 
 if TYPE_CHECKING:
     from gear_dist.teachers.base import Teacher
     from gear_dist.teachers.normalisation import normalise_features
 
-__all__ = ["TEACHERS", "Teacher", "load_teacher", "normalise_features"]
+__all__ = [
+    "TEACHERS",
+    "Teacher",
+    "load_teacher",
+    "load_teachers",
+    "normalise_features",
+    "teacher_class",
+    "untrained_teachers",
+]
 
-
-def _dinov2(path: str, image_size: int, grid_size: int) -> "Teacher":
-    from gear_dist.teachers.dinov2 import load_dinov2
-
-    return load_dinov2(path, image_size=image_size, grid_size=grid_size)
-
-
-def _convnet(path: str, image_size: int, grid_size: int) -> "Teacher":
-    from gear_dist.teachers.convnet import load_convnet
-
-    return load_convnet(path, image_size=image_size, grid_size=grid_size)
-
-
-TEACHERS: dict[str, Callable[[str, int, int], "Teacher"]] = {
-    "convnet": _convnet,
-    "dinov2": _dinov2,
+TEACHERS = {
+    "clip": "clip.ClipTeacher",
+    "convnet": "convnet.ConvNetTeacher",
+    "dinov2": "dinov2.DinoV2Teacher",
+    "dinov3": "dinov3.DinoV3Teacher",
+    "siglip2": "siglip2.Siglip2Teacher",
+    "vjepa2": "vjepa2.VJepa2Teacher",
 }
+"""Module in this package and class of each `teacher.name`."""
 
 
-def load_teacher(config: TeacherConfig, *, image_size: int, grid_size: int) -> "Teacher":
-    """Load the frozen teacher that `teacher.name` and `teacher.path` name, in fp32 on the CPU.
+def teacher_class(name: str) -> "type[Teacher]":
+    """The class of a `teacher.name`; imports torch."""
+    module, _, attribute = TEACHERS[name].partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def load_teacher(
+    config: TeacherConfig, *, image_size: int, grid_size: int, setting: str = "teacher"
+) -> "Teacher":
+    """Load one frozen teacher with its weights, in fp32 on the CPU.
 
     Args:
-        config: the teacher section.
+        config: its section.
         image_size: side H = W of the images it will see, pixels.
         grid_size: token positions along a side.
+        setting: name of the section, for errors.
 
     Raises:
-        ConfigError: the weights are not reachable or do not fit the sizes.
+        ConfigError: the weights are not reachable, of another family, or do not fit the settings.
     """
-    return TEACHERS[config.name](config.path, image_size, grid_size)
+    teacher = teacher_class(config.name).load(
+        config, image_size=image_size, grid_size=grid_size, setting=setting
+    )
+    teacher.set_normalisation(config, setting)
+    return teacher
+
+
+def load_teachers(config: RunConfig) -> "list[Teacher]":
+    """All teachers of a run, in the order of their projectors; see `load_teacher`."""
+    return [
+        load_teacher(
+            section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
+        )
+        for setting, section in config.teachers.items()
+    ]
+
+
+def untrained_teachers(config: RunConfig) -> "list[Teacher]":
+    """The same teachers with no weights of use: for their sizes. Reads config.json at most.
+
+    Raises:
+        ConfigError: a teacher whose sizes are not known here.
+    """
+    return [
+        teacher_class(section.name).untrained(
+            section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
+        )
+        for setting, section in config.teachers.items()
+    ]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_dist.config import TeacherConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
 from gear_dist.supervised import FitSettings, accuracies, fit, load_classifier, save_classifier
@@ -94,6 +95,29 @@ class ConvNetTeacher(Teacher):
         self.width = WIDTH
         self.freeze()
 
+    @classmethod
+    def load(cls, config: TeacherConfig, *, image_size: int, grid_size: int, setting: str) -> Self:
+        """The teacher of a file; see `gear_dist.teachers.load_teacher`."""
+        cls._check(config, setting)
+        net = _load_net(config.path, image_size=image_size, grid_size=grid_size, setting=setting)
+        return cls(net, image_size=image_size, grid_size=grid_size)
+
+    @classmethod
+    def untrained(
+        cls, config: TeacherConfig, *, image_size: int, grid_size: int, setting: str
+    ) -> Self:
+        """The teacher at random weights."""
+        cls._check(config, setting)
+        net = ConvNet(image_size=image_size, grid_size=grid_size, head_sizes={})
+        return cls(net, image_size=image_size, grid_size=grid_size)
+
+    @staticmethod
+    def _check(config: TeacherConfig, setting: str) -> None:
+        if config.block:
+            raise ConfigError(
+                f"{setting}.block={config.block}: {setting}.name=convnet has no blocks: use 0"
+            )
+
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, L, WIDTH), raster order."""
         return self.net.features(images).flatten(2).mT
@@ -168,8 +192,8 @@ def train_convnet(
     return facts
 
 
-def load_convnet(path: str, *, image_size: int, grid_size: int) -> ConvNetTeacher:
-    """Load a file that `gear-dist teacher` wrote.
+def _load_net(path: str, *, image_size: int, grid_size: int, setting: str) -> ConvNet:
+    """The network of a file that `gear-dist teacher` wrote.
 
     Raises:
         ConfigError: the file is missing, damaged, or made for other sizes.
@@ -181,19 +205,19 @@ def load_convnet(path: str, *, image_size: int, grid_size: int) -> ConvNetTeache
     num_halvings(image_size, grid_size)
     found = load_classifier(Path(path).expanduser())
     if found is None:
-        raise ConfigError(f"teacher.path={path}: no such file, or not a teacher's; {fix}")
+        raise ConfigError(f"{setting}.path={path}: no such file, or not a teacher's; {fix}")
     facts, weights = found
     if facts.get("kind") != KIND:
-        raise ConfigError(f"teacher.path={path} holds {facts.get('kind')!r}; {fix}")
+        raise ConfigError(f"{setting}.path={path} holds {facts.get('kind')!r}; {fix}")
     sizes = (facts["image_size"], facts["grid_size"])
     if sizes != (image_size, grid_size):
         raise ConfigError(
-            f"teacher.path={path} was trained for {sizes[0]}-pixel images and a grid of "
+            f"{setting}.path={path} was trained for {sizes[0]}-pixel images and a grid of "
             f"{sizes[1]}, this run has {image_size} and {grid_size}; {fix}"
         )
     net = ConvNet(image_size=image_size, grid_size=grid_size, head_sizes=facts["head_sizes"])
     net.load_state_dict(weights)
-    return ConvNetTeacher(net, image_size=image_size, grid_size=grid_size)
+    return net
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -4,17 +4,16 @@ from typing import Literal
 
 from torch import Tensor
 
+Normalisation = Literal["none", "demean", "zscore"]
+
 
 def normalise_features(
-    features: Tensor,
-    mode: Literal["none", "demean", "zscore"],
-    alpha: float = 0.6,
-    eps: float = 1e-6,
+    features: Tensor, mode: Normalisation, alpha: float = 0.6, eps: float = 1e-6
 ) -> Tensor:
     """Normalise each channel over the positions of its own image.
 
     demean: d = z - alpha mean(z); zscore: d / (std(d) + eps), unbiased over the L positions.
-    SigLIP2, V-JEPA 2.1 and CLIP use these; DINOv2 and DINOv3 use none.
+    Source: arXiv 2512.10794.
 
     Args:
         features: (B, L, width), floating.

@@ -1,5 +1,5 @@
-"""README's section on quantizers: each one through every stage by the real commands, in short; and
-the ablation that collapses."""
+"""README's sections on quantizers and teachers by the real commands, in short; and the ablation that
+collapses."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import pytest
 from gear_dist.cli import main
 from gear_dist.run_folder import RunFolder
 from readme_commands import readme_commands, words_of
+from tiny_encoders import save_encoder
 
 SHORT = [
     "stages.tokenizer.steps=2",
@@ -33,6 +34,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gear_dist", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_readmes_teachers(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of the names on the hub stand in for them."""
+    monkeypatch.chdir(workplace)
+    save_encoder(Path("google/siglip2-base-patch16-256"), "siglip2")
+    save_encoder(Path("facebook/dinov2-base"), "dinov2", blocks=12)
+    for command in readme_commands("Teachers"):
+        words = [*words_of(command), *SHORT, "stages.tokenizer.steps=0"]
+        assert main([*words, "--dry-run"]) == 0
+        found = train(*words)
+        assert found.returncode == 0, found.stderr
+    assert {"align_soft", "align_hard"} <= RunFolder("runs/two").read_metrics()[0].keys()
 
 
 @pytest.mark.parametrize("family", ["vq", "lfq", "ibq"])

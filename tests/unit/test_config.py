@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.config import RunConfig
+from gear_dist.config import RunConfig, TeacherConfig
 from gear_dist.config_files import load_config, save_config
 from gear_dist.errors import ConfigError
 
@@ -29,6 +29,21 @@ def test_later_layers_win(tmp_path):
     assert config.optimizer.eps == 1e-6  # a float, though YAML 1.1 reads it as a string
     assert config.optimizer.betas == (0.8, 0.9)
     assert config.engine == RunConfig().engine
+
+
+def test_teachers_beside_the_first_have_names(tmp_path):
+    (tmp_path / "base.yaml").write_text("more_teachers: {b: {name: clip, path: x}, c: {block: 2}}")
+    (tmp_path / "run.yaml").write_text("base: base.yaml\nmore_teachers: {a: {path: z}}\n")
+    config = load_config(tmp_path / "run.yaml", ["more_teachers.b.path=y", "teacher.name=dinov3"])
+    assert config.teachers == {
+        "teacher": TeacherConfig(name="dinov3"),
+        "more_teachers.a": TeacherConfig(path="z"),
+        "more_teachers.b": TeacherConfig(name="clip", path="y"),
+        "more_teachers.c": TeacherConfig(block=2),
+    }
+    assert list(config.teachers)[1:] == ["more_teachers.a", "more_teachers.b", "more_teachers.c"]
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
 
 
 @pytest.mark.parametrize(
@@ -57,6 +72,13 @@ def test_later_layers_win(tmp_path):
         ("data.flip=2", ["data.flip=2", "0 to 1"]),
         ("run.name=a/b", ["run.name='a/b'", "plain folder name"]),
         ("log.every_steps=0", ["log.every_steps=0", "at least 1"]),
+        ("teacher.block=-1", ["teacher.block=-1", "at least 0"]),
+        ("more_teachers.b.alpha=2", ["more_teachers.b.alpha=2", "0 to 1"]),
+        ("more_teachers.b.name=vit", ["more_teachers.b.name", "vit", "dinov3"]),
+        ("more_teachers.b.pth=x", ["setting more_teachers.b.pth", "mean more_teachers.b.path?"]),
+        ("more_teacher.b.path=x", ["setting more_teacher.b.path", "mean more_teachers.NAME.path?"]),
+        ("more_teachers.b=x", ["more_teachers.b is a section", "more_teachers.b.NAME=VALUE"]),
+        ("more_teachers=x", ["more_teachers is a section"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(override, words):

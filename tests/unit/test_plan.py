@@ -12,8 +12,10 @@ from gear_dist.errors import ConfigError
 from gear_dist.generator.rotary import rotary_table
 from gear_dist.planning.plan import make_plan
 from gear_dist.planning.rates import PEAKS, make_rates
-from gear_dist.planning.skeleton import count_networks
+from gear_dist.planning.skeleton import build_skeleton, count_networks, fake_tensors
 from gear_dist.planning.updates import count_stage
+from gear_dist.teachers import load_teachers, teacher_class
+from tiny_encoders import run_tower, save_encoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GENERATORS = {
@@ -195,5 +197,46 @@ def test_mistakes_are_one_line(capsys, words, message):
 
 def test_an_unknown_teacher_is_named(tmp_path):
     config = load_config(CONFIGS / "gear-b.yaml", [f"teacher.path={tmp_path}"])
-    with pytest.raises(ConfigError, match=r"teacher\.path=/.*: its size cannot be told"):
+    match = r"teacher\.path=/.* not reachable.*sizes known without the hub: facebook/dinov2-small"
+    with pytest.raises(ConfigError, match=match):
         count_networks(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "millions"),
+    [
+        ("dinov2", "facebook/dinov2-base", 86),
+        ("dinov2", "facebook/dinov2-with-registers-large", 300),
+        ("dinov2", "facebook/dinov2-giant", 1100),
+        ("dinov3", "facebook/dinov3-vitb16-pretrain-lvd1689m", 86),
+        ("siglip2", "google/siglip2-base-patch16-256", 86),
+        ("siglip2", "google/siglip2-so400m-patch16-naflex", 400),
+        ("clip", "openai/clip-vit-large-patch14", 304),
+        ("vjepa2", "facebook/vjepa2-vitl-fpc64-256", 300),
+        ("vjepa2", "facebook/vjepa2-vitg-fpc64-256", 1000),
+    ],
+)
+def test_published_teachers_are_planned_without_the_hub(name, path, millions):
+    """Their parameters, as their publishers round them."""
+    words = [f"teacher.name={name}", f"teacher.path={path}", "more_teachers.b.name=convnet"]
+    config = recipe("gear-b", *words)
+    with fake_tensors():
+        encoder, convnet = build_skeleton(config).teachers
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encoder(torch.zeros(2, 3, 256, 256))
+        assert features.shape == (2, 256, encoder.width)
+        assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, 0.05)
+        assert type(convnet) is teacher_class("convnet")
+
+
+def test_planning_leaves_nothing_fake_in_teachers(tmp_path):
+    """The library keeps DINOv3's coordinates for the whole process."""
+    made = save_encoder(tmp_path, "dinov3")
+    words = ["teacher.name=dinov3", f"teacher.path={tmp_path}", "data.image_size=64"]
+    config = recipe("gear-b", *words)
+    with fake_tensors():
+        [teacher] = build_skeleton(config).teachers
+        teacher(torch.zeros(1, 3, 64, 64))
+    assert type(run_tower(made, torch.zeros(1, 3, 64, 64)).last_hidden_state) is torch.Tensor
+    [teacher] = load_teachers(config)
+    assert type(teacher(torch.zeros(1, 3, 64, 64))) is torch.Tensor

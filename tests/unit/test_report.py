@@ -182,6 +182,13 @@ def test_differing_settings_are_highlighted(folder):
     assert "<mark>" not in plain.group()
 
 
+def test_a_further_teachers_settings_have_a_teachers_defaults(folder):
+    folder.write_config(load_config(None, ["more_teachers.b.block=3"]))
+    row = re.search(r'<tr class="changed">(?:(?!</tr>).)*block.*?</tr>', page_of(folder)).group()
+    assert "<mark>3</mark>" in row
+    assert '<td class="default">0</td>' in row
+
+
 def evaluation_of(**changes):
     seeds = {"values": [0.5, 0.625, 0.75], "median": 0.625}
     arm = {"guidance": 2.0, "accuracy": seeds, "frechet": {"values": [9.0, 7.5], "median": 8.25}}

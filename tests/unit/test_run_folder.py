@@ -10,6 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from gear_dist import storage
 from gear_dist.config_files import load_config
@@ -54,6 +55,32 @@ def test_another_configuration_is_refused_and_named(tmp_path):
     assert "run.name" in message
     assert "\n" not in message
     assert RunFolder(tmp_path).read_config().tokenizer.codebook_size == 256
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ([], ["teacher.block=3"], {"teacher.block=3 (the run has 0)"}),
+        (["more_teachers.b.block=1"], ["more_teachers.b.block=2"], {"block=2 (the run has 1)"}),
+        ([], ["more_teachers.b.path=x"], {"b.path=x (the run has none)", "b.name=dinov2"}),
+        (["more_teachers.b.path=x"], [], {"b.path=none (the run has x)", "b.name=none"}),
+    ],
+)
+def test_other_teachers_are_another_run(tmp_path, before, after, named):
+    trained(tmp_path, before)
+    with pytest.raises(ConfigError) as caught:
+        RunFolder.create(tmp_path, load_config(None, after))
+    assert all(text in str(caught.value) for text in named), str(caught.value)
+
+
+def test_a_run_from_before_a_teachers_newer_settings_goes_on(tmp_path):
+    folder = trained(tmp_path, ["more_teachers.b.path=x"])
+    node = folder.read_config_dict()
+    node["teacher"] = {"name": "dinov2", "path": "facebook/dinov2-base"}
+    del node["more_teachers"]["b"]["alpha"]
+    folder.config_path.write_text(yaml.safe_dump(node))
+    config = load_config(None, ["more_teachers.b.path=x"])
+    assert RunFolder.create(tmp_path, config).read_config() == config
 
 
 @pytest.mark.parametrize(

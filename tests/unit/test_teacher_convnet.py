@@ -22,7 +22,6 @@ from gear_dist.teachers.convnet import (
     ConvNet,
     ConvNetTeacher,
     TeacherRecipe,
-    load_convnet,
     train_convnet,
 )
 
@@ -145,9 +144,7 @@ def test_few_images_with_unknown_targets_are_enough(tmp_path):
     data.attributes["tone"].fill_(-1)
     facts = train_convnet(data, RECIPE._replace(steps=3), tmp_path / "t.safetensors", seconds=9)
     assert facts["steps_done"] == 3
-    features = load_convnet(str(tmp_path / "t.safetensors"), image_size=16, grid_size=4)(
-        torch.zeros(1, 3, 16, 16)
-    )
+    features = load(tmp_path / "t.safetensors")(torch.zeros(1, 3, 16, 16))
     assert features.isfinite().all()
 
 
