@@ -44,6 +44,7 @@ def _dinov2_registers(blocks: int) -> TinyEncoder:
         patch_size=14,
         image_size=14 * GRID,
         num_register_tokens=NUM_REGISTERS,
+        use_swiglu_ffn=True,  # the giant's
     )
     model = hf.Dinov2WithRegistersModel(config)
     return TinyEncoder("dinov2", 14, model, model, 1 + NUM_REGISTERS)

@@ -127,6 +127,18 @@ def test_each_position_is_its_own_patch(saved, tmp_path):
     assert moved.nonzero().flatten().tolist() == [GRID * row + column]
 
 
+def test_features_are_the_same_in_bf16(saved):
+    """As on CUDA, where the pass runs under autocast; rotary tables may not lose positions."""
+    _, made, folder = saved
+    teacher = load(made, folder, grid_size=16)
+    exact = teacher(some_images())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = teacher(some_images())
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert F.cosine_similarity(rounded, exact, dim=-1).min() > 0.999
+
+
 def test_normalisation_is_the_familys_own_or_the_settings(saved):
     _, made, folder = saved
     plain = load(made, folder)(some_images())

@@ -1,6 +1,9 @@
 """What a teacher's path may hold, and the one line for what it may not."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from gear_dist.config import TeacherConfig
 from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError
 from gear_dist.teachers import load_teacher, load_teachers
-from tiny_encoders import LAYOUTS, save_encoder
+from tiny_encoders import LAYOUTS, WIDTH, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,25 @@ def test_places_where_nothing_is(tmp_path, monkeypatch):
     go_offline(monkeypatch)
     match = r"path=some-owner/no-model: .*not reachable.*HF_HUB_OFFLINE.*b\.name=convnet"
     refused(match, path="some-owner/no-model")
+
+
+def test_a_hub_name_is_found_in_the_hubs_cache_offline(tmp_path):
+    """Another process: the hub's library reads its settings when it is imported."""
+    repository = tmp_path / "hub" / "models--some-owner--tiny-clip"
+    save_encoder(repository / "snapshots" / "abc", "clip")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    code = (
+        "from gear_dist.config import TeacherConfig; from gear_dist.teachers import load_teacher\n"
+        "config = TeacherConfig(name='clip', path='some-owner/tiny-clip')\n"
+        "print(load_teacher(config, image_size=32, grid_size=4).width)"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"{WIDTH}\n", "")
 
 
 def test_config_without_weights_and_pickles_are_refused(folders, tmp_path):
