@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
+class _Unreachable(ConfigError):
+    """Neither folder nor hub has the files."""
+
+
 def load_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, setting: str) -> Any:
     """A family's model with its weights, fp32 on the CPU, in evaluation mode.
 
@@ -70,7 +74,7 @@ def empty_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, settin
     else:
         try:
             sizes = _read_sizes(family, config, setting)
-        except ConfigError as error:
+        except _Unreachable as error:
             known = ", ".join(family.published)
             raise ConfigError(f"{error}; sizes known without the hub: {known}") from None
     with no_init_weights():  # it looks at values, which tensors without memory lack
@@ -152,7 +156,7 @@ def _explained(config: TeacherConfig, setting: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
+        raise _Unreachable(
             f"{setting}.path={config.path}: weights are not reachable ({_first_line(error)}); give "
             "a local folder with config.json and model.safetensors, or connect to the hub (unset "
             f"HF_HUB_OFFLINE), or use {setting}.name=convnet"

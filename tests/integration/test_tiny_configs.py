@@ -47,6 +47,9 @@ def test_readmes_teachers(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> N
         found = train(*words)
         assert found.returncode == 0, found.stderr
     assert {"align_soft", "align_hard"} <= RunFolder("runs/two").read_metrics()[0].keys()
+    assert main(["export", "runs/two", "--out", "two-model"]) == 0
+    start = ["run.name=three", "stages.start_from=two-model"]
+    assert main([*words, *start, "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("family", ["vq", "lfq", "ibq"])

@@ -240,3 +240,10 @@ def test_planning_leaves_nothing_fake_in_teachers(tmp_path):
     assert type(run_tower(made, torch.zeros(1, 3, 64, 64)).last_hidden_state) is torch.Tensor
     [teacher] = load_teachers(config)
     assert type(teacher(torch.zeros(1, 3, 64, 64))) is torch.Tensor
+
+
+def test_a_known_teachers_wrong_settings_are_named_alone():
+    config = recipe("gear-b", "teacher.block=13")
+    match = r"teacher\.block=13 is beyond the depth: facebook/dinov2-base has 12 blocks$"
+    with pytest.raises(ConfigError, match=match):
+        count_networks(config)
