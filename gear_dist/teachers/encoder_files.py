@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-class _Unreachable(ConfigError):
+class UnreachableError(ConfigError):
     """Neither folder nor hub has the files."""
 
 
@@ -74,7 +74,7 @@ def empty_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, settin
     else:
         try:
             sizes = _read_sizes(family, config, setting)
-        except _Unreachable as error:
+        except UnreachableError as error:
             known = ", ".join(family.published)
             raise ConfigError(f"{error}; sizes known without the hub: {known}") from None
     with no_init_weights():  # it looks at values, which tensors without memory lack
@@ -156,7 +156,7 @@ def _explained(config: TeacherConfig, setting: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Unreachable(
+        raise UnreachableError(
             f"{setting}.path={config.path}: weights are not reachable ({_first_line(error)}); give "
             "a local folder with config.json and model.safetensors, or connect to the hub (unset "
             f"HF_HUB_OFFLINE), or use {setting}.name=convnet"

@@ -1,5 +1,5 @@
-"""README's sections on quantizers and teachers by the real commands, in short; and the ablation that
-collapses."""
+"""README's sections on quantizers and teachers by the real commands, in short; and the ablation
+that collapses."""
 
 import subprocess
 import sys
