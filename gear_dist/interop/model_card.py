@@ -57,7 +57,7 @@ def export_card(
         f"{stages.generator.steps} steps, batch {config.engine.global_batch}",
         f"- corpus: {data.get('num_samples', 'not recorded')} images, "
         f"{len(data.get('classes', [])) or 'not recorded'} classes",
-        f"- alignment: teacher {config.teacher.name}, soft {config.alignment.soft_weight}, hard "
+        f"- alignment: {_teachers(config)}, soft {config.alignment.soft_weight}, hard "
         f"{config.alignment.hard_weight}, estimator {config.alignment.estimator}",
     ]
     figures = [
@@ -78,6 +78,11 @@ def export_card(
         *_use(name, networks),
     ]
     return _HEAD + "\n".join(f"\n{part}" for part in parts) + "\n"
+
+
+def _teachers(config: RunConfig) -> str:
+    names = [teacher.name for teacher in config.teachers.values()]
+    return f"teacher{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _architecture(config: RunConfig, networks: Sequence[str]) -> list[str]:

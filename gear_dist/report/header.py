@@ -9,6 +9,7 @@ from gear_dist.report.evaluation import list_tiles
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_count, format_duration, format_value
 from gear_dist.report.panels import Panel, Series, training_seconds
+from gear_dist.run_folder import MORE_TEACHERS
 
 if TYPE_CHECKING:
     from gear_dist.report.page import RunRecord
@@ -120,9 +121,9 @@ def list_notes(record: "RunRecord") -> list[str]:
     config, status = record.config, record.status
     if not _number(config, "losses.lpips_weight") and _number(config, "losses.gradient_weight"):
         notes.append("LPIPS weights absent: L1 plus L1 of image gradients used.")
-    if _is_aligned(config) and config.get("teacher.name") == "convnet":
+    if _is_aligned(config) and "convnet" in _teacher_names(config):
         notes.append(
-            "The teacher is the small convolutional one, trained on a labelled corpus by "
+            "A teacher is the small convolutional one, trained on a labelled corpus by "
             "gear-dist teacher: results are not comparable with runs aligned to DINOv2."
         )
     if status and status.state == "interrupted":
@@ -140,6 +141,11 @@ def list_notes(record: "RunRecord") -> list[str]:
 def _number(config: Mapping[str, Any], key: str) -> float:
     value = config.get(key, 0)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _teacher_names(config: Mapping[str, Any]) -> list[Any]:
+    own = ("teacher.", MORE_TEACHERS)
+    return [v for key, v in config.items() if key.startswith(own) and key.endswith(".name")]
 
 
 def _is_aligned(config: Mapping[str, Any]) -> bool:
