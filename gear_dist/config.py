@@ -1,7 +1,7 @@
 """Every setting of a run, as frozen dataclasses. No torch. How they are read: config_files.py."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +42,11 @@ NOT_IN_WEIGHTS = {
         "class_dropout",
         "activation_checkpointing",
     ),
-    "discriminator": ("weight", "start_step"),
+    "discriminator": ("weight", "start_step", "lecam_weight", "lecam_decay"),
 }
 """Settings of a network's section that its weights do not depend on."""
+MAX_DISCRIMINATOR_MULTIPLIER = 8
+"""Most channels of a discriminator's layer, as a multiple of its first layer's."""
 
 
 @dataclass(frozen=True)
@@ -318,14 +320,36 @@ class DiscriminatorConfig:
     """Channels of the first layer."""
     num_layers: int = 3
     """Stride-2 layers."""
+    norm: Literal["batch", "group"] = "batch"
+    """Norm between the convolutions. batch: statistics of all workers' images, the published one; \
+group: of each image alone, without communication, and the convolutions before it have a bias."""
+    norm_groups: int = 32
+    """Groups of a group norm."""
     weight: float = 0.1
     """Weight of the adversarial loss in the tokenizer's."""
     start_step: int = 0
     """Step of the run from which the adversarial loss counts; the discriminator trains before."""
+    lecam_weight: float = 0.0
+    """Weight of the LeCam regularisation in the discriminator's loss, for little data; 0: off."""
+    lecam_decay: float = 0.999
+    """Decay of LeCam's moving averages of the mean logits; 0.99 in its paper."""
 
     def __post_init__(self) -> None:
-        _require_at_least("discriminator", self, 1, "width", "num_layers")
-        _require_at_least("discriminator", self, 0, "start_step", "weight")
+        _require_at_least("discriminator", self, 1, "width", "num_layers", "norm_groups")
+        _require_at_least("discriminator", self, 0, "start_step", "weight", "lecam_weight")
+        _require_fraction("discriminator", self, "lecam_decay")
+        for channels in self.layer_channels if self.norm == "group" else ():
+            _require(
+                channels % self.norm_groups == 0,
+                f"discriminator.width={self.width} gives a layer of {channels} channels, not "
+                f"divisible by discriminator.norm_groups={self.norm_groups}",
+            )
+
+    @property
+    def layer_channels(self) -> tuple[int, ...]:
+        """Channels of each layer with a norm."""
+        multipliers = (2**i for i in range(1, self.num_layers + 1))
+        return tuple(self.width * min(m, MAX_DISCRIMINATOR_MULTIPLIER) for m in multipliers)
 
 
 @dataclass(frozen=True)
@@ -463,6 +487,11 @@ architecture is taken over where the configuration does not give its own."""
             f"stages.start_networks={list(self.start_networks)}: use some of "
             f"{', '.join(START_NETWORKS)}",
         )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer is trained."""
+        return self.tokenizer.steps + self.joint.steps > 0
 
     @property
     def has_generator(self) -> bool:
@@ -683,7 +712,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         stages = self.stages
         taken = bool(stages.start_from) and "tokenizer" in stages.start_networks
         _require(
-            taken or stages.tokenizer.steps + stages.joint.steps > 0,
+            taken or stages.has_tokenizer,
             "stages.generator.steps: that stage keeps the tokenizer as it is, and nothing trains "
             "one before: set stages.tokenizer.steps or stages.joint.steps, or "
             "stages.start_from to a folder that has one",
@@ -695,9 +724,22 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
             "generator.class_dropout=0 never trains: set sampling.guidance=1",
         )
         losses = self.losses
+        has_files = bool(losses.lpips_vgg16_path and losses.lpips_heads_path)
         _require(
-            losses.lpips_weight == 0 or bool(losses.lpips_vgg16_path and losses.lpips_heads_path),
+            losses.lpips_weight == 0 or has_files or not stages.has_tokenizer,
             f"losses.lpips_weight={losses.lpips_weight} needs losses.lpips_vgg16_path and "
             "losses.lpips_heads_path; without those files set losses.lpips_weight=0 "
             "losses.gradient_weight=1",
         )
+
+
+def architecture_settings(network: str) -> tuple[str, tuple[str, ...]]:
+    """Where a configuration describes a network of `START_NETWORKS`.
+
+    Returns:
+        The section, and those of its settings that the network's weights depend on.
+    """
+    if network == "projectors":
+        return "alignment", ("projector_width",)
+    names = (setting.name for setting in fields(getattr(RunConfig(), network)))
+    return network, tuple(name for name in names if name not in NOT_IN_WEIGHTS[network])

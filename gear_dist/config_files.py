@@ -1,12 +1,14 @@
 """Run files: YAML with bases, `key=value` overrides, and back. No torch.
 
-A run file may name other files to build on (`base: [tiny.yaml]`, paths relative to it);
-later sources win: dataclass defaults, bases in order, the file, then overrides.
+A run is described by one file or by several parts, and a file may name others to build on
+(`base: [tiny.yaml]`, paths relative to it). Later sources win: dataclass defaults, each file after
+its bases, then overrides.
 """
 
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from gear_dist.config import NOT_IN_WEIGHTS, START_NETWORKS, RunConfig
+from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.errors import ConfigError
 
+FilePath = str | Path
 ANY_NAME = "NAME"
 """Stands for the names of sections that a user chooses."""
 
@@ -106,15 +109,14 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
         stages |= node.get("stages") or {}
     start = stages.get("start_from")
     files = [Path(start) / name for name in ("config.json", "config.yaml")] if start else []
-    taken = stages.get("start_networks", START_NETWORKS)
+    taken = [n for n in stages.get("start_networks", START_NETWORKS) if n in START_NETWORKS]
     for file in files:
         if file.is_file():
             [(_, node)] = _read_file(file)
-            sections = {
-                name: {key: v for key, v in node[name].items() if key not in NOT_IN_WEIGHTS[name]}
-                for name in taken
-                if name in node
-            }
+            sections = {}
+            for section, names in map(architecture_settings, taken):
+                found = node.get(section) or {}
+                sections[section] = {name: found[name] for name in names if name in found}
             return [(str(file), sections)]
     return []
 
@@ -149,13 +151,24 @@ def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
         raise ConfigError(f"{where}: {key}: {_first_line(error)}") from None
 
 
-def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
-    """Merge defaults, a run file with its bases, and `key=value` overrides.
+def _read_files(files: FilePath | Sequence[FilePath]) -> list[tuple[str, dict[str, Any]]]:
+    """All layers of files; a base that several have counts once, where it stands first."""
+    layers: dict[Path, tuple[str, dict[str, Any]]] = {}
+    for file in [files] if isinstance(files, FilePath) else files:
+        for where, node in _read_file(Path(file)):
+            layers.setdefault(Path(where).resolve(), (where, node))
+    return list(layers.values())
+
+
+def load_config(
+    files: FilePath | Sequence[FilePath] | None = None, overrides: list[str] | None = None
+) -> RunConfig:
+    """Merge defaults, run files with their bases in order, and `key=value` overrides.
 
     Raises:
         ConfigError: an unknown key (with a suggestion), a wrong type, an impossible value.
     """
-    layers = _read_file(Path(path)) if path is not None else []
+    layers = _read_files(files or ())
     layers.append(("command line", _read_overrides(overrides or [])))
     config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
     for where, node in [*_architecture_there(layers), *layers]:

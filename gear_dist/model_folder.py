@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gear_dist.config import START_NETWORKS, RunConfig
+from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.config_files import load_config, to_dict
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder, to_json
@@ -68,6 +68,9 @@ def model_config_json(config: RunConfig, networks: Mapping[str, Any]) -> str:
     node |= {section: settings[section] for section in SECTIONS if section in wanted}
     if "generator" in networks:
         node["sampling"] = settings["sampling"]
+    if "projectors" in networks:
+        section, names = architecture_settings("projectors")
+        node[section] = {name: settings[section][name] for name in names}
     return to_json(node, indent=2) + "\n"
 
 

@@ -20,10 +20,10 @@ from gear_dist.ema import ExponentialMovingAverage
 from gear_dist.engines import TrainingEngine, resolve_precision
 from gear_dist.errors import ConfigError
 from gear_dist.generator import build_aligned_generator
-from gear_dist.losses.adversarial import Critic, PatchDiscriminator
+from gear_dist.losses.adversarial import build_critic
 from gear_dist.schedule import AVERAGED, TRAINED, StageName
 from gear_dist.tokenizers import Tokenizer, build_tokenizer
-from gear_dist.weights import PROJECTORS_PREFIX, NetworkStates
+from gear_dist.weights import LECAM_PREFIX, PROJECTORS_PREFIX, NetworkStates
 
 
 class Networks:
@@ -168,19 +168,20 @@ def build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[st
     )
     return {
         "tokenizer": tokenizer,
-        "discriminator": Critic(PatchDiscriminator(config.discriminator)),
+        "discriminator": build_critic(config.discriminator),
         "generator": build_aligned_generator(config, teacher_widths),
     }
 
 
 def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Load a whole network; a generator may come without projectors, which then are new, or with
-    projectors that no teacher needs.
+    projectors that no teacher needs, and a discriminator without the averages of LeCam.
 
     Raises:
         ConfigError: the projectors are of other teachers.
     """
-    own = {k: v for k, v in module.state_dict().items() if k.startswith(PROJECTORS_PREFIX)}
+    anew = module.state_dict()
+    own = {k: v for k, v in anew.items() if k.startswith(PROJECTORS_PREFIX)}
     given = {k: v.shape for k, v in state.items() if k.startswith(PROJECTORS_PREFIX)}
     if own and given and given != {key: value.shape for key, value in own.items()}:
         raise ConfigError(
@@ -189,4 +190,5 @@ def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
         )
     if not own or not given:
         state = {key: value for key, value in state.items() if key not in given} | own
-    module.load_state_dict(state)
+    averages = {k: v for k, v in anew.items() if k.startswith(LECAM_PREFIX)}
+    module.load_state_dict(averages | state)

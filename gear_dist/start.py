@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gear_dist.config import NOT_IN_WEIGHTS, RunConfig
+from gear_dist.config import RunConfig, architecture_settings
 from gear_dist.config_files import to_dict
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.model_folder import ModelFolder, open_model
@@ -27,7 +27,7 @@ def open_start(config: RunConfig) -> ModelFolder | None:
     if not Path(stages.start_from).is_dir():
         raise DataError(f"stages.start_from={stages.start_from}: no such folder")
     model = open_model(stages.start_from)
-    weights = {name: file for name, file in model.weights.items() if name in stages.start_networks}
+    weights = _taken(model, config)
     model = model._replace(weights=weights)
     if "tokenizer" in stages.start_networks:
         model.require("tokenizer")
@@ -40,18 +40,20 @@ def open_start(config: RunConfig) -> ModelFolder | None:
     return model
 
 
+def _taken(model: ModelFolder, config: RunConfig) -> dict[str, Path]:
+    """Files of the networks that the run takes over, projectors with their generator alone."""
+    wanted = set(config.stages.start_networks)
+    if "generator" not in wanted & set(model.weights) or not config.alignment.enabled:
+        wanted.discard("projectors")
+    return {name: file for name, file in model.weights.items() if name in wanted}
+
+
 def _differences(network: str, ours: RunConfig, theirs: RunConfig) -> Iterator[str]:
-    if network not in NOT_IN_WEIGHTS:
-        return
-    free = {*NOT_IN_WEIGHTS[network], "tap_layer"}
-    mine, other = (_section(config, network) for config in (ours, theirs))
-    for name, value in mine.items():
-        if name not in free and value != other[name]:
-            yield f"{network}.{name}={value} ({other[name]} there)"
-
-
-def _section(config: RunConfig, network: str) -> dict[str, Any]:
-    return to_dict(getattr(config, network))
+    section, names = architecture_settings(network)
+    mine, other = (to_dict(getattr(config, section)) for config in (ours, theirs))
+    for name in names:
+        if name != "tap_layer" and mine[name] != other[name]:
+            yield f"{section}.{name}={mine[name]} ({other[name]} there)"
 
 
 def load_start(config: RunConfig) -> dict[str, Any]:
@@ -66,9 +68,6 @@ def load_start(config: RunConfig) -> dict[str, Any]:
     if model is None:
         return {}
     published = {name: read_weights(file) for name, file in model.weights.items()}
-    if "generator" not in published:
-        published.pop("projectors", None)
     for name, state in published.items():
-        if name != "projectors":
-            check_fit(name, state, config, str(model.weights[name]))
+        check_fit(name, state, config, str(model.weights[name]))
     return join_states(published)

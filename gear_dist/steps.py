@@ -14,7 +14,7 @@ from torch import Tensor
 from gear_dist.config import AlignmentConfig, GeneratorConfig, RunConfig
 from gear_dist.engines import TrainingEngine
 from gear_dist.generator import AlignedOutput, SoftTokens, StraightThroughTokens
-from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
+from gear_dist.losses.adversarial import Critic, adversarial_loss, hinge_loss
 from gear_dist.losses.alignment import alignment_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.perceptual import LPIPS
@@ -139,13 +139,21 @@ def tokenizer_step(
 
 
 def discriminator_step(
-    discriminator: TrainingEngine, images: Tensor, reconstruction: Tensor
+    discriminator: TrainingEngine, images: Tensor, reconstruction: Tensor, *, lecam_weight: float
 ) -> Metrics:
-    """Update 2: hinge loss of two passes with their own batch statistics."""
+    """Update 2: hinge loss of two passes with their own batch statistics, and LeCam's penalty."""
     real, fake = discriminator(images, reconstruction)
     loss = hinge_loss(real, fake)
+    terms: Metrics = {}
+    if lecam_weight > 0:
+        critic = discriminator.module
+        assert isinstance(critic, Critic)
+        assert critic.lecam is not None
+        terms["lecam"] = critic.lecam(real, fake)
+        loss = loss + lecam_weight * terms["lecam"]
     discriminator.backward(loss)
-    return {"discriminator_loss": loss.detach()}
+    terms["discriminator_loss"] = loss
+    return {name: value.detach() for name, value in terms.items()}
 
 
 def kept_labels(batch: MicroBatch, generator: GeneratorConfig) -> Tensor:
@@ -196,7 +204,12 @@ def train_micro_batch(
         )
         indices_BL = done.indices_BL
         metrics |= done.metrics
-        metrics |= discriminator_step(engines["discriminator"], batch.images, done.reconstruction)
+        metrics |= discriminator_step(
+            engines["discriminator"],
+            batch.images,
+            done.reconstruction,
+            lecam_weight=config.discriminator.lecam_weight,
+        )
     if "generator" in engines:
         metrics |= generator_step(engines["generator"], indices_BL, batch, config)
     return metrics, indices_BL

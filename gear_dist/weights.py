@@ -1,7 +1,7 @@
 """Weights files of single networks: safetensors under the public checkpoints' key names."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gear_dist.config import RunConfig
 from gear_dist.config_files import to_dict
 from gear_dist.errors import DataError
-from gear_dist.generator import build_generator
+from gear_dist.generator import build_aligned_generator, build_generator, find_teacher_widths
 from gear_dist.losses.adversarial import PatchDiscriminator
 from gear_dist.storage import atomic_file
 from gear_dist.tensor_file import write_tensors
@@ -23,6 +23,8 @@ NetworkStates = dict[str, dict[str, Tensor]]
 
 T = TypeVar("T")
 PROJECTORS_PREFIX = "projectors."
+LECAM_PREFIX = "lecam."
+"""Of the discriminator's engine, and no part of what is published."""
 # Published name, the engine's network that has it, and where in that.
 _PARTS = (
     ("tokenizer", "tokenizer", ""),
@@ -101,13 +103,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: not readable weights: {error}") from None
 
 
-def build_empty(network: str, config: RunConfig) -> nn.Module:
-    """A published network of a configuration without memory, for its keys and shapes."""
+def build_empty(network: str, config: RunConfig, teacher_widths: Sequence[int] = ()) -> nn.Module:
+    """A published network of a configuration without memory, for its keys and shapes.
+
+    Args:
+        teacher_widths: what projectors project to; no setting says it.
+    """
     with torch.device("meta"):
         if network == "tokenizer":
             return build_tokenizer(config.tokenizer)
         if network == "generator":
             return build_generator(config)
+        if network == "projectors":
+            return build_aligned_generator(config, teacher_widths).projectors
         assert network == "discriminator", network
         return PatchDiscriminator(config.discriminator)
 
@@ -118,7 +126,8 @@ def check_fit(network: str, state: Mapping[str, Tensor], config: RunConfig, wher
     Raises:
         DataError: names the first of those that are missing, not expected, or of another shape.
     """
-    wanted = build_empty(network, config).state_dict()
+    teacher_widths = find_teacher_widths(state) if network == "projectors" else ()
+    wanted = build_empty(network, config, teacher_widths).state_dict()
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
     shapes = [

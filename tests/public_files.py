@@ -43,16 +43,24 @@ def joint_states(prefix: str) -> dict[str, State]:
     return {name: part(numbers, f"{prefix}.{name}.") for name in names}
 
 
-def gear_joint_file(path: Path) -> Path:
-    """GEAR's stage-1 training checkpoint; the averages are the reference's `before`."""
-    live, average = joint_states("after"), joint_states("before")
+def gear_joint_file(
+    path: Path, heads: str = "projs.", networks: dict[str, State] | None = None
+) -> Path:
+    """GEAR's stage-1 training checkpoint.
+
+    Args:
+        heads: how the keys of the projectors begin.
+        networks: live and averaged alike; by default the reference's, where `before` is averaged.
+    """
+    live = networks or joint_states("after")
+    average = networks or joint_states("before")
     content = {
         "vq": live["tokenizer"],
         "vq_ema": average["tokenizer"],
         "discriminator": live["discriminator"],
         "ar": live["generator"],
         "ema": average["generator"],
-        "projectors": {f"0.{key}": value for key, value in live["projector"].items()},
+        "projectors": {f"{heads}0.{key}": value for key, value in live["projector"].items()},
         "opt_ar": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         "sched_ar": {"last_epoch": 3},
         "args": argparse.Namespace(lr=1e-4),

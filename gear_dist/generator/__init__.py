@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 
 from gear_dist.config import RunConfig
-from gear_dist.generator.aligned import AlignedGenerator, AlignedOutput, build_projector
+from gear_dist.generator.aligned import (
+    AlignedGenerator,
+    AlignedOutput,
+    build_projector,
+    find_teacher_widths,
+)
 from gear_dist.generator.sampling import sample
 from gear_dist.generator.transformer import Generator, SoftTokens, StraightThroughTokens
 
@@ -15,6 +20,7 @@ __all__ = [
     "StraightThroughTokens",
     "build_aligned_generator",
     "build_generator",
+    "find_teacher_widths",
     "sample",
 ]
 

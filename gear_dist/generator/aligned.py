@@ -1,5 +1,6 @@
 """The generator with its projectors: what one engine trains."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -25,6 +26,16 @@ def build_projector(width: int, hidden: int, teacher_width: int) -> nn.Sequentia
         nn.SiLU(),
         nn.Linear(hidden, teacher_width),
     )
+
+
+def find_teacher_widths(projectors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Feature widths of the teachers that a list of projectors is for, from their weights by name.
+
+    A projector that lacks the bias of its last layer counts 0.
+    """
+    count = len({key.split(".")[0] for key in projectors})
+    biases = (projectors.get(f"{i}.4.bias") for i in range(count))
+    return tuple(0 if bias is None else len(bias) for bias in biases)
 
 
 class AlignedGenerator(nn.Module):

@@ -1,7 +1,8 @@
 """The configuration of a network from the shapes of its weights.
 
 What shapes do not tell has the published value: 32 groups a norm, 64 channels a head, a tap after a
-third of the layers; `key=value` overrides say otherwise.
+third of the layers; `key=value` overrides say otherwise. No teacher's name is told by the width
+that projectors end with.
 """
 
 import re
@@ -19,7 +20,7 @@ Settings = dict[str, Any]
 
 
 def infer_settings(network: str, state: State) -> Settings:
-    """Settings of the network's section that reproduce its shapes.
+    """Settings of the network's section (see `architecture_settings`) that reproduce its shapes.
 
     Raises:
         DataError: a weight that tells the architecture is missing, or widths do not fit together.
@@ -28,6 +29,7 @@ def infer_settings(network: str, state: State) -> Settings:
         "tokenizer": _tokenizer,
         "generator": _generator,
         "discriminator": _discriminator,
+        "projectors": _projectors,
     }
     try:
         return readers[network](state)
@@ -90,7 +92,16 @@ def _generator(state: State) -> Settings:
 
 def _discriminator(state: State) -> Settings:
     convolutions = [key for key, value in state.items() if value.dim() == 4]
-    return {"width": state["main.0.weight"].shape[0], "num_layers": len(convolutions) - 2}
+    has_statistics = any(key.endswith(".running_mean") for key in state)
+    return {
+        "width": state["main.0.weight"].shape[0],
+        "num_layers": len(convolutions) - 2,
+        "norm": "batch" if has_statistics else "group",
+    }
+
+
+def _projectors(state: State) -> Settings:
+    return {"projector_width": state["0.0.weight"].shape[0]}
 
 
 def _indices(keys: Iterable[str], pattern: str) -> list[int]:

@@ -50,8 +50,7 @@ def export_model(model: ModelFolder, out: Path, layout: Layout = "gear") -> list
     step, written = "", []
     for name, file in files.items():
         state, step = read_weights(file), _metadata(file).get("step", step)
-        if name in PUBLIC_NETWORKS:
-            check_fit(name, state, model.config, str(file))
+        check_fit(name, state, model.config, str(file))
         if layout == "public":
             written.append(_write_public(out / f"{name}.pt", state, _public_keys(name, model)))
         else:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gear_dist.config import START_NETWORKS, RunConfig
+from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.interop.architecture import infer_settings
@@ -80,18 +80,7 @@ def import_checkpoints(
         DataError: a source cannot be read, holds no network, or does not fit any configuration.
         ConfigError: `out` is taken, sources collide, an override is wrong.
     """
-    found: dict[str, Found] = {}
-    files: dict[str, str] = {}
-    dropped: dict[str, list[Dropped]] = {}
-    for source in sources:
-        networks, dropped[source] = _read(source, copy)
-        for item in networks:
-            if item.network in found:
-                raise ConfigError(
-                    f"{source}: has a {item.network}, and so has {files[item.network]}: import "
-                    "them into folders of their own"
-                )
-            found[item.network], files[item.network] = item, source
+    found, files, dropped = _find_networks(sources, copy)
     config = _configuration(found, files, overrides)
     for name, item in found.items():
         check_fit(name, item.state, config, files[name])
@@ -104,6 +93,30 @@ def import_checkpoints(
     write_file(out / CARD_NAME, import_card(out.name, config, origins, report.lines()).encode())
     write_model_config(out, config, found)
     return report
+
+
+def _find_networks(
+    sources: Sequence[str], copy: Copy
+) -> tuple[dict[str, Found], dict[str, str], dict[str, list[Dropped]]]:
+    """The networks of all sources, the source of each, and by source what is not taken."""
+    found: dict[str, Found] = {}
+    files: dict[str, str] = {}
+    dropped: dict[str, list[Dropped]] = {}
+    for source in sources:
+        networks, dropped[source] = _read(source, copy)
+        for item in networks:
+            if item.network in found:
+                raise ConfigError(
+                    f"{source}: has a {item.network}, and so has {files[item.network]}: import "
+                    "them into folders of their own"
+                )
+            found[item.network], files[item.network] = item, source
+    if "projectors" in found and "generator" not in found:
+        alone = Dropped(found.pop("projectors").source, "alignment heads without their generator")
+        dropped[files["projectors"]].append(alone)
+    if not found:
+        raise DataError(f"{', '.join(sources)}: only alignment heads, and no generator of theirs")
+    return found, files, dropped
 
 
 def _read(source: str, copy: Copy) -> tuple[list[Found], list[Dropped]]:
@@ -121,8 +134,9 @@ def _configuration(
     """The configuration whose networks have these shapes."""
     settings: dict[str, dict[str, Any]] = {}
     for name, item in found.items():
+        section, _ = architecture_settings(name)
         try:
-            settings[name] = infer_settings(name, item.state)
+            settings[section] = infer_settings(name, item.state)
         except DataError as error:
             raise DataError(f"{files[name]}: {error}") from None
     if "generator" in found:

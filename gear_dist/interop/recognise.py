@@ -1,10 +1,12 @@
 """Which networks a public checkpoint holds, and under which of its wrappings.
 
-GEAR's files keep copies side by side (`vq` and `vq_ema`, `ar` and `ema`); LlamaGen's wrap one in
+GEAR's files keep copies side by side (`vq` and `vq_ema`, `ar` and `ema`), and the alignment's heads
+as `projectors`, whose keys the public code begins with `projs.`; LlamaGen's wrap one in
 `model`; Open-MAGVIT2's and IBQ's have a `state_dict` with the average as `model_ema.<key without
 dots>`. All are told apart by the keys of the networks themselves.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +22,8 @@ _SIGNS = {
     "tok_embeddings.weight": "generator",
     "main.0.weight": "discriminator",
 }
+_PROJECTORS_KEY = re.compile(r"(projs\.)?\d+\.[024]\.(weight|bias)")
+"""A linear layer of one of the heads; no other network has all keys of this form."""
 _AVERAGED = ("vq_ema", "ema")
 _WRAPPERS = ("module.", "_orig_mod.")
 _EMA_PREFIX = "model_ema."
@@ -30,7 +34,7 @@ _LEFT_OUT = {
     "args": "options of its training",
     "step": "progress of its training",
     "epoch": "progress of its training",
-    "projectors": "alignment heads, which a run makes anew",
+    "projectors": "alignment heads of an unknown form, which a run makes anew",
 }
 """Why a top-level entry is left out, by how its key begins."""
 _KNOWN_EXTRAS = {
@@ -122,6 +126,8 @@ def _without_wrappers(state: Mapping[str, Tensor]) -> State:
 
 
 def _network_of(state: Mapping[str, Tensor]) -> str:
+    if state and all(_PROJECTORS_KEY.fullmatch(key) for key in state):
+        return "projectors"
     return next((network for sign, network in _SIGNS.items() if sign in state), "")
 
 
@@ -137,6 +143,8 @@ def _cleaned(network: str, source: str, state: State, copy: Copy) -> tuple[Found
     extras = {key: tuple(state[key].shape) for key in _KNOWN_EXTRAS if key in state}
     dropped = [Dropped(key, _KNOWN_EXTRAS[key]) for key in extras]
     kept = {key: value for key, value in state.items() if key not in extras}
+    if network == "projectors":
+        kept = {key.removeprefix("projs."): value for key, value in kept.items()}
     if network == "tokenizer":
         for prefix, reason in (("loss.", "its training's losses"), (_EMA_PREFIX, "")):
             count = sum(key.startswith(prefix) for key in kept)

@@ -1,4 +1,4 @@
-"""Patch discriminator with batch norm over all ranks, and its hinge losses.
+"""Patch discriminator with batch norm over all ranks or group norm, and its hinge losses.
 
 Shapes: B images, C channels, H x W positions.
 """
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from gear_dist.config import DiscriminatorConfig
+from gear_dist.losses.lecam import LeCam
+from gear_dist.tokenizers.blocks import GroupNorm
 
 INIT_STD = 0.02
-MAX_MULTIPLIER = 8
 SLOPE = 0.2
 
 
@@ -79,15 +80,15 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
-        width = config.width
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(SLOPE)]
-        channels = width
-        for i in range(1, config.num_layers + 1):
+        channels = config.width
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        # Batch norm takes a channel's mean away, and a bias with it; group norm only a group's.
+        bias = config.norm == "group"
+        for i, wider in enumerate(config.layer_channels, 1):
             stride = 2 if i < config.num_layers else 1
-            wider = width * min(2**i, MAX_MULTIPLIER)
             layers += [
-                nn.Conv2d(channels, wider, 4, stride, 1, bias=False),
-                SyncBatchNorm(wider),
+                nn.Conv2d(channels, wider, 4, stride, 1, bias=bias),
+                _build_norm(config, wider),
                 nn.LeakyReLU(SLOPE),
             ]
             channels = wider
@@ -98,10 +99,16 @@ class PatchDiscriminator(nn.Module):
         return self.main(images)
 
 
+def _build_norm(config: DiscriminatorConfig, channels: int) -> nn.Module:
+    if config.norm == "group":
+        return GroupNorm(config.norm_groups, channels)
+    return SyncBatchNorm(channels)
+
+
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, INIT_STD)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, INIT_STD)
         nn.init.zeros_(module.bias)
 
@@ -111,15 +118,25 @@ class Critic(nn.Module):
 
     An engine's forward may run once a micro-batch, and the update needs two passes with their
     own batch statistics.
+
+    Attributes:
+        lecam: its regularisation, with averages that are no part of the discriminator; or None.
     """
 
-    def __init__(self, discriminator: PatchDiscriminator):
+    def __init__(self, discriminator: PatchDiscriminator, lecam: LeCam | None = None):
         super().__init__()
         self.discriminator = discriminator
+        self.lecam = lecam
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """One logit map a batch of images."""
         return tuple(self.discriminator(images) for images in batches)
+
+
+def build_critic(config: DiscriminatorConfig) -> Critic:
+    """The discriminator of a configuration, randomly initialised, with what it is trained by."""
+    lecam = LeCam(config.lecam_decay) if config.lecam_weight > 0 else None
+    return Critic(PatchDiscriminator(config), lecam)
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -89,9 +89,10 @@ def _losses(
             size = states.weight_bytes(name) * count
             weights = Collective(name, "weights, frozen pass", "all_gather", size, 1)
             found.append(_times(weights, 2 * micro_batches))
-    statistics = _FP32 * sum(2 * channels + 1 for channels in facts.norm_channels)
-    norms = Collective("discriminator", "batch norm", "all_reduce", statistics, 1)
-    found.append(_times(norms, 2 * _DISCRIMINATOR_PASSES * micro_batches))
+    if facts.norm_channels:
+        statistics = _FP32 * sum(2 * channels + 1 for channels in facts.norm_channels)
+        norms = Collective("discriminator", "batch norm", "all_reduce", statistics, 1)
+        found.append(_times(norms, 2 * _DISCRIMINATOR_PASSES * micro_batches))
     entropy = _FP32 * config.tokenizer.codebook_size
     average = Collective("tokenizer", "average code probabilities", "all_reduce", entropy, 1)
     found.append(_times(average, micro_batches))

@@ -58,7 +58,15 @@ PANELS = (
         "-cosine",
         "Unweighted. \N{MINUS SIGN}1 is perfect agreement.",
     ),
-    Panel("Losses", "Discriminator", "Hinge loss", r"disc.*", "", "1 is a blind guess."),
+    Panel(
+        "Losses",
+        "Discriminator",
+        "Loss",
+        r"disc.*",
+        "",
+        "Hinge, where 1 is a blind guess, and weighted LeCam where that is on.",
+    ),
+    Panel("Losses", "Discriminator", "LeCam", r"lecam", "", "Unweighted."),
     Panel(
         "Losses", "Tokenizer", "Total", r"tokenizer_(loss|total)", "", "Weighted sum of its terms."
     ),

@@ -1,5 +1,8 @@
 """The joint step of each quantizer family and of the straight-through estimator, on the reference's
-small networks at random weights."""
+small networks at random weights.
+
+The discriminator's options go along: LeCam with both families, group norm with one.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,16 +21,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "straight-through": {},
 }
 """Settings of the tokenizer; the last is VQ with the other estimator."""
+DISCRIMINATORS: dict[str, dict[str, Any]] = {
+    "lfq": {"lecam_weight": 0.5, "lecam_decay": 0.5, "norm": "group", "norm_groups": 4},
+    "ibq": {"lecam_weight": 0.5, "lecam_decay": 0.5},
+}
 
 
 def family_config(family: str, zero_stage: int) -> RunConfig:
     """The reference joint step ("vq") with another tokenizer or estimator."""
     config = case.reference_config(zero_stage, case.GENTLE_RATE)
     tokenizer = dataclasses.replace(config.tokenizer, **FAMILIES.get(family, {}))
+    discriminator = dataclasses.replace(config.discriminator, **DISCRIMINATORS.get(family, {}))
     alignment = config.alignment
     if family == "straight-through":
         alignment = dataclasses.replace(alignment, estimator="straight-through")
-    return dataclasses.replace(config, tokenizer=tokenizer, alignment=alignment)
+    return dataclasses.replace(
+        config, tokenizer=tokenizer, discriminator=discriminator, alignment=alignment
+    )
 
 
 def several_steps_each(

@@ -58,7 +58,9 @@ def reference_config(zero_stage: int = 0, rate: float = RATE, **engine: Any) -> 
             class_dropout=0.0,
             tap_layer=config["tap_layer"],
         ),
-        discriminator=DiscriminatorConfig(disc["ndf"], disc["n_layers"], config["gan_weight"]),
+        discriminator=DiscriminatorConfig(
+            disc["ndf"], disc["n_layers"], weight=config["gan_weight"]
+        ),
         losses=LossConfig(lpips_weight=config["perceptual_weight"]),
         alignment=AlignmentConfig(
             soft_temperature=config["soft_temperature"],

@@ -1,5 +1,6 @@
 """LFQ, IBQ and the straight-through estimator through real DeepSpeed engines: N ranks = 1 rank,
-with partitioned weights too."""
+with partitioned weights too. So are the discriminator's options, which the families are given with.
+"""
 
 import itertools
 
@@ -30,6 +31,9 @@ def two_ranks():
 @pytest.mark.parametrize(("family", "zero_stage"), CHOICES)
 def test_two_ranks_equal_one_with_the_joined_batch(one_rank, two_ranks, family, zero_stage):
     _, _, wanted = one_rank[family]
+    averages = [v for k, v in wanted["discriminator"].items() if k.startswith("lecam.")]
+    assert len(averages) == 2 * (family in case.DISCRIMINATORS)
+    assert all(value != 0 for value in averages)
     for ranks in two_ranks:
         _, _, ours = ranks[family, zero_stage]
         for network, state in wanted.items():

@@ -20,6 +20,11 @@ from loader_cases import numbered_samples, write_corpus
 from sample_shards import SampleShards
 
 JOINT = ("stages.tokenizer.steps=3", "stages.joint.steps=4")
+GROUPED = (
+    "discriminator.norm=group",
+    "discriminator.norm_groups=4",
+    "discriminator.lecam_weight=0.5",
+)
 
 
 @pytest.fixture
@@ -28,12 +33,13 @@ def config(tmp_path: Path, sample_shards: SampleShards, teacher: Path) -> RunCon
 
 
 def test_stopped_and_resumed_equals_straight_bit_for_bit(config: RunConfig) -> None:
-    """Two ranks, every ZeRO stage and quantizer, stopped at the border of the stages and inside."""
+    """Two ranks, every ZeRO stage, quantizer and option of the discriminator, stopped at the border
+    of the stages and inside."""
     variants: list[tuple[str, ...]] = [
         ("engine.zero_stage=0",),
         ("engine.zero_stage=1", "engine.precision=bf16", "engine.accumulation=2"),
-        ("engine.zero_stage=2", "tokenizer.quantizer=ibq"),
-        ("engine.zero_stage=3", "tokenizer.quantizer=lfq", "tokenizer.code_width=5"),
+        ("engine.zero_stage=2", "tokenizer.quantizer=ibq", "discriminator.lecam_weight=0.5"),
+        ("engine.zero_stage=3", "tokenizer.quantizer=lfq", "tokenizer.code_width=5", *GROUPED),
     ]
     found = run_workers(2, case.straight_and_resumed_each, 2, config, variants, [3, 5])
     for by_rank in found:

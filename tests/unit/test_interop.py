@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 
 import public_files as files
 from gear_dist.cli import main
+from gear_dist.config import DiscriminatorConfig
 from gear_dist.config_files import load_config
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.generator import build_aligned_generator, build_generator
 from gear_dist.interop.architecture import infer_settings
 from gear_dist.interop.exporting import export_model
 from gear_dist.interop.importing import import_checkpoints
+from gear_dist.losses.adversarial import PatchDiscriminator
 from gear_dist.model_folder import open_model
 from gear_dist.networks import load_network
-from gear_dist.start import load_start
+from gear_dist.start import load_start, open_start
 from gear_dist.tokenizers import build_tokenizer
 from gear_dist.trained_pair import TrainedPair
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
@@ -125,15 +127,20 @@ def test_the_report_says_what_was_used_dropped_and_missing(vq, tmp_path, capsys)
     assert "tokenizer: `vq_ema`" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_a_joint_checkpoint_gives_every_network_that_a_later_stage_starts_from(tmp_path):
-    """GEAR's stage 1: averages of tokenizer and generator; the live discriminator."""
+def joint_words() -> list[str]:
     config, _ = read_reference("joint_step")
-    words = [f"generator.num_heads={config['generator']['n_head']}", "data.image_size=16"]
-    path = files.gear_joint_file(tmp_path / "gear.pt")
-    report = import_checkpoints([str(path)], tmp_path / "model", overrides=words)
-    assert [item.key for item in report.used] == ["vq_ema", "discriminator", "ema"]
+    return [f"generator.num_heads={config['generator']['n_head']}", "data.image_size=16"]
+
+
+@pytest.mark.parametrize("heads", ["projs.", ""], ids=["as GEAR names them", "bare"])
+def test_a_joint_checkpoint_gives_every_network_that_a_later_stage_starts_from(heads, tmp_path):
+    """GEAR's stage 1: averages of tokenizer and generator; live discriminator and projectors."""
+    path = files.gear_joint_file(tmp_path / "gear.pt", heads)
+    report = import_checkpoints([str(path)], tmp_path / "model", overrides=joint_words())
+    assert [item.key for item in report.used] == ["vq_ema", "discriminator", "ema", "projectors"]
+    assert report.missing == []
     assert {item.name for item in report.dropped[str(path)]} == {
-        *("vq", "ar", "projectors", "opt_ar", "sched_ar", "args", "steps")
+        *("vq", "ar", "opt_ar", "sched_ar", "args", "steps")
     }
     average, live = files.joint_states("before"), files.joint_states("after")
     model = open_model(tmp_path / "model")
@@ -145,6 +152,62 @@ def test_a_joint_checkpoint_gives_every_network_that_a_later_stage_starts_from(t
     generator = build_aligned_generator(start, [20])
     load_network(generator, load_start(start)["generator"])
     assert equal(generator.generator.state_dict(), average["generator"])
+    assert equal(generator.projectors[0].state_dict(), live["projector"])
+
+
+def test_projectors_go_where_their_generator_goes(tmp_path):
+    """Not without it, not to a run without alignment, not to another width; out and in again."""
+    path = files.gear_joint_file(tmp_path / "gear.pt")
+    import_checkpoints([str(path)], tmp_path / "model", overrides=joint_words())
+
+    def start(*words: str):
+        return load_config(None, [f"stages.start_from={tmp_path / 'model'}", *words])
+
+    assert {"generator", "projectors"} <= open_start(start()).weights.keys()
+    alone = start("stages.start_networks=[tokenizer,projectors]")
+    without = start("alignment.soft_weight=0", "alignment.hard_weight=0")
+    for config in (alone, without):
+        assert "projectors" not in open_start(config).weights
+    with pytest.raises(ConfigError, match=r"alignment\.projector_width=7 \(\d+ there\)"):
+        open_start(start("alignment.projector_width=7"))
+    other_teacher = build_aligned_generator(start(), [21])
+    with pytest.raises(ConfigError, match=r"not those of this teacher"):
+        load_network(other_teacher, load_start(start())["generator"])
+    written = export_model(open_model(tmp_path / "model"), tmp_path / "out")
+    assert "projectors.safetensors" in {path.name for path in written}
+    again = load_config(None, [f"stages.start_from={tmp_path / 'out'}"])
+    assert again.alignment.projector_width == start().alignment.projector_width
+
+
+def test_projectors_that_belong_to_nothing_are_dropped_or_refused(vq, tmp_path):
+    content = torch.load(files.gear_joint_file(tmp_path / "gear.pt"), weights_only=False)
+    heads = {"projectors": content["projectors"]}
+    torch.save({"model": vq} | heads, tmp_path / "tokenizer.pt")
+    report = import_checkpoints([str(tmp_path / "tokenizer.pt")], tmp_path / "model")
+    [dropped] = report.dropped[str(tmp_path / "tokenizer.pt")]
+    assert dropped == ("projectors", "alignment heads without their generator")
+    assert "projectors" in report.missing
+    torch.save(heads, tmp_path / "heads.pt")
+    with pytest.raises(DataError, match=r"heads\.pt: only alignment heads"):
+        import_checkpoints([str(tmp_path / "heads.pt")], tmp_path / "none")
+    heads["projectors"] = {k: v[..., :-1] for k, v in heads["projectors"].items()}
+    torch.save(content | heads, tmp_path / "narrow.pt")
+    words = joint_words()
+    with pytest.raises(DataError, match=r"narrow\.pt: does not fit the projectors"):
+        import_checkpoints([str(tmp_path / "narrow.pt")], tmp_path / "none", overrides=words)
+    heads["projectors"] = {"proj.weight": torch.zeros(2, 2)}
+    other = str(tmp_path / "other.pt")
+    torch.save(content | heads, other)
+    report = import_checkpoints([other], tmp_path / "none", overrides=words)
+    reason = "alignment heads of an unknown form, which a run makes anew"
+    assert ("projectors", reason) in report.dropped[other]
+
+
+def test_a_discriminator_with_group_norm_is_told_by_its_keys():
+    config = DiscriminatorConfig(width=32, num_layers=2, norm="group")
+    state = PatchDiscriminator(config).state_dict()
+    words = [f"discriminator.{k}={v}" for k, v in infer_settings("discriminator", state).items()]
+    assert load_config(None, words).discriminator == config
 
 
 def test_tokenizer_and_generator_of_two_files_sample(vq, tmp_path, capsys):

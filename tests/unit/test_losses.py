@@ -7,10 +7,13 @@ from torch import nn
 
 from gear_dist.config import DiscriminatorConfig, LossConfig
 from gear_dist.errors import ConfigError
-from gear_dist.losses.adversarial import Critic, PatchDiscriminator
+from gear_dist.losses.adversarial import INIT_STD, Critic, PatchDiscriminator, build_critic
 from gear_dist.losses.alignment import alignment_loss
+from gear_dist.losses.lecam import LeCam
 from gear_dist.losses.perceptual import SCALE, SHIFT, load_lpips
 from gear_dist.losses.reconstruction import gradient_loss
+from gear_dist.networks import load_network
+from gear_dist.weights import join_states, split_states
 
 VGG_CONVS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 VGG_WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
@@ -138,3 +141,76 @@ def test_critic_runs_its_batches_one_after_another():
     ours = Critic(net)(a, b)
     assert all(torch.equal(x, twin(y)) for x, y in zip(ours, (a, b), strict=True))
     assert net.main[3].num_batches_tracked == 2
+
+
+GROUPED = DiscriminatorConfig(8, 2, norm="group", norm_groups=4)
+
+
+def plain_grouped(x, state):
+    """The formula of GROUPED, layer by layer."""
+    h = F.leaky_relu(F.conv2d(x, state["main.0.weight"], state["main.0.bias"], 2, 1), 0.2)
+    for index, stride in ((2, 2), (5, 1)):
+        h = F.conv2d(h, state[f"main.{index}.weight"], state[f"main.{index}.bias"], stride, 1)
+        groups = h.unflatten(1, (GROUPED.norm_groups, -1))
+        mean = groups.mean((2, 3, 4), keepdim=True)
+        variance = groups.var((2, 3, 4), unbiased=False, keepdim=True)
+        h = ((groups - mean) / (variance + 1e-6).sqrt()).flatten(1, 2)
+        weight, bias = (state[f"main.{index + 1}.{name}"] for name in ("weight", "bias"))
+        h = F.leaky_relu(h * weight[:, None, None] + bias[:, None, None], 0.2)
+    return F.conv2d(h, state["main.8.weight"], state["main.8.bias"], 1, 1)
+
+
+def test_group_norm_is_the_formula_and_sees_each_image_alone():
+    torch.manual_seed(0)
+    net = PatchDiscriminator(GROUPED).train()
+    state = net.state_dict()
+    assert not any("running" in key for key in state)
+    images = torch.randn(3, 3, 24, 24)
+    out = net(images)
+    assert torch.allclose(out, plain_grouped(images, state), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(net(images[1:2]), out[1:2], rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    norms = torch.cat([state[f"main.{i}.weight"] for i in (3, 6)])
+    assert norms.mean().item() == pytest.approx(1, abs=INIT_STD)
+    assert not state["main.3.bias"].any()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(net(images).float(), out, atol=0.1)
+
+
+def test_lecam_is_the_formula_over_moving_averages():
+    """Against plain numbers in double precision; the averages take no gradient."""
+    torch.manual_seed(0)
+    lecam, decay = LeCam(0.9), 0.9
+    averages = [0.0, 0.0]
+    for _ in range(3):
+        real = (torch.randn(2, 1, 3, 3) + 1).requires_grad_()
+        fake = (torch.randn(2, 1, 3, 3) - 0.5).requires_grad_()
+        penalty = lecam(real, fake)
+        means = (real.double().mean().item(), fake.double().mean().item())
+        averages = [decay * a + (1 - decay) * m for a, m in zip(averages, means, strict=True)]
+        ours = torch.stack([lecam.real_average, lecam.fake_average])
+        assert torch.allclose(ours.double(), torch.tensor(averages).double(), atol=1e-6)
+        above = (real.double() - averages[1]).clamp(min=0).square().mean()
+        below = (averages[0] - fake.double()).clamp(min=0).square().mean()
+        assert penalty.item() == pytest.approx((above + below).item(), rel=1e-5)
+        wanted = torch.autograd.grad(above + below, (real, fake))
+        found = torch.autograd.grad(penalty, (real, fake))
+        assert all(map(torch.allclose, found, wanted))
+    assert not list(lecam.parameters())
+    assert set(lecam.state_dict()) == {"real_average", "fake_average"}
+
+
+def test_lecam_is_no_part_of_the_published_discriminator():
+    """A run that starts from one has new averages; the next stage takes the ones it left."""
+    assert build_critic(DiscriminatorConfig(8, 1)).lecam is None
+    config = DiscriminatorConfig(8, 1, lecam_weight=0.1, lecam_decay=0.5)
+    critic, other = build_critic(config), build_critic(config)
+    critic.lecam(torch.ones(1), -torch.ones(1))
+    states = {"discriminator": critic.state_dict()}
+    published = split_states(states)
+    assert set(published["discriminator"]) == set(critic.discriminator.state_dict())
+    load_network(other, join_states(published)["discriminator"])
+    assert other.lecam.real_average == 0
+    assert torch.equal(other.discriminator.main[0].weight, critic.discriminator.main[0].weight)
+    load_network(other, states["discriminator"])
+    assert (other.lecam.real_average, other.lecam.fake_average) == (0.5, -0.5)

@@ -44,15 +44,19 @@ def test_one_setting_brings_architecture_and_weights(imported, tmp_path):
 
 def test_losses_of_the_tokenizer_stay_the_users(imported):
     folder, _ = imported
-    config = start(folder, "tokenizer.entropy_weight=0.3", "discriminator.start_step=9")
+    words = ["tokenizer.entropy_weight=0.3", "discriminator.start_step=9"]
+    config = start(folder, *words, "discriminator.lecam_weight=0.1")
     assert open_start(config) is not None
     assert (config.tokenizer.entropy_weight, config.discriminator.start_step) == (0.3, 9)
+    assert config.discriminator.lecam_weight == 0.1
 
 
 def test_another_architecture_is_refused_by_its_settings(imported):
     folder, _ = imported
     with pytest.raises(ConfigError, match=r"tokenizer\.num_res_blocks=3 \([12] there\)"):
         open_start(start(folder, "tokenizer.num_res_blocks=3"))
+    with pytest.raises(ConfigError, match=r"discriminator\.norm=group \(batch there\)"):
+        open_start(start(folder, "discriminator.norm=group", "discriminator.norm_groups=4"))
 
 
 def test_networks_can_be_left_out(imported):
