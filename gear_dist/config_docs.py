@@ -14,9 +14,9 @@ _HEAD = """\
 # Configuration
 
 Every setting of `gear-dist train`, written by `python -m gear_dist.config_docs` from
-`gear_dist/config.py`. A run file is YAML with these sections; `section.name=value` on the command
-line overrides it; `base: [other.yaml]` in a run file builds on another. A misspelt name is an
-error with a suggestion. RUN/config.yaml holds what a run used.
+`gear_dist/config.py`. A run file is YAML with these sections; of several files later ones win;
+`section.name=value` on the command line overrides them; `base: [other.yaml]` in a run file builds
+on another. A misspelt name is an error with a suggestion. RUN/config.yaml holds what a run used.
 """
 
 

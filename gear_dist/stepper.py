@@ -43,11 +43,11 @@ class Stepper:
         """
         self._config = config
         self._device = device
-        self._lpips = load_lpips(config.losses)
+        self._lpips = load_lpips(config.losses) if config.stages.has_tokenizer else None
         if self._lpips is not None:
             self._lpips.to(device)
-        loaded = load_teachers(config) if config.alignment.enabled else []
-        self.teachers = [teacher.to(device) for teacher in loaded]
+        aligns = config.alignment.enabled and config.stages.has_generator
+        self.teachers = [teacher.to(device) for teacher in load_teachers(config)] if aligns else []
 
     def move(
         self,

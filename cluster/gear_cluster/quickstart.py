@@ -37,7 +37,7 @@ class QuickstartRequest(NamedTuple):
 
     data: Path | None
     """An ImageFolder tree; None: the sample corpus."""
-    config: Path
+    configs: Sequence[Path]
     run_name: str
     """Empty: named after data and seed."""
     seed: int
@@ -86,7 +86,7 @@ def quickstart(request: QuickstartRequest) -> int:
     if request.data is not None and not request.data.is_dir():
         raise DataError(f"{request.data}: no such folder of images")
     # The settings are checked before anything is made.
-    config = load_config(request.config, _overrides(request))
+    config = load_config(request.configs, _overrides(request))
     steps = _Steps()
     steps.begin("object store")
     _use_store()
@@ -195,7 +195,7 @@ def _fit_to_corpus(request: QuickstartRequest, config: RunConfig) -> RunConfig:
         more.append(f"engine.global_batch={batch}")
     if config.run.launcher == "ray":
         more.append(f"run.workers={workers}")
-    return load_config(request.config, _overrides(request, *more))
+    return load_config(request.configs, _overrides(request, *more))
 
 
 def _choose_workers(config: RunConfig) -> int:
@@ -256,7 +256,7 @@ def request_from(args: Any, overrides: Sequence[str]) -> QuickstartRequest:
     """The request of parsed arguments."""
     return QuickstartRequest(
         data=args.data,
-        config=args.config or default_config(),
+        configs=args.configs or [default_config()],
         run_name=args.run_name,
         seed=args.seed,
         overrides=list(overrides),

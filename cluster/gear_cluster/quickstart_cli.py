@@ -19,7 +19,13 @@ def add_commands(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("--data", type=Path, metavar="FOLDER", help="your ImageFolder (default: made-up images)")
-    option("--config", type=Path, help="run file (default: configs/demo.yaml)")
+    option(
+        "--config",
+        dest="configs",
+        type=Path,
+        action="append",
+        help="run file, several times for several parts (default: configs/demo.yaml)",
+    )
     option("--run-name", default="", help="run folder under runs/ (default: by data and seed)")
     option("--seed", type=int, default=0, help="seed of the run (default: 0)")
     option("--verbose", action="store_true", help="show Ray's and the workers' own output too")

@@ -1,9 +1,10 @@
-"""`gear-dist train CONFIG [key=value ...]`."""
+"""`gear-dist train CONFIG ... [key=value ...]`."""
 
 import argparse
 import os
 from typing import Any
 
+from gear_dist.config_words import add_config_words
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED
 
 
@@ -14,12 +15,11 @@ def add_commands(subparsers: Any) -> None:
         help="train, or go on with a run",
         description="Train as CONFIG says, or go on from the newest checkpoint of its run folder. "
         "Ctrl-C stops with a checkpoint; a second one stops at once.",
-        epilog="Example: gear-dist train configs/demo.yaml run.name=first data.train=s3://gear/train",
+        epilog="Examples: gear-dist train configs/demo.yaml run.name=first "
+        "data.train=s3://gear/train; gear-dist train configs/stage/joint.yaml "
+        "configs/tokenizer/lfq.yaml configs/generator/l.yaml data.train=s3://gear/train",
     )
-    train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
-    train.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"
-    )
+    add_config_words(train)
     train.add_argument(
         "--resume",
         metavar="auto|none|CHECKPOINT",
@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     from gear_dist.run_folder import RunFolder
     from gear_dist.start import open_start
 
-    config = load_config(args.config, [*args.overrides, *_flags(args)])
+    config = load_config(args.configs, [*args.overrides, *_flags(args)])
     config.check_trainable()
     if args.dry_run:
         from gear_cluster.dry_run import dry_run

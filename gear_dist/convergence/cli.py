@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gear_dist.config_words import add_config_words
 from gear_dist.convergence.arms import ARMS
 from gear_dist.errors import ConfigError
 from gear_dist.evaluation.cli import CLASSIFIER_STEPS
@@ -20,8 +21,7 @@ def add_commands(subparsers: Any) -> None:
         "it makes the sample corpus.",
         epilog="Example: gear-dist reproduce configs/convergence.yaml --seeds 0 1 2",
     )
-    parser.add_argument("config", type=Path, help="run file that the arms differ from")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings of all arms")
+    add_config_words(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/convergence"), help="(default: runs/convergence)"
     )
@@ -61,7 +61,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
             raise ConfigError(f"{flag} {getattr(args, name)} is too small: use at least 1")
     study = Study(
         folder=args.out,
-        config=args.config,
+        configs=tuple(args.configs),
         overrides=tuple(args.overrides),
         arms=tuple(args.arms),
         seeds=tuple(args.seeds),

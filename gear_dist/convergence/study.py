@@ -25,7 +25,8 @@ class Study(NamedTuple):
     """What is compared, and how closely."""
 
     folder: Path
-    config: Path
+    configs: tuple[str, ...]
+    """Run files that the arms differ from."""
     overrides: tuple[str, ...]
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -55,11 +56,11 @@ class Study(NamedTuple):
 
     def base(self) -> RunConfig:
         """The configuration that the arms differ from, with what this study makes."""
-        return load_config(self.config, [*self.places(), *self.overrides])
+        return load_config(self.configs, [*self.places(), *self.overrides])
 
     def places(self) -> list[str]:
         """Settings that name what the study has made."""
-        given = load_config(self.config, list(self.overrides))
+        given = load_config(self.configs, list(self.overrides))
         found = [f"run.root={self.runs}"]
         if not given.data.train:
             found += [f"data.{part}={self.shards / part}" for part in ("train", "validation")]
@@ -202,7 +203,7 @@ def _run(study: Study, run: Run, clock: _Clock) -> list[Point]:
 
 
 def _train(study: Study, name: str, settings: Sequence[str]) -> None:
-    words = [str(study.config), *study.places(), *study.overrides, *settings]
+    words = [*study.configs, *study.places(), *study.overrides, *settings]
     _command(study, name, "train", *words)
 
 

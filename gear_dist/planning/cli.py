@@ -1,9 +1,10 @@
-"""`gear-dist plan CONFIG [key=value ...]`: what a run will cost."""
+"""`gear-dist plan CONFIG ... [key=value ...]`: what a run will cost."""
 
 import argparse
 import json
 from typing import Any
 
+from gear_dist.config_words import add_config_words
 from gear_dist.errors import EXIT_DONE, ConfigError
 
 
@@ -15,12 +16,10 @@ def add_commands(subparsers: Any) -> None:
         description="Plan a run on GPUs: memory per GPU, arithmetic per image, communication per "
         "step, step time, checkpoints, data. Needs no GPU, corpus or weights. Rates that are not "
         "given are published peaks times a share; the output says which.",
-        epilog="Example: gear-dist plan configs/gear-b.yaml engine.zero_stage=2 --gpus 64",
+        epilog="Example: gear-dist plan configs/stage/joint.yaml configs/generator/l.yaml "
+        "engine.zero_stage=2 --gpus 64",
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"
-    )
+    add_config_words(parser)
     parser.add_argument("--gpus", type=int, default=8, help="workers, one a GPU (default: 8)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default: 8")
     rates = (
@@ -51,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from gear_dist.planning.rates import PEAKS, make_rates
     from gear_dist.planning.text import format_plan, plan_to_dict
 
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.configs, args.overrides)
     if args.gpus < 1:
         raise ConfigError(f"--gpus {args.gpus} must be at least 1")
     if not args.image_kb > 0:

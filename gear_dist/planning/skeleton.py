@@ -36,7 +36,7 @@ class NetworkFacts(NamedTuple):
     buffer_bytes: dict[str, int]
     """Floating-point buffers, by network."""
     norm_channels: tuple[int, ...]
-    """Channels of the discriminator's batch norms."""
+    """Channels of the discriminator's batch norms; none where it has group norms."""
     tapped: int
     """Parameters of the generator and its projectors that the tokenizer's update passes through."""
 
@@ -63,7 +63,8 @@ def build_skeleton(config: RunConfig) -> Skeleton:
     if config.alignment.enabled and config.stages.has_generator:
         teachers = untrained_teachers(config)
     modules = build_modules(config, tuple(teacher.width for teacher in teachers))
-    return Skeleton(modules, teachers, LPIPS() if config.losses.lpips_weight > 0 else None)
+    perceives = config.losses.lpips_weight > 0 and config.stages.has_tokenizer
+    return Skeleton(modules, teachers, LPIPS() if perceives else None)
 
 
 def count_networks(config: RunConfig) -> NetworkFacts:

@@ -22,7 +22,7 @@ def test_an_arm_and_a_fresh_generator_on_its_tokenizer(
     settings = [*corpora, *STEPS, f"teacher.path={teacher}", "log.every_steps=1"]
     quick = ["--every", "2", "--images-per-class", "1", "--classifier-steps", "5"]
     arms = ["--arms", "gear", "fresh-on-gear", "--seeds", "1"]
-    words = ["reproduce", "configs/tiny-vq.yaml", "--out", str(study), *arms, *quick, *settings]
+    words = ["reproduce", "configs/tiny.yaml", "--out", str(study), *arms, *quick, *settings]
     assert main(words) == 0
 
     fresh = RunFolder(study / "runs" / "fresh-on-gear-seed1").read_config()

@@ -14,6 +14,7 @@ import public_files as files
 from gear_dist.cli import main
 from gear_dist.config_files import load_config
 from gear_dist.generator import build_generator
+from gear_dist.generator.aligned import build_projector
 from gear_dist.interop.importing import import_checkpoints
 from gear_dist.run_folder import RunFolder
 from readme_commands import ROOT, readme_commands, words_of
@@ -38,7 +39,10 @@ SMALL_RUN = [
 # What makes a command of README small, by its beginning.
 EXTRA = {
     "train": SMALL_RUN,
+    "train configs/stage/joint.yaml": ["stages.joint.steps=2"],
+    "train configs/stage/generator": ["stages.generator.steps=2"],
     "import vq_ds16_c2i.pt --": ["--set", "data.image_size=32"],
+    "import 0400000.pt": ["--set", "data.image_size=32"],
     "shard": ["--workers", "1"],
 }
 
@@ -51,14 +55,12 @@ def gear_dist(*words: str) -> subprocess.CompletedProcess[str]:
 
 def small(command: str) -> list[str]:
     words = words_of(command)
-    # The last setting of a name counts; one the table sets is not to undo the command's.
     for start, extra in EXTRA.items():
         if command.startswith(start):
             words += extra
-    replaced = {"stages.generator.steps=3600000": "stages.generator.steps=2"}
-    if words[0] == "train" and "stages.joint.steps=0" not in words:
-        words.append("stages.joint.steps=2")
-    return [replaced.get(word, word) for word in words]
+    if "stages.start_from=gear-stage1" in words:  # which brings its generator's sizes
+        words = [word for word in words if not word.startswith("generator.")]
+    return words
 
 
 @pytest.fixture
@@ -73,13 +75,20 @@ def workplace(tmp_path, monkeypatch, sample_tree: Path) -> Path:
     generator = build_generator(config).state_dict()
     torch.nn.init.normal_(generator["output.weight"])
     files.llamagen_generator_file(tmp_path / "c2i_B_256.pt", generator, grid, 64)
+    networks = {
+        "tokenizer": vq,
+        "discriminator": files.reference_state("discriminator"),
+        "generator": generator,
+        "projector": build_projector(64, 8, 4).state_dict(),
+    }
+    files.gear_joint_file(tmp_path / "0400000.pt", networks=networks)
     (tmp_path / "photos").symlink_to(sample_tree)
     return tmp_path
 
 
 def test_every_command_of_the_readme_runs(workplace, capsys):
     listed = readme_commands("Public checkpoints")
-    assert len(listed) == 10
+    assert len(listed) == 12
     for command in listed:
         words = small(command)
         if command.startswith("import vq_ds16_c2i.pt c2i"):
@@ -97,6 +106,7 @@ def test_every_command_of_the_readme_runs(workplace, capsys):
     assert indices.dtype == np.int32
     assert all((Path("photos") / name).is_file() for name in names)
     check_what_training_did()
+    assert Path("gear-stage1/projectors.safetensors").is_file()
     assert torch.load("mine-public/tokenizer.pt", weights_only=True).keys() >= {"model", "vq_ema"}
     for name in ("mine-model/README.md", "llamagen-b/samples.png", "vq-16/reconstruction.png"):
         assert Path(name).is_file()
@@ -135,11 +145,13 @@ def test_a_stage_starts_from_another_run(
 ):
     """Stage 1 on a stage-0 run: the same architecture without naming it, the same weights."""
     monkeypatch.chdir(tmp_path)
-    tiny, recipe = (str(ROOT / "configs" / f"{name}.yaml") for name in ("tiny-lfq", "gear-b"))
+    tiny, lfq, recipe = (
+        str(ROOT / "configs" / f"{name}.yaml") for name in ("tiny", "tiny/lfq", "stage/joint")
+    )
     data = [f"data.train={sample_shards.file}/train", "alignment.soft_weight=0"]
     data += ["alignment.hard_weight=0", "log.every_steps=1"]
     one_stage = ["stages.joint.steps=0", "stages.generator.steps=0", "stages.tokenizer.steps=2"]
-    assert gear_dist("train", tiny, *data, *one_stage, "run.name=zero").returncode == 0
+    assert gear_dist("train", tiny, lfq, *data, *one_stage, "run.name=zero").returncode == 0
     words = [*SMALL_RUN, *data, "stages.joint.steps=1", "stages.start_from=runs/zero"]
     words += ["optimizer.tokenizer_lr=0", "run.name=one"]
     assert main(["train", recipe, *words, "--dry-run"]) == 0

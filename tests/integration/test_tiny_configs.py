@@ -57,12 +57,13 @@ def test_all_stages_then_samples_and_reconstructions(
     family: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)
-    command = readme_commands("Quantizers")[-1].replace("tiny-lfq", f"tiny-{family}")
+    part = "" if family == "vq" else f" configs/tiny/{family}.yaml"
+    command = readme_commands("Quantizers")[-1].replace(" configs/tiny/lfq.yaml", part)
     words = [*words_of(command), *SHORT]
     assert main([*words, "--dry-run"]) == 0
     found = train(*words)
     assert found.returncode == 0, found.stderr
-    folder = RunFolder(f"runs/tiny-{family}")
+    folder = RunFolder("runs/tiny" if family == "vq" else f"runs/tiny-{family}")
     records = folder.read_metrics()
     stages = ["tokenizer"] * 2 + ["joint"] * 2 + ["generator"] * 2
     assert [record["stage"] for record in records] == stages
@@ -79,7 +80,7 @@ def test_the_straight_through_estimator_collapses(
 ) -> None:
     """The watchdog, which its own configuration turns off, ends it; what is saved is older."""
     monkeypatch.chdir(workplace)
-    words = words_of(readme_commands("Quantizers")[-1].replace("tiny-lfq", "tiny-ste"))
+    words = words_of(readme_commands("Quantizers")[-1].replace("tiny/lfq", "tiny/ste"))
     sizes = ["stages.tokenizer.steps=10", "stages.joint.steps=80", "stages.generator.steps=0"]
     often = ["log.every_steps=5", "log.usage_window_tokens=512", "checkpoint.every_steps=5"]
     found = train(*words, *sizes, *often, "watchdog.patience=3")

@@ -46,8 +46,21 @@ def test_unlike_command_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
 def test_overrides_may_follow_options(tmp_path: Path) -> None:
     args = cli.parse(["train", "c.yaml", "a.b=1", "--dry-run", "c.d=2", "--verbose", "e.f=3"])
     assert args.overrides == ["a.b=1", "c.d=2", "e.f=3"]
+    assert args.configs == ["c.yaml"]
     assert args.dry_run
     assert args.verbose
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_several_files_make_up_a_configuration(command: str) -> None:
+    args = cli.parse([command, "a.yaml", "b.yaml", "a.b=1", "c.yaml", "c.d=2"])
+    assert args.configs == ["a.yaml", "b.yaml", "c.yaml"]
+    assert args.overrides == ["a.b=1", "c.d=2"]
+
+
+def test_settings_without_a_file_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_cli(capsys, "train", "data.train=x")
+    assert (code, err) == (2, "gear-dist: name a CONFIG file before data.train=x\n")
 
 
 @pytest.mark.parametrize(

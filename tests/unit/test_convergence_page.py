@@ -77,7 +77,7 @@ def test_an_arm_without_the_one_that_it_starts_from_is_refused(tmp_path) -> None
 def make_study(folder, arms: tuple[str, ...]) -> Study:
     return Study(
         folder=folder,
-        config=folder / "none.yaml",
+        configs=(str(folder / "none.yaml"),),
         overrides=(),
         arms=arms,
         seeds=(0,),

@@ -18,17 +18,12 @@ from gear_dist.teachers import load_teachers, teacher_class
 from tiny_encoders import run_tower, save_encoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GENERATORS = {
-    "B": ("generator.width=768", "generator.num_layers=12", "generator.num_heads=12"),
-    "L": ("generator.width=1024", "generator.num_layers=24", "generator.num_heads=16"),
-    "XL": ("generator.width=1280", "generator.num_layers=36", "generator.num_heads=20"),
-}
-TAPS = {"B": 4, "L": 8, "XL": 12}
 PROJECTOR = 2 * 256 / 1e9  # GFLOP an image and parameter
 
 
-def recipe(name, *overrides):
-    return load_config(CONFIGS / f"{name}.yaml", ["engine.precision=bf16", *overrides])
+def recipe(parts, *overrides):
+    files = [CONFIGS / f"{part}.yaml" for part in parts.split()]
+    return load_config(files, ["engine.precision=bf16", *overrides])
 
 
 def gflops(config, stage="joint"):
@@ -38,16 +33,11 @@ def gflops(config, stage="joint"):
 
 
 @pytest.mark.parametrize(
-    ("size", "generator", "soft"), [("B", 50, 21), ("L", 166, 61), ("XL", 385, 136)]
+    ("size", "generator", "soft"), [("b", 50, 21), ("l", 166, 61), ("xl", 385, 136)]
 )
 def test_arithmetic_equals_what_was_counted_of_the_published_networks(size, generator, soft):
     """Counted by hand for the issue: no attention in the generator, no projector."""
-    config = recipe(
-        "gear-b",
-        "engine.kernels=reference",
-        f"generator.tap_layer={TAPS[size]}",
-        *GENERATORS[size],
-    )
+    config = recipe(f"stage/joint generator/{size}", "engine.kernels=reference")
     found = gflops(config)
     width, layers = config.generator.width, config.generator.num_layers
     projector = PROJECTOR * 2048 * (width + 2048 + 768)
@@ -60,24 +50,24 @@ def test_arithmetic_equals_what_was_counted_of_the_published_networks(size, gene
     assert frozen + found["discriminator backward"] == pytest.approx(31, rel=0.02)
     expected = generator + projector + attention * layers
     assert found["generator forward"] == pytest.approx(expected, rel=0.01)
-    expected = soft + projector + attention * TAPS[size]
+    expected = soft + projector + attention * config.generator.tap_layer
     assert found["generator frozen forward"] == pytest.approx(expected, rel=0.02)
 
 
 def test_all_three_quantizers_are_planned():
     totals = {}
-    for name in ("gear-b", "gear-b-lfq", "gear-b-ibq"):
+    for name in ("vq", "lfq", "ibq"):
         stages = ("stages.tokenizer.steps=1", "stages.generator.steps=1")
-        config = recipe(name, "data.image_size=64", *stages)
+        config = recipe(f"stage/joint tokenizer/{name}", "data.image_size=64", *stages)
         plan = make_plan(config, world_size=256, rates=make_rates({}), on_cuda=True)
         assert [stage.stage for stage in plan.stages] == ["tokenizer", "joint", "generator"]
         totals[name] = plan.stages[1].cost.total.flops
         assert all(stage.time.apart_s > 0 for stage in plan.stages)
-    assert totals["gear-b-ibq"] > totals["gear-b-lfq"] > totals["gear-b"]
+    assert totals["ibq"] > totals["lfq"] > totals["vq"]
 
 
 def test_counting_leaves_nothing_fake_behind():
-    config = load_config(CONFIGS / "tiny-vq.yaml", ["engine.precision=fp32"])
+    config = load_config(CONFIGS / "tiny.yaml", ["engine.precision=fp32"])
     count_stage("joint", config, images=1, on_cuda=False, rates=make_rates({}))
     table = rotary_table(config.grid_size, 32, torch.device("cpu"))
     assert type(table) is torch.Tensor
@@ -86,7 +76,7 @@ def test_counting_leaves_nothing_fake_behind():
 
 def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
     def kept(images, *overrides):
-        config = load_config(CONFIGS / "tiny-vq.yaml", ["engine.precision=bf16", *overrides])
+        config = recipe("tiny", *overrides)
         cost = count_stage("joint", config, images=images, on_cuda=True, rates=make_rates({}))
         return {name: found.kept for name, found in cost.activations.items()}, cost.total.flops
 
@@ -105,7 +95,7 @@ def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
 
 def test_communication_follows_the_stage_and_the_accumulation():
     def sent(*overrides, world_size=8):
-        config = recipe("gear-b", "engine.global_batch=64", *overrides)
+        config = recipe("stage/joint", "engine.global_batch=64", *overrides)
         plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=True)
         return sum(item.sent_bytes(world_size) for item in plan.stages[0].communication)
 
@@ -114,6 +104,18 @@ def test_communication_follows_the_stage_and_the_accumulation():
     assert sent("engine.zero_stage=1", accumulated) < 1.01 * one, "reduced once a step"
     assert sent("engine.zero_stage=2", accumulated) > 2.5 * sent("engine.zero_stage=2")
     assert sent("engine.zero_stage=1", world_size=1) == 0
+
+
+def test_group_norm_communicates_nothing():
+    options = ("discriminator.norm=group", "discriminator.norm_groups=4")
+
+    def norms(*overrides):
+        config = recipe("tiny tiny/warm-up", *overrides)
+        [stage] = make_plan(config, world_size=2, rates=make_rates({}), on_cuda=True).stages
+        return [item for item in stage.communication if item.what == "batch norm"]
+
+    assert norms() != []
+    assert norms(*options, "discriminator.lecam_weight=0.1") == []
 
 
 def test_given_rates_replace_assumptions():
@@ -129,7 +131,7 @@ def test_given_rates_replace_assumptions():
 
 
 def test_slower_hardware_takes_longer():
-    config = load_config(CONFIGS / "tiny-vq.yaml", [])
+    config = load_config(CONFIGS / "tiny.yaml", [])
     quick, slow = (
         make_plan(config, world_size=8, rates=make_rates(given), on_cuda=True).stages[1].time
         for given in ({}, {"memory": 33.5, "node_network": 4.5})
@@ -140,7 +142,7 @@ def test_slower_hardware_takes_longer():
 
 
 def run_cli(capsys, *words):
-    code = cli.main(["plan", str(CONFIGS / "tiny-vq.yaml"), *words])
+    code = cli.main(["plan", str(CONFIGS / "tiny.yaml"), *words])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -196,7 +198,7 @@ def test_mistakes_are_one_line(capsys, words, message):
 
 
 def test_an_unknown_teacher_is_named(tmp_path):
-    config = load_config(CONFIGS / "gear-b.yaml", [f"teacher.path={tmp_path}"])
+    config = recipe("stage/joint", f"teacher.path={tmp_path}")
     match = r"teacher\.path=/.* not reachable.*sizes known without the hub: facebook/dinov2-small"
     with pytest.raises(ConfigError, match=match):
         count_networks(config)
@@ -219,7 +221,7 @@ def test_an_unknown_teacher_is_named(tmp_path):
 def test_published_teachers_are_planned_without_the_hub(name, path, millions):
     """Their parameters, as their publishers round them."""
     words = [f"teacher.name={name}", f"teacher.path={path}", "more_teachers.b.name=convnet"]
-    config = recipe("gear-b", *words)
+    config = recipe("stage/joint", *words)
     with fake_tensors():
         encoder, convnet = build_skeleton(config).teachers
         with torch.autocast("cpu", torch.bfloat16):
@@ -233,7 +235,7 @@ def test_planning_leaves_nothing_fake_in_teachers(tmp_path):
     """The library keeps DINOv3's coordinates for the whole process."""
     made = save_encoder(tmp_path, "dinov3")
     words = ["teacher.name=dinov3", f"teacher.path={tmp_path}", "data.image_size=64"]
-    config = recipe("gear-b", *words)
+    config = recipe("stage/joint", *words)
     with fake_tensors():
         [teacher] = build_skeleton(config).teachers
         teacher(torch.zeros(1, 3, 64, 64))
@@ -243,7 +245,7 @@ def test_planning_leaves_nothing_fake_in_teachers(tmp_path):
 
 
 def test_a_known_teachers_wrong_settings_are_named_alone():
-    config = recipe("gear-b", "teacher.block=13")
+    config = recipe("stage/joint", "teacher.block=13")
     match = r"teacher\.block=13 is beyond the depth: facebook/dinov2-base has 12 blocks$"
     with pytest.raises(ConfigError, match=match):
         count_networks(config)

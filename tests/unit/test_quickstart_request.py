@@ -14,7 +14,7 @@ from gear_dist.run_folder import RunFolder
 
 
 def request(data: Path | None = None, name: str = "", seed: int = 0, *overrides: str):
-    return QuickstartRequest(data, default_config(), name, seed, list(overrides))
+    return QuickstartRequest(data, [default_config()], name, seed, list(overrides))
 
 
 def test_runs_of_other_seeds_and_corpora_have_other_names(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_second_command_is_refused_and_touches_nothing(
     folder.path.mkdir()
     folder.write_status("running", 3, 9)
     words = [f"run.root={tmp_path}/runs", "run.name=mine", "run.launcher=local", "data.train=none"]
-    assert main(["train", "configs/tiny-vq.yaml", *words]) == 2
+    assert main(["train", "configs/tiny.yaml", *words]) == 2
     error = capsys.readouterr().err
     assert f"in use by another command (process {holder.pid} on " in error
     assert "run.name" in error
