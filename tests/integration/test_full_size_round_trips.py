@@ -13,8 +13,11 @@ from gear_dist.model_folder import open_model
 from gear_dist.trained_pair import TrainedPair
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
 
-MODELS = ["VQ-16", "VQ-8", "LFQ-16", "IBQ-16", "c2i/LlamaGen-B"]
-pytestmark = pytest.mark.slow  # files of 0.3 to 0.9 GB each
+SLOW = pytest.mark.slow  # files of 0.3 to 0.9 GB each
+MODELS = [
+    "VQ-16",
+    *(pytest.param(name, marks=SLOW) for name in ("VQ-8", "LFQ-16", "IBQ-16", "c2i/LlamaGen-B")),
+]
 
 
 def random_state(name: str) -> files.State:
@@ -52,6 +55,7 @@ def test_published_sizes_round_trip_bit_for_bit(name, tmp_path):
         assert all(torch.equal(found[key], state[key]) for key in state), folder
 
 
+@SLOW
 @pytest.mark.parametrize("name", ["VQ-16", "LFQ-16", "IBQ-16"])
 def test_a_published_size_encodes_and_decodes(name, tmp_path):
     """One 64-px image through the imported tokenizer: what it decodes is of the codes it gave."""
