@@ -18,6 +18,10 @@ class Arm(NamedTuple):
 
 
 _NO_SOFT = ("alignment.soft_weight=0",)
+_ALIGNED_ALONE = Arm(
+    "joint-without-soft-alignment", "joint, alignment of the generator alone", "joint", _NO_SOFT
+)
+"""Leaves, bit for bit, the tokenizer of the joint arm without alignment: none reaches either."""
 _JOINT = (
     Arm("gear", "GEAR: joint, soft alignment to the tokenizer", "joint"),
     Arm(
@@ -26,12 +30,7 @@ _JOINT = (
         "joint",
         (*_NO_SOFT, "alignment.hard_weight=0"),
     ),
-    Arm(
-        "joint-without-soft-alignment",
-        "joint, alignment of the generator alone",
-        "joint",
-        _NO_SOFT,
-    ),
+    _ALIGNED_ALONE,
     Arm(
         "ste",
         "joint, straight-through estimator",
@@ -52,6 +51,7 @@ ARMS = {
                 start=joint.name,
             )
             for joint in _JOINT
+            if joint is not _ALIGNED_ALONE
         ),
     )
 }

@@ -19,7 +19,7 @@ def add_commands(subparsers: Any) -> None:
         "checkpoint (Frechet distance and asked class without guidance, PSNR), and writes "
         "OUT/convergence.md and .svg. Run again, it goes on where it was ended. Without data.train "
         "it makes the sample corpus.",
-        epilog="Example: gear-dist reproduce configs/convergence.yaml --seeds 0 1 2",
+        epilog="Example: gear-dist reproduce configs/convergence.yaml run.threads=2 --jobs 1",
     )
     add_config_words(parser)
     parser.add_argument(
@@ -30,7 +30,7 @@ def add_commands(subparsers: Any) -> None:
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="(default: all)"
     )
     parser.add_argument(
-        "--every", type=int, default=100, help="steps between measurements (default: 100)"
+        "--every", type=int, default=125, help="steps between measurements (default: 125)"
     )
     parser.add_argument(
         "--images-per-class", type=int, default=64, help="generated to measure (default: 64)"

@@ -14,7 +14,8 @@ Points = Mapping[str, Sequence[Sequence[Point]]]
 """Of each seed, by arm."""
 _COLOURS = ("#2257bf", "#c04a00", "#0b7f70", "#8636c2", "#b8256b", "#6b6b00")
 _STYLE = (
-    "svg { font-family: system-ui, sans-serif; } text { font-size: 12.5px; fill: #555; }"
+    ".chart { overflow: visible; } svg { font-family: system-ui, sans-serif; }"
+    "text { font-size: 12.5px; fill: #555; }"
     ".title { font-size: 15px; font-weight: 600; fill: #222; } .rule { stroke: #ddd; }"
     ".axis { stroke: #555; } .line { fill: none; stroke: currentColor; stroke-width: 2; }"
     ".dot { fill: currentColor; } .strip > rect { fill: transparent; }"
@@ -22,6 +23,8 @@ _STYLE = (
     + "".join(f".c{i} {{ color: {colour}; }}" for i, colour in enumerate(_COLOURS))
 )
 _TITLE_HEIGHT, _GAP, _LEGEND_LINE = 26, 24, 20
+_OFF_SCALE = 3.0
+"""Arms that end at this many times the best one's distance would flatten all others' curves."""
 
 
 class Column(NamedTuple):
@@ -97,9 +100,14 @@ def _mean_curve(
 
 
 def draw_curves(points: Points) -> str:
-    """Frechet distance and accuracy against steps and arithmetic; means of the seeds."""
+    """Frechet distance and accuracy against steps and arithmetic; means of the seeds.
+
+    Arms that are far worse than the others are named, not drawn.
+    """
+    last = {name: _mean_curve(seeds, lambda p: p.frechet)[-1][1] for name, seeds in points.items()}
+    drawn = [name for name in points if last[name] <= _OFF_SCALE * min(last.values())]
     groups = [
-        [name for name in points if (ARMS[name].start in points) == is_later]
+        [name for name in drawn if (ARMS[name].start in points) == is_later]
         for is_later in (False, True)
     ]
     rows = [_row(points, names) for names in groups if names]
@@ -107,6 +115,9 @@ def draw_curves(points: Points) -> str:
     for row, height in rows:
         parts.append(element("g", row, transform=f"translate(0 {top:g})"))
         top += height
+    if off_scale := [ARMS[name].text for name in points if name not in drawn]:
+        parts.append(element("text", f"off the scale: {'; '.join(off_scale)}", x=8, y=top))
+        top += _GAP
     width = 3 * (WIDTH + _GAP)
     background = element("rect", width=width, height=top, fill="#fff")
     return element(
@@ -124,13 +135,15 @@ def _row(points: Points, names: Sequence[str]) -> tuple[Markup, float]:
     charts = (
         ("Frechet distance by steps", "step", lambda p: p.step, lambda p: p.frechet),
         ("asked class, % by steps", "step", lambda p: p.step, lambda p: 100 * p.accuracy),
-        ("Frechet distance by TFLOP", "TFLOP", lambda p: p.teraflops, lambda p: p.frechet),
+        ("Frechet distance by GFLOP", "GFLOP", lambda p: 1e3 * p.teraflops, lambda p: p.frechet),
     )
     parts = []
     for i, (title, axis_name, across, up) in enumerate(charts):
         series = [_series(name, points[name], across, up) for name in names]
         chart, _ = draw_chart(series, (), title=title, scale="linear", axis_name=axis_name)
-        frame = element("svg", chart, y=_TITLE_HEIGHT, width=WIDTH, height=HEIGHT)
+        frame = element(
+            "svg", chart, y=_TITLE_HEIGHT, width=WIDTH, height=HEIGHT, overflow="visible"
+        )
         heading = element("text", title, x=8, y=18, class_="title")
         parts.append(element("g", heading, frame, transform=f"translate({i * (WIDTH + _GAP)} 0)"))
     top = _TITLE_HEIGHT + HEIGHT + _LEGEND_LINE

@@ -57,8 +57,9 @@ def test_the_curves_are_one_picture_with_a_chart_for_each_question() -> None:
     root = ElementTree.fromstring(draw_curves(POINTS))
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("Frechet distance by steps") == 2, "one for the arms, one for fresh ones"
-    assert {"TFLOP", "step", ARMS["gear"].text} <= set(texts)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 3 * 4
+    assert {"GFLOP", "step", ARMS["gear"].text} <= set(texts)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 3 * 3
+    assert f"off the scale: {ARMS['ste'].text}" in texts, "it would flatten the others"
 
 
 def test_arms_start_from_the_warm_up_or_from_the_same_seed(tmp_path) -> None:
