@@ -79,9 +79,20 @@ bench-training: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'mosaicml-streaming==0.13.0' \
 		Brotli python-snappy cramjam zstd catalogue
 
-.PHONY: soak
-soak: $(STAMP) ## the slow tests
+.PHONY: soak soak-slow soak-processors
+soak: soak-slow soak-processors ## the slow tests, and all others as older processors would run them
+soak-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest -m slow tests
+# Rounding differs with the processor, so no test may rest on it. PyTorch's own loops and oneDNN's
+# convolutions can be held to older instruction sets, each by itself; `native` holds nothing.
+INSTRUCTION_SETS := native ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
+	DNNL_MAX_CPU_ISA=sse41 DNNL_MAX_CPU_ISA=avx2
+TESTS ?= tests
+soak-processors: $(STAMP) ## all but the slow tests under each instruction set; TESTS='FILE ...' for some
+	@failed=""; for held in $(INSTRUCTION_SETS); do \
+		echo "== $$held"; \
+		env $${held/#native/GEAR_SOAK=native} $(PYTEST) $(TESTS) || failed="$$failed $$held"; \
+	done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 
 .PHONY: clean
 clean: ## remove caches and what quickstart made (.gear); keeps runs/ and .venv

@@ -1,4 +1,9 @@
-"""Activation checkpointing, accumulation and optimizer offload give the same training."""
+"""Activation checkpointing, accumulation and optimizer offload give the same training.
+
+Exact is what does the same operations in the same order: activation checkpointing. What sums in
+another order, accumulation and offload, is equal to rounding, and by how much differs with the
+processor.
+"""
 
 import joint_step_case
 import memory_settings_case as case
@@ -16,6 +21,8 @@ DROPOUTS = {
     "generator__token_dropout": 0.1,
     "tokenizer__dropout": 0.1,
 }
+OFFLOAD_TOLERANCE = 1e-4
+"""Worst seen is 6e-6, at ZeRO-3; a gradient that is lost or taken twice shows as 1e-2 and more."""
 TOKENIZER = {"tokenizer__activation_checkpointing": True}
 GENERATOR = {"generator__activation_checkpointing": True}
 VARIANTS = [
@@ -93,9 +100,11 @@ def test_accumulated_micro_batches_equal_the_larger_batch(accumulated, stage):
 @pytest.fixture(scope="module")
 def offloaded():
     configs = []
-    # AdamW makes steps of what ZeRO-3 rounds in another order.
-    for stage, optimizer in ((1, "adamw"), (2, "adamw"), (3, "sgd")):
-        plain = changed(reference(stage), optimizer__name=optimizer, engine__accumulation=2)
+    # At AdamW's default eps of 1e-8 a gradient that is rounding noise moves its weight by the whole
+    # learning rate, in the noise's direction. A larger eps keeps small gradients small.
+    for stage in (1, 2, 3):
+        adamw = {"optimizer__name": "adamw", "optimizer__eps": 1e-3}
+        plain = changed(reference(stage), engine__accumulation=2, **adamw)
         configs += [plain, changed(plain, engine__optimizer_offload="cpu")]
     by_rank = run_workers(2, case.steps_each, 2, configs)
     return {i + 1: [found[2 * i : 2 * i + 2] for found in by_rank] for i in range(3)}
@@ -103,12 +112,13 @@ def offloaded():
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_offloaded_optimizer_takes_the_same_steps(offloaded, stage):
-    """Averages, weights, norms, and the gradients that are watched for being finite.
+    """To rounding: averages, weights, norms, and the gradients that are watched for being finite.
 
-    On CPU the host's memory is the device's.
+    Offload adds micro-batches up and clips in another order. On CPU the host's memory is the
+    device's.
     """
     for plain, ours in offloaded[stage]:
-        assert_same(ours, plain, 1e-5 if stage == 3 else 0.0)
+        assert_same(ours, plain, OFFLOAD_TOLERANCE)
         for name, value in plain[0].items():
             assert ours[0][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
         assert all(value > 0 for name, value in ours[0].items() if name.startswith("largest"))
