@@ -7,10 +7,12 @@ import argparse
 import difflib
 import importlib
 import importlib.metadata
+import io
 import sys
 from collections.abc import Sequence
 
-from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError
+from gear_dist.arguments import OneLineParser
+from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError, one_line
 from gear_dist.source_tree import use_source_tree
 
 EXIT_SIGINT = 130
@@ -35,7 +37,7 @@ COMMAND_MODULES = (
 
 def build_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
     """The whole command line and the names of its commands."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="gear-dist",
         description="Train a visual tokenizer and an autoregressive generator jointly.",
         epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 numeric failure, 5 storage, "
@@ -59,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; `key=value` may stand before and after options.
 
     Raises:
-        ConfigError: an unknown command, with the nearest known one.
+        ConfigError: an unknown command, with the nearest known one, or a wrong argument.
     """
     parser, names = build_parser()
     if argv and not argv[0].startswith("-") and argv[0] not in names:
@@ -78,15 +80,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _print_any_name() -> None:
+    """Let names that are no text be printed, escaped: a path may hold any bytes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; unexpected exceptions keep their traceback."""
     use_source_tree()
+    _print_any_name()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         args = parse(words)
         return args.run(args)
     except UserError as error:
-        print(f"gear-dist: {error}", file=sys.stderr)
+        print(f"gear-dist: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("gear-dist: interrupted", file=sys.stderr)

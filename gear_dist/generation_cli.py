@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from gear_dist.arguments import MAX_GRID_IMAGES, MAX_SEED, number, path_argument, whole
 from gear_dist.config import RunConfig, SamplingConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.model_folder import ModelFolder, open_model
@@ -18,12 +19,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 def add_commands(subparsers: Any) -> None:
     """Add `sample` and `reconstruct`."""
     sample = subparsers.add_parser("sample", help="generate images with averaged weights")
-    sample.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    sample.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
     sample.add_argument("--classes", default="", help="comma-separated classes; all by default")
-    sample.add_argument("--count", type=int, default=0, help="images in all (default: 64)")
+    sample.add_argument(
+        "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in all (default: 64)"
+    )
     for item in dataclasses.fields(SamplingConfig):
         flag = "--" + item.name.replace("_", "-")
-        kind = type(item.default)
+        kind = whole() if isinstance(item.default, int) else number()
         sample.add_argument(flag, type=kind, help="default: the run's sampling." + item.name)
     _add_shared(sample, "samples.png")
     sample.set_defaults(run=run_sample)
@@ -31,19 +34,23 @@ def add_commands(subparsers: Any) -> None:
     reconstruct = subparsers.add_parser(
         "reconstruct", help="show images beside what the tokenizer makes of them"
     )
-    reconstruct.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    reconstruct.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
     reconstruct.add_argument(
-        "--images", type=Path, help="folder of images (default: a run's validation corpus)"
+        "--images", type=path_argument, help="folder of images (default: a run's validation corpus)"
     )
-    reconstruct.add_argument("--count", type=int, default=32, help="images (default: 32)")
+    reconstruct.add_argument(
+        "--count", type=whole(1, MAX_GRID_IMAGES), default=32, help="images (default: 32)"
+    )
     _add_shared(reconstruct, "reconstruction.png")
     reconstruct.set_defaults(run=run_reconstruct)
 
 
 def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    parser.add_argument("--out", type=Path, help=f"PNG to write (default: MODEL/{name})")
-    parser.add_argument("--columns", type=int, default=COLUMNS, help="images a row (default: 8)")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
+    parser.add_argument("--out", type=path_argument, help=f"PNG to write (default: MODEL/{name})")
+    parser.add_argument(
+        "--columns", type=whole(1, 10_000), default=COLUMNS, help="images a row (default: 8)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
 
 

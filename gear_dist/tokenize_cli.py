@@ -1,10 +1,9 @@
 """`gear-dist tokenize`: a folder of images to indices, for training elsewhere or for inspection."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from gear_dist.errors import ConfigError
+from gear_dist.arguments import path_argument, whole
 from gear_dist.generation_cli import MODEL_HELP, choose_device, image_paths, read_image
 from gear_dist.model_folder import open_model
 from gear_dist.run_folder import to_json
@@ -23,10 +22,10 @@ def add_commands(subparsers: Any) -> None:
         f"(int32, one row an image, tokens in raster order) and OUT/{FILES_NAME} (the row's file, "
         "relative to the folder).",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--batch", type=int, default=16, help="images at a time (default: 16)")
+    parser.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--images", type=path_argument, required=True, help="folder of images")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder to write to")
+    parser.add_argument("--batch", type=whole(1), default=16, help="images at a time (default: 16)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.set_defaults(run=run_tokenize)
 
@@ -37,7 +36,7 @@ def run_tokenize(args: argparse.Namespace) -> int:
     Memory holds one batch of images and all indices.
 
     Raises:
-        DataError: no images, one that does not decode, no tokenizer. ConfigError: --batch.
+        DataError: no images, one that does not decode, no tokenizer.
     """
     import io
 
@@ -46,8 +45,6 @@ def run_tokenize(args: argparse.Namespace) -> int:
 
     from gear_dist.trained_pair import TrainedPair
 
-    if args.batch < 1:
-        raise ConfigError(f"--batch {args.batch} is too small: use at least 1")
     model = open_model(args.model)
     paths = image_paths(args.images)
     pair = TrainedPair.load(model, choose_device(args.device))

@@ -1,8 +1,9 @@
 """`gear-dist quickstart`, which `make train` calls."""
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from gear_dist.arguments import MAX_SEED, path_argument, whole
 
 
 def add_commands(subparsers: Any) -> None:
@@ -18,16 +19,21 @@ def add_commands(subparsers: Any) -> None:
         "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"
     )
     option = parser.add_argument
-    option("--data", type=Path, metavar="FOLDER", help="your ImageFolder (default: made-up images)")
+    option(
+        "--data",
+        type=path_argument,
+        metavar="FOLDER",
+        help="your ImageFolder (default: made-up images)",
+    )
     option(
         "--config",
         dest="configs",
-        type=Path,
+        type=path_argument,
         action="append",
         help="run file, several times for several parts (default: configs/demo.yaml)",
     )
     option("--run-name", default="", help="run folder under runs/ (default: by data and seed)")
-    option("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    option("--seed", type=whole(0, MAX_SEED), default=0, help="seed of the run (default: 0)")
     option("--verbose", action="store_true", help="show Ray's and the workers' own output too")
     parser.set_defaults(run=_quickstart)
 

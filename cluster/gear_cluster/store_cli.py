@@ -1,10 +1,10 @@
 """`gear-dist store start|stop|status|env`: the embedded object store by hand."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from gear_cluster import object_store
+from gear_dist.arguments import path_argument
 from gear_dist.errors import DataError
 
 
@@ -23,7 +23,7 @@ def add_commands(subparsers: Any) -> None:
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument(
             "--folder",
-            type=Path,
+            type=path_argument,
             default=object_store.DEFAULT_FOLDER,
             help="folder of objects and credentials (default: %(default)s)",
         )

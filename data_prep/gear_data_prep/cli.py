@@ -2,11 +2,11 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 from gear_data_prep.corpus_cli import add_corpus_commands
 from gear_data_prep.shard_cli import add_option, add_shard
+from gear_dist.arguments import MAX_SEED, MAX_THREADS, path_argument, whole
 
 
 def add_commands(subparsers: Any) -> None:
@@ -19,15 +19,15 @@ def add_commands(subparsers: Any) -> None:
 def _add_sample_corpus(subparsers: Any) -> None:
     text = "write the procedural sample corpus, an ImageFolder tree"
     parser = subparsers.add_parser("sample-corpus", help=text, description=text)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    for name, default, text in (
-        ("--size", 32, "side of the images, pixels"),
-        ("--train", 12_000, "training images"),
-        ("--validation", 3_000, "validation images"),
-        ("--seed", 0, "seed of the images"),
-        ("--workers", 2, "processes"),
+    parser.add_argument("folder", type=path_argument, metavar="FOLDER")
+    for name, kind, default, text in (
+        ("--size", whole(1, 65_536), 32, "side of the images, pixels"),
+        ("--train", whole(), 12_000, "training images"),
+        ("--validation", whole(), 3_000, "validation images"),
+        ("--seed", whole(0, MAX_SEED), 0, "seed of the images"),
+        ("--workers", whole(1, MAX_THREADS), 2, "processes"),
     ):
-        add_option(parser, name, int, default, text)
+        add_option(parser, name, kind, default, text)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a sample corpus of other settings"
     )

@@ -3,10 +3,10 @@
 import argparse
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-from gear_dist.errors import ConfigError, DataError
+from gear_dist.arguments import MAX_GRID_IMAGES, MAX_SEED, MAX_THREADS, path_argument, whole
+from gear_dist.errors import DataError
 
 
 def add_corpus_commands(subparsers: Any) -> None:
@@ -17,18 +17,24 @@ def add_corpus_commands(subparsers: Any) -> None:
     _add_verify_options(repair)
     repair.add_argument("--source", default="", help="where the source is now, if it moved")
     repair.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes"
+        "--workers",
+        type=whole(1, MAX_THREADS),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes",
     )
     stats = _add(subparsers, "stats", "classes, sizes and captions of a corpus", _stats)
-    stats.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    stats.add_argument(
+        "--html", type=path_argument, metavar="FILE", help="write a page with pictures"
+    )
     preview = _add(subparsers, "preview", "a contact sheet of a corpus as PNG", _preview)
-    preview.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG")
-    for name, default, text in (
-        ("--count", 64, "images"),
-        ("--side", 128, "pixels of each"),
-        ("--seed", 0, "seed of the choice"),
+    preview.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the PNG")
+    for name, kind, default, text in (
+        ("--count", whole(1, MAX_GRID_IMAGES), 64, "images"),
+        ("--side", whole(1, 4096), 128, "pixels of each"),
+        ("--seed", whole(0, MAX_SEED), 0, "seed of the choice"),
     ):
-        preview.add_argument(name, type=int, default=default, metavar="N", help=text)
+        preview.add_argument(name, type=kind, default=default, metavar="N", help=text)
 
 
 def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -44,18 +50,18 @@ def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentPa
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--sample", type=int, default=0, metavar="N", help="read N shards only (default: all)"
+        "--sample", type=whole(), default=0, metavar="N", help="read N shards only (default: all)"
     )
     parser.add_argument("--decode", action="store_true", help="decode every image strictly")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample")
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_SEED), default=0, metavar="N", help="seed of the sample"
+    )
 
 
 def _check(args: argparse.Namespace) -> Any:
     from gear_data_prep.verify import VerifySettings, verify_corpus
     from gear_dist.storage import open_storage
 
-    if args.sample < 0:
-        raise ConfigError(f"--sample {args.sample}: use a number of shards, or 0 for all")
     storage = open_storage(args.corpus, args.endpoint)
     return storage, verify_corpus(storage, VerifySettings(args.sample, args.decode, args.seed))
 
@@ -84,8 +90,6 @@ def _verify(args: argparse.Namespace) -> int:
 def _repair(args: argparse.Namespace) -> int:
     from gear_data_prep.repair import repair_corpus
 
-    if args.workers < 1:
-        raise ConfigError(f"--workers {args.workers} is too small: use at least 1")
     storage, found = _check(args)
     result = repair_corpus(
         storage, found, source=args.source, endpoint=args.endpoint, workers=args.workers
@@ -136,8 +140,6 @@ def _preview(args: argparse.Namespace) -> int:
     from gear_data_prep.preview import contact_sheet
     from gear_dist.storage import atomic_file, open_storage
 
-    if args.count < 1 or args.side < 1:
-        raise ConfigError(f"--count {args.count} and --side {args.side} must be at least 1")
     storage = open_storage(args.corpus, args.endpoint)
     sheet = contact_sheet(storage, args.count, side=args.side, seed=args.seed)
     with atomic_file(args.out) as stream:

@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
+from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, whole
 from gear_dist.errors import ConfigError
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -48,9 +50,11 @@ def add_shard(subparsers: Any) -> None:
     parser.set_defaults(run=_shard)
 
 
-def add_option(parser: Any, name: str, kind: type, default: object, text: str) -> None:
+def add_option(
+    parser: Any, name: str, kind: Callable[[str], Any], default: object, text: str
+) -> None:
     """An option whose default is shown."""
-    metavar = {int: "N", float: "NUMBER", str: "TEXT"}[kind]
+    metavar = {int: "N", float: "NUMBER", str: "TEXT"}[type(default)]
     help_text = f"{text} (default: %(default)r)"
     parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)
 
@@ -58,11 +62,16 @@ def add_option(parser: Any, name: str, kind: type, default: object, text: str) -
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("shards")
     for name, kind, default, text in (
-        ("--shard-samples", int, 1000, "most samples of a shard"),
+        ("--shard-samples", whole(1), 1000, "most samples of a shard"),
         ("--shard-bytes", str, "256M", "most bytes of a shard, with K, M or G"),
-        ("--seed", int, 0, "seed of the order"),
-        ("--validation-share", float, 0.1, "share held out where SOURCE has no validation split"),
-        ("--block-samples", int, 16, "most neighbours of a tar that stay together"),
+        ("--seed", whole(0, MAX_SEED), 0, "seed of the order"),
+        (
+            "--validation-share",
+            number(0, 1),
+            0.1,
+            "share held out where SOURCE has no validation split",
+        ),
+        ("--block-samples", whole(1), 16, "most neighbours of a tar that stay together"),
     ):
         add_option(group, name, kind, default, text)
     group.add_argument(
@@ -84,11 +93,16 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         help="how images are checked: strict finds corruption that decoders pass (default)",
     )
     for name, kind, default, text in (
-        ("--max-pixels", int, 64_000_000, "images with more are bad"),
+        ("--max-pixels", whole(1), 64_000_000, "images with more are bad"),
         ("--max-bytes", str, "64M", "longer images are bad"),
-        ("--max-bad-share", float, 0.01, "a larger share of bad samples stops it"),
-        ("--short-side", int, 0, "resize to this short side, pixels; 0: copy as they are"),
-        ("--quality", int, 98, "JPEG quality of resized images"),
+        ("--max-bad-share", number(0, 1), 0.01, "a larger share of bad samples stops it"),
+        (
+            "--short-side",
+            whole(0, 65_536),
+            0,
+            "resize to this short side, pixels; 0: copy as they are",
+        ),
+        ("--quality", whole(0, 100), 98, "JPEG quality of resized images"),
     ):
         add_option(group, name, kind, default, text)
     group.add_argument(
@@ -140,10 +154,10 @@ def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
         help="where images are kept (default: DESTINATION/fetched)",
     )
     for name, kind, default, text in (
-        ("--connections", int, 32, "downloads at a time"),
-        ("--rate", float, 10.0, "requests a second to one host; 0: no limit"),
-        ("--timeout", float, 10.0, "seconds of silence that end a try"),
-        ("--attempts", int, 3, "tries of an address"),
+        ("--connections", whole(1, MAX_THREADS), 32, "downloads at a time"),
+        ("--rate", number(), 10.0, "requests a second to one host; 0: no limit"),
+        ("--timeout", number(0.001, 86_400), 10.0, "seconds of silence that end a try"),
+        ("--attempts", whole(1), 3, "tries of an address"),
     ):
         add_option(group, name, kind, default, text)
     group.add_argument("--refetch", action="store_true", help="try again what failed")
@@ -155,7 +169,13 @@ def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     add_option(group, "--endpoint", str, "", "S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS")
-    add_option(group, "--workers", int, os.cpu_count() or 1, "processes, or Ray tasks at a time")
+    add_option(
+        group,
+        "--workers",
+        whole(1, MAX_THREADS),
+        os.cpu_count() or 1,
+        "processes, or Ray tasks at a time",
+    )
     group.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
     group.add_argument("--overwrite", action="store_true", help="replace a corpus of another plan")
     group.add_argument("--json", action="store_true", help="a JSON summary on standard output")
@@ -279,7 +299,6 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
     from gear_data_prep.plan import PlanSettings
     from gear_data_prep.resize import ResizeSettings
 
-    _check_ranges(args)
     read_codes = args.check == "strict" and can_read_codes()
     if args.check == "strict" and not read_codes and not args.json:
         print("shard: no C compiler (gcc or clang): garbled JPEGs are found less often", flush=True)
@@ -296,28 +315,6 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
     shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
     plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
     return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
-
-
-def _check_ranges(args: argparse.Namespace) -> None:
-    for name, low in (
-        ("shard_samples", 1),
-        ("block_samples", 1),
-        ("max_pixels", 1),
-        ("workers", 1),
-        ("connections", 1),
-        ("attempts", 1),
-        ("timeout", 0.001),
-        ("rate", 0),
-        ("seed", 0),
-        ("short_side", 0),
-    ):
-        if getattr(args, name) < low:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} {getattr(args, name)} is too small: use at least {low}")
-    for name, top in (("validation_share", 1), ("max_bad_share", 1), ("quality", 100)):
-        if not 0 <= getattr(args, name) <= top:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} {getattr(args, name)} is out of range: use 0 to {top}")
 
 
 def parse_bytes(option: str, text: str) -> int:

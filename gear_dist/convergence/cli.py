@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gear_dist.arguments import MAX_SEED, MAX_THREADS, path_argument, whole
 from gear_dist.config_words import add_config_words
 from gear_dist.convergence.arms import ARMS
-from gear_dist.errors import ConfigError
 from gear_dist.evaluation.cli import CLASSIFIER_STEPS
 
 
@@ -23,25 +23,32 @@ def add_commands(subparsers: Any) -> None:
     )
     add_config_words(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/convergence"), help="(default: runs/convergence)"
+        "--out",
+        type=path_argument,
+        default=Path("runs/convergence"),
+        help="(default: runs/convergence)",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument(
+        "--seeds", type=whole(0, MAX_SEED), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)"
+    )
     parser.add_argument(
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="(default: all)"
     )
     parser.add_argument(
-        "--every", type=int, default=125, help="steps between measurements (default: 125)"
+        "--every", type=whole(1), default=125, help="steps between measurements (default: 125)"
     )
     parser.add_argument(
-        "--images-per-class", type=int, default=64, help="generated to measure (default: 64)"
+        "--images-per-class", type=whole(1), default=64, help="generated to measure (default: 64)"
     )
     parser.add_argument(
         "--classifier-steps",
-        type=int,
+        type=whole(1),
         default=CLASSIFIER_STEPS,
         help=f"training steps of the classifier that judges (default: {CLASSIFIER_STEPS})",
     )
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument(
+        "--jobs", type=whole(1, MAX_THREADS), default=2, help="runs at a time (default: 2)"
+    )
     parser.set_defaults(run=run_reproduce)
 
 
@@ -55,10 +62,6 @@ def run_reproduce(args: argparse.Namespace) -> int:
     from gear_dist.convergence.study import Study, run_study
     from gear_dist.storage import write_file
 
-    for name in ("every", "images_per_class", "classifier_steps", "jobs"):
-        if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} {getattr(args, name)} is too small: use at least 1")
     study = Study(
         folder=args.out,
         configs=tuple(args.configs),

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, path_argument, whole
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder
 
@@ -21,25 +22,35 @@ def add_commands(subparsers: Any) -> None:
         "--cache) judges images generated with the run's guidance and without; the validation "
         "corpus is reconstructed. Writes RUN_FOLDER/evaluation.json.",
     )
-    parser.add_argument("run_folder", type=Path, help="run folder, such as runs/demo")
+    parser.add_argument("run_folder", type=path_argument, help="run folder, such as runs/demo")
     parser.add_argument(
-        "--images-per-class", type=int, default=32, help="for each seed and guidance (default: 32)"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--guidance", type=float, help="default: the run's sampling.guidance")
-    parser.add_argument(
-        "--max-validation", type=int, default=5000, help="validation images (default: 5000)"
+        "--images-per-class",
+        type=whole(1),
+        default=32,
+        help="for each seed and guidance (default: 32)",
     )
     parser.add_argument(
-        "--cache", type=Path, default=CACHE, help=f"folder of classifiers (default: {CACHE})"
+        "--seeds", type=whole(0, MAX_SEED), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)"
+    )
+    parser.add_argument("--guidance", type=number(), help="default: the run's sampling.guidance")
+    parser.add_argument(
+        "--max-validation", type=whole(1), default=5000, help="validation images (default: 5000)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=path_argument,
+        default=CACHE,
+        help=f"folder of classifiers (default: {CACHE})",
     )
     parser.add_argument(
         "--classifier-steps",
-        type=int,
+        type=whole(1),
         default=CLASSIFIER_STEPS,
         help=f"training steps of the classifier (default: {CLASSIFIER_STEPS})",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--threads", type=whole(1, MAX_THREADS), default=1, help="CPU threads (default: 1)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.set_defaults(run=run_evaluate)
 
@@ -50,7 +61,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: an impossible option. DataError: no weights, unreachable corpora.
     """
-    _check(args)
     folder = RunFolder.open(args.run_folder)
     result = _evaluate(args, folder)
     folder.write_evaluation(result.to_json())
@@ -58,15 +68,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
         print(line, flush=True)
     print(folder.evaluation_path, flush=True)
     return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    for name in ("images_per_class", "max_validation", "classifier_steps", "threads"):
-        if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} {getattr(args, name)} is too small: use at least 1")
-    if min(args.seeds) < 0 or (args.guidance is not None and not args.guidance >= 0):
-        raise ConfigError("--seeds and --guidance must not be negative")
 
 
 def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:

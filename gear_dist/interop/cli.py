@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gear_dist.arguments import path_argument
 from gear_dist.checkpoints.layout import MANIFEST
 
 
@@ -23,7 +24,7 @@ def add_commands(subparsers: Any) -> None:
         nargs="+",
         help="a file, or OWNER/REPOSITORY/FILE of the Hugging Face hub",
     )
-    import_.add_argument("--out", type=Path, required=True, help="folder to make")
+    import_.add_argument("--out", type=path_argument, required=True, help="folder to make")
     import_.add_argument(
         "--weights",
         default="ema",
@@ -51,7 +52,7 @@ def add_commands(subparsers: Any) -> None:
         metavar="RUN",
         help="run folder, model folder, or one checkpoint: a folder, or s3://BUCKET/.../step-...",
     )
-    export.add_argument("--out", type=Path, required=True, help="folder to make")
+    export.add_argument("--out", type=path_argument, required=True, help="folder to make")
     export.add_argument(
         "--layout",
         default="gear",

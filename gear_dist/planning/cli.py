@@ -4,8 +4,9 @@ import argparse
 import json
 from typing import Any
 
+from gear_dist.arguments import number, whole
 from gear_dist.config_words import add_config_words
-from gear_dist.errors import EXIT_DONE, ConfigError
+from gear_dist.errors import EXIT_DONE
 
 
 def add_commands(subparsers: Any) -> None:
@@ -20,8 +21,8 @@ def add_commands(subparsers: Any) -> None:
         "engine.zero_stage=2 --gpus 64",
     )
     add_config_words(parser)
-    parser.add_argument("--gpus", type=int, default=8, help="workers, one a GPU (default: 8)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="default: 8")
+    parser.add_argument("--gpus", type=whole(1), default=8, help="workers, one a GPU (default: 8)")
+    parser.add_argument("--gpus-per-node", type=whole(1), default=8, help="default: 8")
     rates = (
         ("bf16", "--tflops", "products in bf16, TFLOP/s"),
         ("tf32", "--tflops-tf32", "convolutions of fp32 tensors, TFLOP/s"),
@@ -33,10 +34,12 @@ def add_commands(subparsers: Any) -> None:
         ("storage", "--storage", "a node's link to storage, GB/s"),
     )
     for name, option, meaning in rates:
-        parser.add_argument(option, dest=name, type=float, metavar="RATE", help=meaning)
+        parser.add_argument(
+            option, dest=name, type=number(above=True), metavar="RATE", help=meaning
+        )
     parser.add_argument(
         "--image-kb",
-        type=float,
+        type=number(above=True),
         default=115.44,
         help="mean size of an encoded image, kB (default: ImageNet's 115.44)",
     )
@@ -51,10 +54,6 @@ def _run(args: argparse.Namespace) -> int:
     from gear_dist.planning.text import format_plan, plan_to_dict
 
     config = load_config(args.configs, args.overrides)
-    if args.gpus < 1:
-        raise ConfigError(f"--gpus {args.gpus} must be at least 1")
-    if not args.image_kb > 0:
-        raise ConfigError(f"--image-kb {args.image_kb:g} must be above 0")
     rates = make_rates({name: getattr(args, name) for name in PEAKS}, args.gpus_per_node)
     plan = make_plan(
         config,

@@ -1,9 +1,9 @@
 """The `teacher` command: train the small convolutional teacher on a labelled corpus."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, path_argument, whole
 from gear_dist.errors import ConfigError, DataError
 
 STEPS = 600
@@ -19,21 +19,32 @@ def add_commands(subparsers: Any) -> None:
         "attributes. A file that the same corpus and settings made is kept as it is.",
     )
     parser.add_argument("corpus", help="sharded corpus: s3://BUCKET/PREFIX, file:///FOLDER or path")
-    parser.add_argument("--out", type=Path, required=True, help="file to write (.safetensors)")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="file to write (.safetensors)"
+    )
     parser.add_argument("--validation", default="", help="sharded corpus to measure it on")
     parser.add_argument("--endpoint", default="", help="S3 endpoint, as data.endpoint")
     sizes = parser.add_argument_group("sizes, as in the run that will use it")
-    sizes.add_argument("--image-size", type=int, default=32, help="pixels a side (default: 32)")
-    sizes.add_argument("--grid-size", type=int, default=8, help="positions a side (default: 8)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps (default: {STEPS})")
-    parser.add_argument(
-        "--seconds", type=float, default=55, help="time limit of training (default: 55)"
+    sizes.add_argument(
+        "--image-size", type=whole(4, 65_536), default=32, help="pixels a side (default: 32)"
     )
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step ({BATCH})")
-    parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    sizes.add_argument(
+        "--grid-size", type=whole(1, 65_536), default=8, help="positions a side (default: 8)"
+    )
+    parser.add_argument("--steps", type=whole(1), default=STEPS, help=f"steps (default: {STEPS})")
+    parser.add_argument(
+        "--seconds",
+        type=number(above=True),
+        default=55,
+        help="time limit of training (default: 55)",
+    )
+    parser.add_argument("--batch", type=whole(2), default=BATCH, help=f"images a step ({BATCH})")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
     # Two threads on two idle cores save a third of the time; on busy ones they wait for each
     # other and take fifteen times as long.
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--threads", type=whole(1, MAX_THREADS), default=1, help="CPU threads (default: 1)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--again", action="store_true", help="train even where the file matches")
     parser.set_defaults(run=run_teacher)
@@ -50,7 +61,8 @@ def run_teacher(args: argparse.Namespace) -> int:
     from gear_dist.supervised import load_classifier
     from gear_dist.teachers.convnet import TeacherRecipe, num_halvings
 
-    _check(args)
+    if args.out.is_dir():
+        raise ConfigError(f"--out {args.out} is a folder: name a file")
     num_halvings(args.image_size, args.grid_size)
     facts = open_corpus(args.corpus, args.endpoint).manifest.facts
     if args.validation:
@@ -75,17 +87,6 @@ def run_teacher(args: argparse.Namespace) -> int:
         )
     _train(args, recipe)
     return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    for name, low in (("steps", 1), ("batch", 2), ("seed", 0), ("threads", 1), ("image_size", 4)):
-        if getattr(args, name) < low:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} {getattr(args, name)} is too small: use at least {low}")
-    if not args.seconds > 0:
-        raise ConfigError(f"--seconds {args.seconds} must be > 0")
-    if args.out.is_dir():
-        raise ConfigError(f"--out {args.out} is a folder: name a file")
 
 
 def _train(args: argparse.Namespace, recipe: Any) -> None:

@@ -179,10 +179,10 @@ def test_json_has_the_same_numbers(capsys):
     ("words", "message"),
     [
         (["--gpus", "3"], "engine.global_batch=8 is not divisible by workers"),
-        (["--gpus", "0"], "--gpus 0 must be at least 1"),
-        (["--tflops", "-1"], "--tflops -1 must be above 0 TFLOP/s"),
-        (["--gpus-per-node", "0"], "--gpus-per-node 0 must be at least 1"),
-        (["--image-kb", "0"], "--image-kb 0 must be above 0"),
+        (["--gpus", "0"], "--gpus 0 is too small"),
+        (["--tflops", "-1"], "--tflops -1 is too small"),
+        (["--gpus-per-node", "0"], "--gpus-per-node 0 is too small"),
+        (["--image-kb", "0"], "--image-kb 0 is too small"),
         (
             ["stages.tokenizer.steps=0", "stages.joint.steps=0", "stages.generator.steps=0"],
             "stages: all have 0 steps",

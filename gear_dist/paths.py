@@ -1,0 +1,32 @@
+"""Paths as users give them. No torch."""
+
+import errno
+import os
+from pathlib import Path
+
+from gear_dist.errors import ConfigError
+
+
+def local_path(text: str | Path, what: str = "") -> Path:
+    """A path that the system can have; whether anything is there is another question.
+
+    Empty text is refused, because to Python it is the working folder.
+
+    Args:
+        what: the setting that names it, for the message.
+
+    Raises:
+        ConfigError: it is empty, holds NUL or what is no text, or is longer than names may be.
+    """
+    named = f"{what}=" if what else ""
+    name = os.fspath(text)
+    if not name:
+        raise ConfigError(f"{named}'' is empty: name a file or folder")
+    try:
+        os.lstat(name)
+    except (ValueError, UnicodeEncodeError):
+        raise ConfigError(f"{named}{name!r} holds characters that no path may have") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{named}{name!r} is longer than a path may be") from None
+    return Path(text)

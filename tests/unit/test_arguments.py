@@ -1,0 +1,75 @@
+"""Types of arguments: what they take, what they refuse, and how that is told."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from gear_dist import cli
+from gear_dist.arguments import OneLineParser, number, path_argument, whole
+from gear_dist.errors import ConfigError, one_line
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), (" 7 ", 7), ("+3", 3), ("1_000", 1000)])
+def test_whole_numbers_within_bounds(text: str, value: int) -> None:
+    assert whole(1, 1000)(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1001", "9" * 5000, "1.0", "nan", "x", "1__0"])
+def test_other_whole_numbers_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        whole(1, 1000)(text)
+
+
+def test_numbers_are_finite_and_within_bounds() -> None:
+    assert number(0, 1)("1e-1") == 0.1
+    assert number()("0") == 0
+    for text in ("nan", "inf", "1e400", "-1", "2", "", "x"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            number(0, 1)(text)
+    with pytest.raises(argparse.ArgumentTypeError):
+        number(above=True)("0")
+
+
+def test_paths_that_no_system_has_are_refused(tmp_path: Path) -> None:
+    there = str(tmp_path / "not" / "there")
+    assert path_argument(there) == Path(there)
+    assert path_argument("bytes\udcff") == Path("bytes\udcff")
+    for text in ("", "a\0b", "x" * 300, "y/" * 3000, "\ud83d"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            path_argument(text)
+
+
+def test_a_wrong_argument_is_one_line_that_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["preview", "x", "--out", "y", "--count", "0"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--count" in err
+    assert "gear-dist preview --help" in err
+
+
+def test_subcommands_of_a_parser_raise_as_well() -> None:
+    parser = OneLineParser(prog="p")
+    child = parser.add_subparsers(required=True).add_parser("child")
+    child.add_argument("--n", type=whole(1))
+    with pytest.raises(ConfigError, match="--n"):
+        parser.parse_args(["child", "--n", "x"])
+
+
+def test_messages_are_one_line_without_control_characters() -> None:
+    assert one_line("a\nb\x1b[31m\udcff") == "a\\nb\\x1b[31m\\udcff"
+    assert one_line(ValueError("ünï 圖")) == "ünï 圖"
+    assert len(one_line("x" * 10_000)) < 400
+
+
+def test_a_name_that_is_no_text_can_be_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "parse", lambda words: argparse.Namespace(run=_print_odd))
+    assert cli.main([]) == 0
+    assert "\\udcff" in capfd.readouterr().out
+
+
+def _print_odd(args: argparse.Namespace) -> int:
+    print("\udcff")
+    return 0
