@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from gear_dist.colour import parse_colour
 from gear_dist.errors import ConfigError
 
 
@@ -23,6 +24,13 @@ def _require_fraction(section: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(0 <= value < 1, f"{section}.{name}={value} is out of range: use 0 <= value < 1")
+
+
+def _require_colour(name: str, text: str) -> None:
+    try:
+        parse_colour(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text}: {error}") from None
 
 
 START_NETWORKS = ("tokenizer", "discriminator", "generator", "projectors")
@@ -122,6 +130,9 @@ corpora are joined, so that an epoch shows every sample once."""
     decoding: Literal["exact", "fast"] = "exact"
     """exact: pixels within one grey level of PIL's bicubic resize; fast: JPEGs of at least twice \
 the size are decoded at a half, a quarter or an eighth, which changes pixels."""
+    background: str = "white"
+    """Colour that transparent pixels are composited over: a name, #rrggbb, or three numbers from \
+0 to 255 with commas between them."""
     captions: Literal["off", "first", "random"] = "off"
     """Captions in the batches: none, each image's first, or one of its captions drawn anew every \
 epoch. Unless off, a sample may lack a class and must have a caption."""
@@ -163,6 +174,7 @@ itself up to ten requests."""
         _require_at_least("data", self, 0, "lanes", "cache_bytes")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
         _require_fraction("data", self, "max_bad_share", "caption_dropout")
+        _require_colour("data.background", self.background)
         weights = self.mixture_weights
         _require(
             all(weight > 0 for weight in weights),

@@ -155,11 +155,13 @@ def read_image(path: Path, config: RunConfig) -> Any:
     import numpy as np
     import torch
 
+    from gear_dist.colour import parse_colour
     from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 
     size = config.data.image_size
+    background = parse_colour(config.data.background)
     try:
-        image = decode_image(path.read_bytes(), config.data.max_pixels)
+        image = decode_image(path.read_bytes(), config.data.max_pixels, background)
     except (OSError, BadImageError) as error:
         raise DataError(f"{path}: {error}") from None
     square = crop(resize_short_side(image, size), size)

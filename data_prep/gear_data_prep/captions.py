@@ -25,9 +25,9 @@ def _decode(caption: bytes | str, mend: bool) -> str:
     try:
         # Text from JSON can hold halves of characters, which have no UTF-8 either.
         data = caption.encode() if isinstance(caption, str) else caption
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeError:
         if not mend:
             raise BadSampleError("bad-caption", "its caption is not UTF-8") from None
     data = caption.encode(errors="replace") if isinstance(caption, str) else caption
-    return data.decode(errors="replace")
+    return data.decode("utf-8-sig", errors="replace")

@@ -53,6 +53,8 @@ class CorpusResult(NamedTuple):
     facts: DatasetFacts
     num_bad: int
     num_skipped: int
+    odd: dict[str, int]
+    """Samples that went in though they are odd, by kind."""
     num_bytes: int
     """Of all shards."""
     reused: bool
@@ -91,7 +93,8 @@ def make_corpus(
         report = load_quarantine(storage)
         skipped = sum(report.get("skipped", {}).values())
         size = sum(info.bytes for info in load_manifest(storage).shards)
-        return CorpusResult(done, report["num_bad"], skipped, size, True, 0.0)
+        odd = report.get("odd", {})
+        return CorpusResult(done, report["num_bad"], skipped, odd, size, True, 0.0)
     described = _describe(settings.plan, spec, split, dropped)
     origin = Origin(source.address, source.classes, described, plan.plan_hash)
     _claim(storage, origin)
@@ -104,7 +107,13 @@ def make_corpus(
     storage.remove_leftovers()
     seconds = progress.finish()
     return CorpusResult(
-        facts, len(tally.bad), tally.skipped.total(), tally.num_bytes, False, seconds
+        facts,
+        len(tally.bad),
+        tally.skipped.total(),
+        dict(sorted(tally.odd.items())),
+        tally.num_bytes,
+        False,
+        seconds,
     )
 
 

@@ -10,7 +10,17 @@ from PIL import Image
 from gear_data_prep.jpeg_codes import COMPLAINTS, Codes, read_codes
 from gear_data_prep.policies import CONVERT, KEEP, parse_policies
 from gear_data_prep.samples import BadSampleError
-from gear_dist.data.images import BadImageError, check_size, decode_image
+from gear_dist.colour import WHITE, hex_colour, parse_colour
+from gear_dist.data.images import (
+    BadImageError,
+    check_size,
+    decode_jpeg,
+    is_transparent,
+    jpeg_orientation,
+    load_image,
+    pil_orientation,
+    to_rgb,
+)
 
 CHECKS = ("header", "decode", "strict")
 _MAX_SCANS = 100
@@ -34,6 +44,10 @@ _MAGIC = (
 )
 _SAME = {"jpeg": "jpg", "tiff": "tif"}
 _FOREIGN = ("gif", "tif")
+_REASONS = {
+    "transparency": "it has transparent pixels",
+    "orientation": "its EXIF orientation is not upright",
+}
 
 
 class ImageSettings(NamedTuple):
@@ -51,6 +65,8 @@ class ImageSettings(NamedTuple):
     read_codes: bool = False
     """Whether the strict check also reads a JPEG's codes one by one, which takes a C compiler on
     every machine: they can be wrong in ways that no decoder tells."""
+    background: str = hex_colour(WHITE)
+    """What shows through transparent pixels where pixels are encoded anew."""
 
 
 class CheckedImage(NamedTuple):
@@ -59,16 +75,22 @@ class CheckedImage(NamedTuple):
     data: bytes
     suffix: str
     width: int
+    """Of the upright image, as the height is."""
     height: int
     pixels: np.ndarray | None = None
-    """uint8 (H, W, 4), red, green, blue, anything, where they were asked for and are at hand."""
+    """uint8 (H, W, 4), upright; red, green, blue, anything; where they were asked for and are at
+    hand."""
+    odd: tuple[str, ...] = ()
+    """The policies' kinds of what is, or was, odd about it."""
 
 
 class _Header(NamedTuple):
     width: int
+    """Of the upright image, as the height is."""
     height: int
-    oddity: str
-    """The policy's kind where the mode is odd, else empty."""
+    odd: tuple[str, ...]
+    """The policies' kinds of what is odd, as far as a header tells."""
+    has_alpha: bool = False
     by_pil: bool = False
     """Whether libjpeg-turbo has no say, because it is another format or a rare JPEG."""
 
@@ -99,22 +121,34 @@ def check_image(
         raise BadSampleError("mislabelled", f"called {claimed}, but it is {found}")
     header = _jpeg_header(data) if found == "jpg" else _other_header(data)
     _check_size(header.width, header.height, settings.max_pixels)
-    keep_name = wrong and settings.policies["mislabelled"] == KEEP
-    kind = "format" if found in _FOREIGN else header.oddity
-    if header.oddity and settings.policies[header.oddity] not in (CONVERT, KEEP):
-        raise BadSampleError(header.oddity, f"its mode: {header.oddity}")
-    if kind and settings.policies[kind] == CONVERT:
-        return _convert(data, found, settings)
-    if kind == "format":
-        raise BadSampleError(kind, f"{found} is not read by the loader")
-    checked = CheckedImage(data, claimed if keep_name else found, header.width, header.height)
+    image = None
+    if found != "jpg" and settings.check != "header":
+        image = _load(data, settings.max_pixels)
+    odd = _oddities(found, header, image)
+    for kind in odd:
+        if settings.policies[kind] not in (CONVERT, KEEP):
+            raise BadSampleError(kind, _REASONS.get(kind, f"its format or mode: {kind}"))
+    every = (*(["mislabelled"] if wrong else []), *odd)
+    if any(settings.policies[kind] == CONVERT for kind in odd):
+        return _convert(data, found, image, settings)._replace(odd=every)
+    name = claimed if wrong and settings.policies["mislabelled"] == KEEP else found
+    checked = CheckedImage(data, name, header.width, header.height, odd=every)
     keep_pixels = 0 < short_side < min(header.width, header.height)
     if found == "jpg":
         return checked._replace(pixels=_check_jpeg(data, header, settings, keep_pixels))
-    if settings.check == "header":
+    if image is None:
         return checked
-    image = _decode(data, settings.max_pixels)
-    return checked._replace(pixels=to_pixels(image) if keep_pixels else None)
+    rgb = _rgb(image, settings)
+    return checked._replace(pixels=to_pixels(rgb) if keep_pixels else None)
+
+
+def _oddities(found: str, header: _Header, image: Image.Image | None) -> tuple[str, ...]:
+    """Kinds of what is odd; without pixels, what may be transparent is."""
+    odd = ["format"] if found in _FOREIGN else []
+    odd += header.odd
+    if header.has_alpha if image is None else is_transparent(image):
+        odd.append("transparency")
+    return tuple(odd)
 
 
 def _sniff(data: bytes) -> str:
@@ -142,7 +176,14 @@ def _jpeg_header(data: bytes) -> _Header:
     scans = data.count(b"\xff\xda")
     if scans > _MAX_SCANS or scans * width * height > _MAX_SCAN_PIXELS:
         raise BadSampleError("too-large", f"{width} x {height} pixels in {scans} scans")
-    return _Header(width, height, "cmyk" if colours in ("CMYK", "YCCK") else "")
+    odd = ["cmyk"] if colours in ("CMYK", "YCCK") else []
+    return _upright_header(width, height, odd, jpeg_orientation(data))
+
+
+def _upright_header(width: int, height: int, odd: list[str], orientation: int) -> _Header:
+    if orientation > 4:
+        width, height = height, width
+    return _Header(width, height, (*odd, *(["orientation"] if orientation > 1 else [])))
 
 
 def _check_jpeg(
@@ -150,7 +191,7 @@ def _check_jpeg(
 ) -> np.ndarray | None:
     """Its pixels, where they are to be kept and the check decodes them."""
     if settings.check == "decode" or (settings.check == "strict" and header.by_pil):
-        image = _decode(data, settings.max_pixels)
+        image = _rgb(_load(data, settings.max_pixels), settings)
         return to_pixels(image) if keep_pixels else None
     if settings.check == "header":
         return None
@@ -176,9 +217,9 @@ def _decode_strictly(
     """Its pixels, where they are to be kept."""
     # Scaled by 1/8 it still reads every entropy-coded bit, but computes 1/64 of the pixels.
     options = {} if keep_pixels else {**_SMALLEST, "fastdct": True, "fastupsample": True}
-    colours = "RGBX" if keep_pixels and not header.oddity else _colours(header)
+    colours = "RGBX" if keep_pixels and not _is_cmyk(header) else _colours(header)
     try:
-        pixels = simplejpeg.decode_jpeg(data, colours, strict=True, **options)
+        pixels = decode_jpeg(data, colours, strict=True, **options)
         fault = _HOLE_FOUND if _has_hole(data) else ""
     except _TURBO_ERRORS as error:
         fault = _line(error)
@@ -188,7 +229,11 @@ def _decode_strictly(
 
 
 def _colours(header: _Header) -> str:
-    return "CMYK" if header.oddity == "cmyk" else "GRAY"
+    return "CMYK" if _is_cmyk(header) else "GRAY"
+
+
+def _is_cmyk(header: _Header) -> bool:
+    return "cmyk" in header.odd
 
 
 def _judge(data: bytes, header: _Header, settings: ImageSettings, fault: str) -> None:
@@ -199,7 +244,7 @@ def _judge(data: bytes, header: _Header, settings: ImageSettings, fault: str) ->
         if not _is_harmless(str(error)):
             raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
         # Of remarks on the header its binding makes errors whatever is asked of it.
-        _decode(data, settings.max_pixels)
+        _load(data, settings.max_pixels)
     if not _is_harmless(fault) and settings.policies["corrupt"] != KEEP:
         raise BadSampleError("corrupt", f"decodes with errors: {fault}")
 
@@ -222,20 +267,35 @@ def _other_header(data: bytes) -> _Header:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            mode, frames = image.mode, getattr(image, "is_animated", False)
+            orientation = pil_orientation(image)
+            odd = _odd_modes(image)
+            has_alpha = image.has_transparency_data
     except Image.DecompressionBombError as error:
         raise BadSampleError("too-large", _line(error)) from None
     except Exception as error:  # PIL's plugins raise almost anything for hostile bytes
         raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
-    if frames:
-        return _Header(width, height, "animated", True)
-    oddity = {"CMYK": "cmyk", "P": "palette", "PA": "palette", "F": "16-bit"}.get(mode, "")
-    return _Header(width, height, "16-bit" if mode.startswith("I") else oddity, True)
+    header = _upright_header(width, height, odd, orientation)
+    return header._replace(has_alpha=has_alpha, by_pil=True)
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _odd_modes(image: Image.Image) -> list[str]:
+    if getattr(image, "is_animated", False):
+        return ["animated"]
+    kind = {"CMYK": "cmyk", "P": "palette", "PA": "palette", "F": "16-bit"}.get(image.mode)
+    kind = "16-bit" if image.mode.startswith("I") else kind
+    return [kind] if kind else []
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        return decode_image(data, max_pixels)
+        return load_image(data, max_pixels)
+    except BadImageError as error:
+        raise BadSampleError(error.kind, str(error)) from None
+
+
+def _rgb(image: Image.Image, settings: ImageSettings) -> Image.Image:
+    try:
+        return to_rgb(image, parse_colour(settings.background))
     except BadImageError as error:
         raise BadSampleError(error.kind, str(error)) from None
 
@@ -245,9 +305,11 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(image.convert("RGBX"))
 
 
-def _convert(data: bytes, found: str, settings: ImageSettings) -> CheckedImage:
-    """RGB of 8 bits: JPEG stays JPEG at high quality, all else becomes PNG, without loss."""
-    image = _decode(data, settings.max_pixels)
+def _convert(
+    data: bytes, found: str, image: Image.Image | None, settings: ImageSettings
+) -> CheckedImage:
+    """Upright RGB of 8 bits: JPEG stays JPEG at high quality, all else is PNG, without loss."""
+    image = _rgb(image or _load(data, settings.max_pixels), settings)
     if found == "jpg":
         pixels = np.ascontiguousarray(image)
         encoded = simplejpeg.encode_jpeg(pixels, quality=98, colorsubsampling="444")

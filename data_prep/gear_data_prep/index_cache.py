@@ -20,7 +20,7 @@ from gear_data_prep.sources.files import SourceFile, is_remote
 from gear_dist.errors import StorageError
 from gear_dist.storage import write_file
 
-_VERSION = 1
+_VERSION = 2
 _DIGEST_BYTES = 16
 MAX_BYTES = 1 << 30
 """The oldest indexes go when all of them take more."""

@@ -16,7 +16,7 @@ from gear_data_prep.image_checks import ImageSettings
 from gear_data_prep.resize import ResizeSettings
 from gear_data_prep.sources.base import Listing
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 
 class PlanSettings(NamedTuple):

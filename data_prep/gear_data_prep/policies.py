@@ -19,6 +19,14 @@ class Policy(NamedTuple):
 POLICIES: dict[str, Policy] = {
     "empty": Policy("no bytes", _LEAVE_OUT),
     "no-image": Policy("a sample without an image", _LEAVE_OUT),
+    "extra-image": Policy(
+        "further images in a sample, such as a mask: the one under the plain suffix, KEY.jpg, is "
+        "taken",
+        (KEEP, QUARANTINE, SKIP),
+    ),
+    "duplicate-name": Policy(
+        "two members of one name in a sample: keep takes the first", (QUARANTINE, SKIP, KEEP)
+    ),
     "undecodable": Policy("no image, or a damaged or truncated one", _LEAVE_OUT),
     "corrupt": Policy(
         "decodes, but with errors that the strict check finds", (QUARANTINE, SKIP, KEEP)
@@ -31,13 +39,25 @@ POLICIES: dict[str, Policy] = {
     ),
     "cmyk": Policy("four colours of ink: made RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
     "palette": Policy("indexed colours: made RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
-    "16-bit": Policy("more than 8 bits a channel: made 8", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "16-bit": Policy(
+        "more than 8 bits a channel, or fractions: made 8", (CONVERT, KEEP, QUARANTINE, SKIP)
+    ),
     "animated": Policy("several frames: the first one", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "transparency": Policy(
+        "pixels that a background shows through: kept as they are, and composited over "
+        "--background where pixels are encoded anew, by the loader over data.background",
+        (KEEP, CONVERT, QUARANTINE, SKIP),
+    ),
+    "orientation": Policy(
+        "an EXIF orientation: kept with its tag, which the loader obeys; pixels that are encoded "
+        "anew are upright",
+        (KEEP, CONVERT, QUARANTINE, SKIP),
+    ),
     "no-caption": Policy("no caption, or a blank one", (KEEP, QUARANTINE, SKIP)),
     "bad-caption": Policy("a caption that is not UTF-8 text", (QUARANTINE, SKIP, CONVERT)),
     "sidecar": Policy("attributes of another form than expected", _LEAVE_OUT),
     "not-fetched": Policy("a URL that gave no image", (SKIP, QUARANTINE)),
-    "broken-tar": Policy("a source tar that breaks off", (QUARANTINE,)),
+    "broken-tar": Policy("a source tar that is empty, breaks off or has no end", (QUARANTINE,)),
 }
 
 
@@ -62,6 +82,6 @@ def parse_policies(choices: list[str]) -> dict[str, str]:
 def describe_policies() -> str:
     """A line a kind, for `--help`."""
     return "\n".join(
-        f"  {kind:12} {policy.meaning} ({' | '.join(policy.allowed)})"
+        f"  {kind:14} {policy.meaning} ({' | '.join(policy.allowed)})"
         for kind, policy in POLICIES.items()
     )

@@ -46,6 +46,7 @@ class Tally:
         self.infos: dict[int, ShardInfo] = {}
         self.bad: list[BadSample] = list(damaged)
         self.skipped: Counter[str] = Counter()
+        self.odd: Counter[str] = Counter()
         self.num_classes = 0
         self._counts: Counter[str] = Counter()
         self._maxima: dict[str, int] = {}
@@ -55,6 +56,7 @@ class Tally:
         self.infos[summary.info.shard] = summary.info
         self.bad += summary.bad
         self.skipped.update(summary.skipped)
+        self.odd.update(summary.odd)
         self.num_classes = max(self.num_classes, summary.num_classes)
         self._counts.update(summary.attribute_counts)
         for name, value in summary.attribute_maxima.items():
@@ -123,12 +125,13 @@ def dump_samples(storage: Storage, shards: list[ShardInfo]) -> bytes:
 
 
 def write_quarantine(storage: Storage, tally: Tally) -> None:
-    """The report of what was left out, and why."""
+    """The report of what was left out, and why, and of what is odd about what went in."""
     rows = [item._asdict() for item in sorted(tally.bad)]
     node = {
         "num_bad": len(rows),
         "kinds": dict(sorted(Counter(item.kind for item in tally.bad).items())),
         "skipped": dict(sorted(tally.skipped.items())),
+        "odd": dict(sorted(tally.odd.items())),
         "samples": rows,
     }
     storage.write(QUARANTINE_KEY, (json.dumps(node, indent=1) + "\n").encode())

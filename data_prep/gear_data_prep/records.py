@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from gear_data_prep.samples import BadSample
@@ -38,6 +39,8 @@ class ShardSummary(NamedTuple):
     """Largest value of the attribute."""
     num_classes: int
     """Largest class index plus 1."""
+    odd: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """Samples that went in though they are odd, by the policies' kind."""
 
     @property
     def num_planned(self) -> int:
@@ -80,12 +83,14 @@ class SummaryBuilder:
     def __init__(self) -> None:
         self.bad: list[BadSample] = []
         self.skipped: Counter[str] = Counter()
+        self.odd: Counter[str] = Counter()
         self.num_classes = 0
         self._counts: Counter[str] = Counter()
         self._maxima: dict[str, int] = {}
 
-    def add(self, class_index: int, attributes: dict[str, int]) -> None:
-        """Count a sample that went in."""
+    def add(self, class_index: int, attributes: dict[str, int], odd: Iterable[str] = ()) -> None:
+        """Count a sample that went in, and what is odd about it."""
+        self.odd.update(odd)
         self.num_classes = max(self.num_classes, class_index + 1)
         for name, value in attributes.items():
             self._counts[name] += 1
@@ -100,6 +105,7 @@ class SummaryBuilder:
             dict(self._counts),
             self._maxima,
             self.num_classes,
+            dict(sorted(self.odd.items())),
         )
 
 

@@ -8,7 +8,8 @@ import simplejpeg
 from gear_data_prep.image_checks import CheckedImage, to_pixels
 from gear_data_prep.resample import resample
 from gear_data_prep.samples import BadSampleError
-from gear_dist.data.images import BadImageError, decode_image, size_by_short_side
+from gear_dist.colour import WHITE, Colour
+from gear_dist.data.images import BadImageError, decode_image, decode_jpeg, size_by_short_side
 
 
 class ResizeSettings(NamedTuple):
@@ -27,7 +28,9 @@ class ResizeSettings(NamedTuple):
     """Whether the original stays in the shard, as KEY.original.SUFFIX."""
 
 
-def resize_image(image: CheckedImage, settings: ResizeSettings, max_pixels: int) -> CheckedImage:
+def resize_image(
+    image: CheckedImage, settings: ResizeSettings, max_pixels: int, background: Colour = WHITE
+) -> CheckedImage:
     """The image with its short side at the wanted length, as JPEG; itself where it is smaller.
 
     Raises:
@@ -35,23 +38,23 @@ def resize_image(image: CheckedImage, settings: ResizeSettings, max_pixels: int)
     """
     if min(image.width, image.height) <= settings.short_side:
         return image
-    pixels = image.pixels if image.pixels is not None else _decode(image, max_pixels)
+    pixels = image.pixels if image.pixels is not None else _decode(image, max_pixels, background)
     width, height = size_by_short_side(pixels.shape[1], pixels.shape[0], settings.short_side)
     small = resample(pixels, width, height, settings.filter)
     data = simplejpeg.encode_jpeg(
         small, quality=settings.quality, colorspace="RGBX", colorsubsampling=settings.subsampling
     )
-    return CheckedImage(data, "jpg", width, height)
+    return CheckedImage(data, "jpg", width, height, odd=image.odd)
 
 
-def _decode(image: CheckedImage, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W, 4), the pixels that PIL decodes."""
+def _decode(image: CheckedImage, max_pixels: int, background: Colour) -> np.ndarray:
+    """uint8 (H, W, 4), upright, the pixels that PIL decodes."""
     if image.suffix == "jpg":
         try:
-            return simplejpeg.decode_jpeg(image.data, "RGBX", strict=False)
+            return decode_jpeg(image.data, "RGBX", strict=False)
         except (ValueError, KeyError):
             pass  # rare subsamplings and colours of ink are for PIL
     try:
-        return to_pixels(decode_image(image.data, max_pixels))
+        return to_pixels(decode_image(image.data, max_pixels, background))
     except BadImageError as error:
         raise BadSampleError("undecodable", f"does not decode: {error}") from None

@@ -44,6 +44,8 @@ class RawSample(NamedTuple):
     attributes: dict[str, int] = {}  # noqa: RUF012 - never changed
     problem: BadSampleError | None = None
     """Set where the source cannot give the sample."""
+    odd: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """What its source finds odd, for the policies to decide: a reason by kind."""
 
 
 class Sidecar(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
 from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, whole
+from gear_dist.colour import hex_colour, parse_colour
 from gear_dist.errors import ConfigError
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -116,6 +117,13 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         choices=("444", "420"),
         default="444",
         help="chroma of resized images: 444 keeps all of it, the default",
+    )
+    group.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="what shows through transparent pixels where pixels are encoded anew: a name, #rrggbb "
+        "or r,g,b (default: white); images that are copied get the loader's data.background",
     )
     group.add_argument(
         "--keep-original", action="store_true", help="keep KEY.original.SUFFIX beside a resized one"
@@ -236,6 +244,7 @@ def _summarise(address: str, result: Any) -> dict[str, Any]:
         "bytes": result.num_bytes,
         "bad": result.num_bad,
         "skipped": result.num_skipped,
+        "odd": result.odd,
         "reused": result.reused,
         "seconds": round(result.seconds, 3),
         "images_per_second": 0 if result.reused else round(facts.num_samples / seconds, 1),
@@ -247,6 +256,7 @@ def _tell(split: str, node: dict[str, Any]) -> str:
     counts = f"{node['samples']:,} images in {node['shards']:,} shards"
     out = f", {node['bad']:,} bad ones left out" if node["bad"] else ""
     out += f", {node['skipped']:,} skipped" if node["skipped"] else ""
+    out += "".join(f", {count:,} {kind}" for kind, count in node["odd"].items())
     speed = f"{node['images_per_second']:,.0f} images/s, {node['megabytes_per_second']:,.0f} MB/s"
     how = "finished before, reused" if node["reused"] else f"{node['seconds']:.1f} s, {speed}"
     return f"shard {split}: {counts}{out}: {node['address']} ({how})"
@@ -308,6 +318,7 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
         parse_bytes("--max-bytes", args.max_bytes),
         parse_policies(args.policy),
         read_codes,
+        _background(args.background),
     )
     resize = ResizeSettings(
         args.short_side, args.filter, args.quality, args.subsampling, args.keep_original
@@ -315,6 +326,13 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
     shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
     plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
     return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
+
+
+def _background(text: str) -> str:
+    try:
+        return hex_colour(parse_colour(text))
+    except ValueError as error:
+        raise ConfigError(f"--background {text}: {error}") from None
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -15,7 +15,7 @@ import xxhash
 from gear_data_prep.captions import check_captions
 from gear_data_prep.image_checks import CheckedImage, check_image
 from gear_data_prep.plan import PlannedShard, PlanSettings, Taken, shuffled
-from gear_data_prep.policies import SKIP
+from gear_data_prep.policies import KEEP, SKIP
 from gear_data_prep.records import (
     SampleRow,
     ShardRecord,
@@ -27,6 +27,7 @@ from gear_data_prep.resize import resize_image
 from gear_data_prep.samples import BadSample, BadSampleError, RawSample
 from gear_data_prep.sources.base import Reader
 from gear_data_prep.tar_writer import TarWriter
+from gear_dist.colour import parse_colour
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage, checksum_of
@@ -58,6 +59,17 @@ class _Texts(NamedTuple):
     attributes: dict[str, int]
 
 
+class _Prepared(NamedTuple):
+    """What of a sample goes into the shard."""
+
+    image: CheckedImage
+    original: CheckedImage | None
+    """Where the image is a smaller one and both go in."""
+    texts: _Texts
+    odd: tuple[str, ...]
+    """Kinds of what is odd about it."""
+
+
 def run_job(job: ShardJob) -> ShardOutcome:
     """Make a shard, unless a former run has."""
     record = find_finished(job)
@@ -80,7 +92,7 @@ def make_shard(job: ShardJob) -> ShardRecord:
         tar = TarWriter(stream)
         for number, raw in enumerate(_samples(job), planned.first):
             try:
-                image, original, texts = _prepare(raw, job.settings)
+                image, original, texts, odd = _prepare(raw, job.settings)
             except BadSampleError as error:
                 _leave_out(builder, raw, error, job.settings)
                 continue
@@ -90,7 +102,7 @@ def make_shard(job: ShardJob) -> ShardRecord:
                 tar.add(f"{key}.original.{original.suffix}", original.data)
             _add_texts(tar, key, raw.class_index, texts)
             rows.append(_row(key, raw, image, texts, planned.shard, offset))
-            builder.add(raw.class_index, texts.attributes)
+            builder.add(raw.class_index, texts.attributes, odd)
         checksum = tar.finish()
     info = ShardInfo(planned.shard, planned.name, len(rows), tar.position, checksum)
     record = ShardRecord(job.plan_hash, builder.finish(info), tuple(rows))
@@ -152,20 +164,25 @@ def _ahead(read: Any, units: Iterable[Any]) -> Iterator[list[RawSample]]:
             yield waiting.popleft().result()
 
 
-def _prepare(
-    raw: RawSample, settings: PlanSettings
-) -> tuple[CheckedImage, CheckedImage | None, _Texts]:
-    """What of a sample goes into the shard: the image, its original where both do, the texts."""
+def _prepare(raw: RawSample, settings: PlanSettings) -> _Prepared:
+    """What of a sample goes into the shard; BadSampleError where a policy leaves it out."""
     if raw.problem is not None:
         raise raw.problem
+    policies = settings.image.policies
+    for kind, reason in raw.odd.items():
+        if policies[kind] != KEEP:
+            raise BadSampleError(kind, reason)
     short_side = settings.resize.short_side
     image = check_image(raw.image, raw.suffix, settings.image, short_side=short_side)
-    texts = _Texts(check_captions(raw.captions, settings.image.policies), raw.attributes)
+    texts = _Texts(check_captions(raw.captions, policies), raw.attributes)
+    odd = (*raw.odd, *image.odd)
     if not short_side:
-        return image, None, texts
-    small = resize_image(image, settings.resize, settings.image.max_pixels)
+        return _Prepared(image, None, texts, odd)
+    small = resize_image(
+        image, settings.resize, settings.image.max_pixels, parse_colour(settings.image.background)
+    )
     keep = settings.resize.keep_original and small is not image
-    return small, image if keep else None, texts
+    return _Prepared(small, image if keep else None, texts, odd)
 
 
 def _leave_out(

@@ -13,7 +13,6 @@ import xxhash
 from gear_data_prep.image_checks import ImageSettings, check_image
 from gear_data_prep.progress import Progress
 from gear_data_prep.samples import BadSampleError
-from gear_data_prep.sources.image_folder import SUFFIXES
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import (
     DATASET_KEY,
@@ -24,6 +23,7 @@ from gear_dist.data.manifest import (
     load_manifest,
 )
 from gear_dist.data.tar_members import TarDamageError, walk_members
+from gear_dist.data.tar_samples import IMAGE_SUFFIXES
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage
 
@@ -199,7 +199,7 @@ def _decode_images(info: ShardInfo, data: bytes) -> list[Fault]:
     try:
         for member in walk_members(read, 0, len(data)):
             suffix = member.name.rpartition(".")[2]
-            if suffix not in SUFFIXES:
+            if suffix not in IMAGE_SUFFIXES:
                 continue
             try:
                 check_image(read(member.offset, member.size), "", _DECODE)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xxhash
 
+from gear_dist.colour import parse_colour
 from gear_dist.config import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
@@ -86,7 +87,9 @@ class BatchMaker:
             shard_name: a shard's address, for messages.
         """
         self._data = data
-        self._crops = CropSettings(data.image_size, data.max_pixels, data.decoding)
+        self._crops = CropSettings(
+            data.image_size, data.max_pixels, data.decoding, parse_colour(data.background)
+        )
         self._seed = seed
         self._num_classes = num_classes
         self._first_samples = first_samples

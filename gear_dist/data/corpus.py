@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +15,13 @@ import xxhash
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
+from gear_dist.data.tar_samples import READ_SUFFIXES
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage, open_storage, write_file
 
 _COUNT_THREADS = 4
+_COUNT_VERSION = 2
+"""Of what counts as a sample: counts of another version are made anew."""
 
 
 class Corpus(NamedTuple):
@@ -35,6 +39,8 @@ class _Counted(NamedTuple):
     bytes: int
     crc64nvme: str
     num_classes: int
+    left_out: int
+    """Samples without an image that the loader reads."""
 
 
 def open_corpus(address: str, endpoint: str = "") -> Corpus:
@@ -72,7 +78,7 @@ def check_same_classes(
 
 
 def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
-    listing = json.dumps([storage.address, tars])
+    listing = json.dumps([_COUNT_VERSION, storage.address, tars])
     digest = xxhash.xxh3_128_hexdigest(listing.encode())
     path = _cache_folder() / f"counts-{digest}.json"
     with _locked(path.with_suffix(".lock")):
@@ -83,6 +89,13 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
             write_file(path, json.dumps(counted).encode())
     shards = tuple(LooseShard(number, *row[:4]) for number, row in enumerate(counted))
     num_classes = max(row.num_classes for row in counted)
+    left_out = sum(row.left_out for row in counted)
+    if left_out:
+        warnings.warn(
+            f"{storage.address}: {left_out} samples are left out: they have no image under a plain "
+            f"name, KEY.{' or KEY.'.join(READ_SUFFIXES)}; `gear-dist shard` says which",
+            stacklevel=2,
+        )
     facts = DatasetFacts(
         schema_version=0,
         num_samples=sum(shard.samples for shard in shards),
@@ -105,7 +118,12 @@ def _count(storage: Storage, name: str) -> _Counted:
     except ValueError as error:
         raise DataError(f"{storage.address}/{name}: corrupt shard: {error}; restore it") from None
     return _Counted(
-        name, len(shard.keys), len(data), crc64nvme_hex(data), _largest_class(shard) + 1
+        name,
+        len(shard.keys),
+        len(data),
+        crc64nvme_hex(data),
+        _largest_class(shard) + 1,
+        shard.num_left_out,
     )
 
 

@@ -7,7 +7,8 @@ import simplejpeg
 import torch
 from torch.nn import functional as F
 
-from gear_dist.data.images import check_size, decode_image, size_by_short_side
+from gear_dist.colour import WHITE, Colour
+from gear_dist.data.images import check_size, decode_image, decode_jpeg, size_by_short_side
 
 _SAME_AS_PIL = ("YCbCr", "Gray", "RGB")
 """Colour spaces of JPEGs that libjpeg-turbo itself converts to RGB."""
@@ -23,6 +24,8 @@ class CropSettings(NamedTuple):
     """Larger images are refused by their header, before decoding."""
     decoding: Decoding = "exact"
     """exact: at full resolution; fast: JPEGs of twice the size and more by scaled DCT."""
+    background: Colour = WHITE
+    """What shows through transparent pixels."""
 
 
 class Placement(NamedTuple):
@@ -36,7 +39,7 @@ class Placement(NamedTuple):
 
 
 def take_crop(data: bytes, settings: CropSettings, placement: Placement) -> np.ndarray:
-    """Decode, resize the short side to the crop's (antialiased bicubic), crop, flip.
+    """Decode upright, resize the short side to the crop's (antialiased bicubic), crop, flip.
 
     Pixels are those of PIL's decode, `resize_short_side` and `crop` to within one grey level; with
     decoding=fast, of images at least twice the size, they are not.
@@ -74,11 +77,11 @@ def _decode(data: bytes, settings: CropSettings) -> np.ndarray:
             if settings.decoding == "fast":
                 least = min(settings.size, height, width)
                 # Only halves, quarters and eighths have fast code.
-                return simplejpeg.decode_jpeg(data, min_height=least, min_width=least, min_factor=2)
-            return simplejpeg.decode_jpeg(data)
+                return decode_jpeg(data, min_height=least, min_width=least, min_factor=2)
+            return decode_jpeg(data)
         except ValueError:
             pass
-    return np.array(decode_image(data, settings.max_pixels))
+    return np.array(decode_image(data, settings.max_pixels, settings.background))
 
 
 def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:

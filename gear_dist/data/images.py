@@ -1,11 +1,19 @@
-"""Image bytes to RGB pixels of the training size. PIL only: no torch."""
+"""Image bytes to RGB pixels of the training size: the one place where that is decided. No torch.
+
+Transparent pixels are composited over a background, and what its EXIF orientation says of an image
+is done, whoever decodes: sharding, loading, previews, commands.
+"""
 
 import io
 import struct
 import warnings
+from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
+
+from gear_dist.colour import WHITE, Colour
 
 MAX_ASPECT = 50
 """Longer images are refused: resized by their short side they would be enormous."""
@@ -24,6 +32,20 @@ _PIL_ERRORS = (
     Image.DecompressionBombError,
 )
 """What PIL's plugins raise for bytes that are no image, or a damaged one."""
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x112
+_MAX_SEGMENTS = 500
+"""Segments of a JPEG's header that are looked through."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 # PIL's own warning has a fixed limit; `max_pixels` is ours, and checked for every image.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -41,15 +63,25 @@ class BadImageError(ValueError):
         self.kind = kind
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode to RGB at full resolution (no DCT scaling: that would change pixels).
+def decode_image(data: bytes, max_pixels: int, background: Colour = WHITE) -> Image.Image:
+    """Decode to upright RGB at full resolution (no DCT scaling: that would change pixels).
 
     Args:
         data: an encoded image.
         max_pixels: larger images are refused by their header, before decoding.
+        background: what shows through transparent pixels.
 
     Raises:
         BadImageError: empty, too large, too long, not an image, truncated or damaged.
+    """
+    return to_rgb(load_image(data, max_pixels), background)
+
+
+def load_image(data: bytes, max_pixels: int) -> Image.Image:
+    """The decoded image in its own mode, not yet upright (but TIFF, which PIL turns itself).
+
+    Raises:
+        BadImageError: as `decode_image`.
     """
     if not data:
         raise BadImageError("empty file")
@@ -57,13 +89,140 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         check_size(*image.size, max_pixels)
         image.load()
-        return _to_rgb(image)
-    except BadImageError:
-        raise
+        return image
     except _PIL_ERRORS as error:
-        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        # PIL names the in-memory file by its address, which no two runs share.
-        raise BadImageError(f"does not decode: {why.split(' <_io')[0]}") from None
+        raise _undecodable(error) from None
+
+
+def to_rgb(image: Image.Image, background: Colour = WHITE) -> Image.Image:
+    """A loaded image as upright RGB; BadImageError where its numbers have no known scale."""
+    orientation = pil_orientation(image)
+    try:
+        if image.mode[0] in "IF":
+            image = _to_grey(image)
+        if image.has_transparency_data:
+            image = _composite(image.convert("RGBA"), background)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        turn = _TURNS.get(orientation)
+        return image if turn is None else image.transpose(turn)
+    except _PIL_ERRORS as error:
+        raise _undecodable(error) from None
+
+
+def decode_jpeg(data: bytes, colours: str = "RGB", **options: Any) -> np.ndarray:
+    """A JPEG's upright pixels, uint8 (H, W, channels), by libjpeg-turbo; the same as PIL's.
+
+    Args:
+        data: the JPEG.
+        colours: one of simplejpeg's colour spaces.
+        options: of `simplejpeg.decode_jpeg`.
+
+    Raises:
+        ValueError, KeyError: libjpeg-turbo finds fault with it, or does not know its like.
+    """
+    pixels = simplejpeg.decode_jpeg(data, colours, **options)
+    return turn_upright(pixels, jpeg_orientation(data))
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a loaded image has a pixel that a background shows through."""
+    if not image.has_transparency_data:
+        return False
+    if image.mode[0] in "IF":
+        return bool((np.asarray(image) == image.info["transparency"]).any())
+    return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
+
+
+def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, C) as their EXIF orientation wants them seen; contiguous where they turn."""
+    if orientation == 1:
+        return pixels
+    turned = pixels if orientation < 5 else pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        turned = turned[::-1]
+    if orientation in (2, 3, 6, 7):
+        turned = turned[:, ::-1]
+    return np.ascontiguousarray(turned)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """The EXIF orientation in a JPEG's header, 1 to 8; 1, upright, where none is known."""
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        marker, length = data[position : position + 2], data[position + 2 : position + 4]
+        if len(length) < 2 or marker[0] != 0xFF or marker[1] == 0xDA:
+            return 1
+        size = int.from_bytes(length, "big")
+        body = position + 4
+        if marker[1] == 0xE1 and data[body : body + 6] == _EXIF:
+            return exif_orientation(data[body : position + 2 + size])
+        position += 2 + size
+    return 1
+
+
+def pil_orientation(image: Image.Image) -> int:
+    """The same of an image that PIL has opened."""
+    # PIL turns TIFFs when it loads them; its getexif() takes XMP's word too, viewers do not.
+    found = image.info.get("exif")
+    return exif_orientation(found) if isinstance(found, bytes) and image.format != "TIFF" else 1
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in EXIF data, with or without its name before it; 1 where there is none."""
+    exif = exif.removeprefix(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (first,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
+            if tag == _ORIENTATION:
+                return value if kind == 3 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _composite(image: Image.Image, background: Colour) -> Image.Image:
+    under = Image.new("RGB", image.size, tuple(background))
+    under.paste(image, mask=image)
+    return under
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Greys of more than 8 bits, or fractions from 0 to 1, at 8 bits: L, or LA.
+
+    PIL clips such numbers at 255, which makes most of them white, and fractions black.
+
+    Raises:
+        BadImageError: numbers whose scale is not known.
+    """
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        if not 0 <= low <= high <= 1:
+            raise BadImageError(f"fractions from {low:g} to {high:g}: only 0 to 1 have a scale")
+        grey = np.rint(values * 255)
+    elif not 0 <= low <= high < 1 << 16:
+        raise BadImageError(f"greys from {low:g} to {high:g}: only those of 16 bits have a scale")
+    else:
+        # Eight bits in numbers of sixteen are common, and would become black.
+        grey = values.astype(np.int64) >> (8 if high > 255 else 0)
+    found = Image.fromarray(grey.astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if hidden is not None:
+        found.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return found
+
+
+def _undecodable(error: Exception) -> BadImageError:
+    if isinstance(error, BadImageError):
+        return error
+    why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    # PIL names the in-memory file by its address, which no two runs share.
+    return BadImageError(f"does not decode: {why.split(' <_io')[0]}")
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -74,14 +233,6 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if max(width, height) > MAX_ASPECT * min(width, height):
         reason = f"{width} x {height} pixels: longer than {MAX_ASPECT} to 1"
         raise BadImageError(reason, "too-long")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # PIL clips 16-bit greys at 255; their high byte is the picture.
-        high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(high.astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gear_dist.colour import WHITE, Colour
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.data.manifest import Manifest, ShardInfo
@@ -54,6 +55,8 @@ class LoadSettings(NamedTuple):
     """A corpus with fewer images gives several crops of each, up to 16, towards this number."""
     max_pixels: int = 64_000_000
     """Larger images are refused, as by the training loader."""
+    background: Colour = WHITE
+    """What shows through transparent pixels."""
     seed: int = 0
 
 
@@ -143,7 +146,7 @@ def _check(storage: Storage, manifest: Manifest, shard: ShardInfo, sample: Sampl
 
 
 def _crops(sample: Sample, settings: LoadSettings, crops: int) -> np.ndarray:
-    image = decode_image(sample.image, settings.max_pixels)
+    image = decode_image(sample.image, settings.max_pixels, settings.background)
     size = settings.image_size
     taken = [crop(resize_short_side(image, size), size)]
     seed = zlib.crc32(f"{settings.seed}/{sample.key}".encode())

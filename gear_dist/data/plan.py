@@ -137,6 +137,7 @@ class DataPlan:
             "epochs": [tally._asdict() for tally in self.order.tallies],
             "tail": self._data.tail,
             "decoding": self._data.decoding,
+            "background": self._data.background,
         }
 
     def check_global_batch(self) -> None:

@@ -1,18 +1,17 @@
 """Webdataset tars to samples: checked against the manifest, parsed sample by sample."""
 
 import json
-import re
 from typing import Any, NamedTuple, NoReturn
 
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.tar_members import list_members
+from gear_dist.data.tar_samples import READ_SUFFIXES, group_samples
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-"""Key and suffixes of a member, split at the first dot of its last part, as webdataset does."""
+_MARK = "\ufeff"
+"""The byte-order mark that Windows' editors write before a text."""
 
 Span = tuple[int, int]
 """Offset and size of a member's data in its tar."""
@@ -30,7 +29,7 @@ class LooseShard(ShardInfo):
 
 
 class UnreadableSampleError(ValueError):
-    """A sample whose label or captions cannot be read; the message says why."""
+    """A sample whose image, label or captions cannot be read; the message says why."""
 
 
 class Sample(NamedTuple):
@@ -51,14 +50,17 @@ class Shard(NamedTuple):
     keys: list[str]
     parts: list[dict[str, Span]]
     """Members of each sample by suffix; each has an image."""
+    twice: dict[int, str]
+    """A member by row, of samples that hold two under one name."""
+    num_left_out: int = 0
+    """Samples without an image that is read here."""
 
     def image(self, row: int) -> bytes:
-        """The encoded image."""
+        """The encoded image; UnreadableSampleError where the sample has two of a kind."""
+        if row in self.twice:
+            raise UnreadableSampleError(f"it has two members of one name: {self.twice[row]}")
         parts = self.parts[row]
-        for suffix in IMAGE_SUFFIXES:
-            if suffix in parts:
-                return self._read(parts[suffix])
-        raise AssertionError("every sample has an image")
+        return self._read(next(parts[suffix] for suffix in READ_SUFFIXES if suffix in parts))
 
     def class_index(self, row: int) -> int:
         """The class; -1: none. UnreadableSampleError where it is no number."""
@@ -66,7 +68,7 @@ class Shard(NamedTuple):
             return -1
         text = self._read(self.parts[row]["cls"])
         try:
-            return int(text)
+            return int(text.decode("utf-8-sig"))
         except ValueError:
             raise UnreadableSampleError(f"its class {text[:20]!r} is no number") from None
 
@@ -81,11 +83,12 @@ class Shard(NamedTuple):
         found = node.get("captions") or node.get("caption")
         if found is None and "txt" in parts:
             try:
-                found = self._read(parts["txt"]).decode()
+                found = self._read(parts["txt"]).decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise UnreadableSampleError("its caption is not UTF-8") from None
         listed = found if isinstance(found, list) else [found]
-        return tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
+        texts = [text.removeprefix(_MARK).strip() for text in listed if isinstance(text, str)]
+        return tuple(text for text in texts if text)
 
     def sample(self, row: int) -> Sample:
         """Everything that is known of a sample.
@@ -156,13 +159,14 @@ def index_samples(data: bytes, *, trusted: bool = False) -> Shard:
     Raises:
         ValueError: as `list_members`.
     """
-    groups: dict[str, dict[str, Span]] = {}
-    for member in list_members(data, trusted=trusted):
-        if match := _NAME.fullmatch(member.name):
-            groups.setdefault(match[1], {})[match[2].lower()] = (member.offset, member.size)
-    images = set(IMAGE_SUFFIXES)
-    found = {key: parts for key, parts in groups.items() if not images.isdisjoint(parts)}
-    return Shard(data, list(found), list(found.values()))
+    samples = list(group_samples(list_members(data, trusted=trusted)))
+    found = [sample for sample in samples if sample.picture(READ_SUFFIXES)]
+    parts = [
+        {suffix: (member.offset, member.size) for suffix, member in sample.members.items()}
+        for sample in found
+    ]
+    twice = {row: sample.twice[0].name for row, sample in enumerate(found) if sample.twice}
+    return Shard(data, [sample.key for sample in found], parts, twice, len(samples) - len(found))
 
 
 def refuse_shard(storage: Storage, info: ShardInfo, why: str) -> NoReturn:

@@ -89,8 +89,10 @@ def walk_members(
         position = data + -(-size // _BLOCK) * _BLOCK
         if kind not in (_LONG_NAME, _PAX):
             first = position
+    if begin == end and needs_end:
+        raise TarDamageError("the tar breaks off at its beginning: it has 0 bytes")
     if position != end or needs_end:
-        raise TarDamageError(f"the tar breaks off at byte {end}")
+        raise TarDamageError(f"the tar breaks off at byte {end}: it has no end marker")
 
 
 def _parse(header: bytes, position: int, trusted: bool) -> tuple[int, bytes]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
+from gear_dist.colour import parse_colour
 from gear_dist.config import DataConfig
 from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.data.labelled import (
@@ -189,8 +190,7 @@ def prepare_judge(
         net.load_state_dict(weights)
         report(f"classifier: {path} kept")
         return Judge(net, JudgeFacts(**facts["judge"]), device)
-    size = data.image_size
-    settings = LoadSettings(size, augment_below=2048, max_pixels=data.max_pixels)
+    settings = _load_settings(data, augment_below=2048)
     training = load_labelled(data.train, settings, endpoint=data.endpoint)
     net, judge = train_judge(
         training,
@@ -253,8 +253,18 @@ def load_validation(data: DataConfig, max_images: int = 5000) -> LabelledImages:
     Raises:
         DataError: unreachable or damaged corpus.
     """
-    settings = LoadSettings(data.image_size, max_images=max_images, max_pixels=data.max_pixels)
+    settings = _load_settings(data, max_images=max_images)
     return load_labelled(data.validation or data.train, settings, endpoint=data.endpoint)
+
+
+def _load_settings(data: DataConfig, **options: int) -> LoadSettings:
+    """How a run's corpora are read: as its loader reads them."""
+    return LoadSettings(
+        data.image_size,
+        max_pixels=data.max_pixels,
+        background=parse_colour(data.background),
+        **options,
+    )
 
 
 def _digest(recipe: ClassifierRecipe) -> str:

@@ -18,3 +18,17 @@ import pytest
 def test_no_torch(modules: str) -> None:
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_webdatasets_grouping_comes_without_torch() -> None:
+    """The library's own code, without the package's imports; and a later import gets all of it."""
+    code = (
+        "import sys; from gear_dist.data.tar_samples import sample_key, group_samples;"
+        "from gear_dist.data.tar_members import Member;"
+        "found = list(group_samples([Member('a/b.c.jpg', 0, 0, 0)]));"
+        "assert (found[0].key, sample_key('a/b.c.jpg')) == ('a/b', 'a/b');"
+        "assert 'torch' not in sys.modules and 'webdataset' not in sys.modules;"
+        "import torch, webdataset;"
+        "assert issubclass(webdataset.DataPipeline, torch.utils.data.IterableDataset)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

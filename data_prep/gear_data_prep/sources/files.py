@@ -114,9 +114,13 @@ def read_at(stream: BinaryIO) -> ReadAt:
 
 
 def read_lines(address: str) -> list[str]:
-    """Lines of a local text file, blank ones left out; DataError where it cannot be read."""
+    """Lines of a local text file, without byte-order mark and blank ones.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        text = Path(address).read_text()
+        text = Path(address).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{address}: cannot be read: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -15,11 +15,11 @@ from gear_data_prep.samples import (
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
+from gear_dist.data.tar_samples import IMAGE_SUFFIXES as SUFFIXES
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, Storage
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid")}
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 class TreeImage(NamedTuple):

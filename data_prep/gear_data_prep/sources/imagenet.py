@@ -27,13 +27,11 @@ from gear_data_prep.sources.tar_runs import (
     FIELDS,
     TarRun,
     TarRuns,
-    group_members,
     index_runs,
-    is_hidden,
-    sample_key,
 )
 from gear_data_prep.sources.webdataset_tars import parse_run
 from gear_dist.data.tar_members import Member, TarDamageError, walk_members
+from gear_dist.data.tar_samples import group_samples, is_hidden, sample_key
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage
 
@@ -48,8 +46,8 @@ class ImageNetReader(NamedTuple):
         """A run's images; DataError where the tar changed since it was listed."""
         data = self.storage.read_range(unit.key, unit.start, unit.length)
         samples = []
-        for group in parse_run(unit, data):
-            member = group.members[0]
+        for found in parse_run(unit, data):
+            member = next(iter(found.members.values()))
             image = data[member.offset : member.offset + member.size]
             suffix = member.name.rpartition(".")[2].lower()
             name = f"{unit.key}/{member.name}"
@@ -101,14 +99,14 @@ def _list_train(
     damaged = []
     with open_seekable(file.storage, file.key) as stream:
         read = read_at(stream)
-        inner, damage = _collect(walk_members(read, 0, file.bytes))
+        inner, damage = _collect(walk_members(read, 0, file.bytes, needs_end=True))
         inner = [member for member in inner if member.name.lower().endswith(".tar")]
         classes = tuple(sorted({_class_name(member) for member in inner}))
         index = {name: number for number, name in enumerate(classes)}
         for member in sorted(inner, key=_class_name):
-            images = walk_members(read, member.offset, member.offset + member.size)
-            groups = group_members(image for image in images if not is_hidden(image.name))
-            found, bad = index_runs(groups, block_samples, index[_class_name(member)])
+            end = member.offset + member.size
+            samples = group_samples(walk_members(read, member.offset, end, needs_end=True))
+            found, bad = index_runs(samples, block_samples, index[_class_name(member)])
             rows += [(0, *row) for row in found]
             damaged += [BadSample(f"{file.key}/{member.name}", *item) for item in bad]
     if damage:
@@ -123,7 +121,7 @@ def _list_validation(
 ) -> tuple[TarRuns, list[BadSample]]:
     """Runs of one image each: neighbours in this tar are of different classes."""
     with open_seekable(file.storage, file.key) as stream:
-        walk = walk_members(read_at(stream), 0, file.bytes)
+        walk = walk_members(read_at(stream), 0, file.bytes, needs_end=True)
         members, damage = _collect(
             member
             for member in walk

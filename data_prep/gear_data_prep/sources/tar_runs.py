@@ -1,7 +1,7 @@
 """Runs of neighbouring samples in tars: the units of every source that is made of tars."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ from gear_data_prep.index_cache import remember
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
-from gear_dist.data.tar_members import Member, TarDamageError, walk_members
+from gear_dist.data.tar_members import TarDamageError, walk_members
+from gear_dist.data.tar_samples import TarSample, group_samples
 
 MAX_RUN_BYTES = 8 << 20
-_MAX_SAMPLE_MEMBERS = 64
 _INDEX_THREADS = 16
 FIELDS = [
     ("file", "<i4"),
@@ -70,50 +70,16 @@ class TarIndex(NamedTuple):
     """Kind and reason of what cannot be read: samples that are too large, the end of a tar."""
 
 
-class Group(NamedTuple):
-    """Neighbouring members of one sample."""
-
-    key: str
-    members: list[Member]
-
-
-def group_members(members: Iterable[Member]) -> Iterator[Group]:
-    """Members to samples as webdataset does: the name up to the first dot after its folder."""
-    current: Group | None = None
-    for member in members:
-        key = sample_key(member.name)
-        if current and current.key == key and len(current.members) < _MAX_SAMPLE_MEMBERS:
-            current.members.append(member)
-            continue
-        if current:
-            yield current
-        current = Group(key, [member])
-    if current:
-        yield current
-
-
-def sample_key(name: str) -> str:
-    """A member's key: all before the first dot of its base name."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a member is a file system's own, such as `._x.jpg`."""
-    base = name.rpartition("/")[2]
-    return base.startswith(".") or not base
-
-
-def index_runs(groups: Iterator[Group], block_samples: int, class_index: int = -1) -> TarIndex:
-    """Cut groups into runs of at most so many samples and about MAX_RUN_BYTES."""
+def index_runs(samples: Iterator[TarSample], block_samples: int, class_index: int = -1) -> TarIndex:
+    """Cut a tar's samples into runs of at most so many and about MAX_RUN_BYTES."""
     rows: list[tuple[int, int, int, int, int]] = []
     bad: list[tuple[str, str]] = []
     start = end = count = first = 0
     try:
-        for group in groups:
-            begin, stop = group.members[0].start, group.members[-1].end
+        for sample in samples:
+            begin, stop = sample.start, sample.end
             if stop - begin > MAX_SAMPLE_BYTES:
-                bad.append(("too-large", f"{group.key}: {stop - begin} bytes in a sample"))
+                bad.append(("too-large", f"{sample.key}: {stop - begin} bytes in a sample"))
                 continue
             # Members between two samples (folders, hidden files) end a run.
             full = count >= block_samples or stop - start > MAX_RUN_BYTES
@@ -130,9 +96,8 @@ def index_runs(groups: Iterator[Group], block_samples: int, class_index: int = -
 
 def _index(file: SourceFile, block_samples: int) -> TarIndex:
     with open_seekable(file.storage, file.key) as stream:
-        walk = walk_members(read_at(stream), 0, file.bytes)
-        members = (member for member in walk if not is_hidden(member.name))
-        return index_runs(group_members(members), block_samples)
+        members = walk_members(read_at(stream), 0, file.bytes, needs_end=True)
+        return index_runs(group_samples(members), block_samples)
 
 
 def list_runs(files: Sequence[SourceFile], block_samples: int) -> tuple[TarRuns, list[BadSample]]:

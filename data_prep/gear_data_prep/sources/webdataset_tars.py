@@ -1,5 +1,6 @@
 """Webdataset tars of others: {key}.jpg with {key}.txt, {key}.json ("caption") or {key}.cls."""
 
+import codecs
 import io
 from typing import NamedTuple
 
@@ -19,15 +20,9 @@ from gear_data_prep.sources.files import (
     is_remote,
     read_at,
 )
-from gear_data_prep.sources.image_folder import SUFFIXES
-from gear_data_prep.sources.tar_runs import (
-    Group,
-    TarRun,
-    group_members,
-    is_hidden,
-    list_runs,
-)
+from gear_data_prep.sources.tar_runs import TarRun, list_runs
 from gear_dist.data.tar_members import TarDamageError, walk_members
+from gear_dist.data.tar_samples import IMAGE_SUFFIXES, TarSample, group_samples
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage
 
@@ -44,25 +39,33 @@ class TarReader(NamedTuple):
     def read(self, unit: TarRun) -> list[RawSample]:
         """A run's samples; DataError where the tar is not what it was when it was listed."""
         data = self.storage.read_range(unit.key, unit.start, unit.length)
-        return [self._sample(unit, group, data) for group in parse_run(unit, data)]
+        return [self._sample(unit, found, data) for found in parse_run(unit, data)]
 
-    def _sample(self, unit: TarRun, group: Group, data: bytes) -> RawSample:
-        parts: dict[str, bytes] = {}
-        for member in group.members:
-            suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
-            parts.setdefault(suffix, data[member.offset : member.offset + member.size])
-        name = f"{unit.key}/{group.key}"
-        images = [suffix for suffix in parts if suffix.rpartition(".")[2] in SUFFIXES]
-        if not images:
-            problem = BadSampleError("no-image", "it has no image")
+    def _sample(self, unit: TarRun, found: TarSample, data: bytes) -> RawSample:
+        parts = {
+            suffix: data[member.offset : member.offset + member.size]
+            for suffix, member in found.members.items()
+        }
+        name = f"{unit.key}/{found.key}"
+        images = found.images()
+        # An image alone is the picture, whatever it is called.
+        suffix = found.picture(IMAGE_SUFFIXES) or (images[0] if len(images) == 1 else "")
+        if not suffix:
+            names = ", ".join(f"KEY.{image}" for image in images[:3])
+            why = f"its names have dots: {names}; which is the picture, KEY.jpg?" if images else ""
+            problem = BadSampleError("no-image", why or "it has no image")
             return RawSample(name, b"", "", problem=problem)
+        odd = _oddities(found, [image for image in images if image != suffix])
+        stem, _, claim = suffix.rpartition(".")
+        # KEY.final.txt is the text of KEY.final.jpg.
+        own = {part.removeprefix(f"{stem}."): parts[part] for part in parts if stem}
+        parts = {**parts, **own}
         try:
             captions, attributes = self._texts(parts)
             class_index = _class_index(parts)
         except BadSampleError as error:
-            return RawSample(name, parts[images[0]], "", problem=error)
-        suffix = images[0].rpartition(".")[2]
-        return RawSample(name, parts[images[0]], suffix, class_index, captions, attributes)
+            return RawSample(name, parts[suffix], "", problem=error)
+        return RawSample(name, parts[suffix], claim, class_index, captions, attributes, odd=odd)
 
     def _texts(self, parts: dict[str, bytes]) -> Sidecar:
         """Captions (of the sidecar where it has any, else of the text file) and attributes."""
@@ -74,23 +77,23 @@ class TarReader(NamedTuple):
         return Sidecar(captions or texts[:1], attributes)  # type: ignore[arg-type]
 
 
-def parse_run(unit: TarRun, data: bytes) -> list[Group]:
-    """The groups of a run's bytes.
+def parse_run(unit: TarRun, data: bytes) -> list[TarSample]:
+    """The samples in a run's bytes.
 
     Raises:
         DataError: they are not those that the listing saw.
     """
     try:
-        walk = walk_members(read_at(io.BytesIO(data)), 0, len(data))
-        groups = list(group_members(member for member in walk if not is_hidden(member.name)))
+        members = walk_members(read_at(io.BytesIO(data)), 0, len(data))
+        samples = list(group_samples(members))
     except TarDamageError:
-        groups = []
-    if len(groups) != unit.num_samples:
+        samples = []
+    if len(samples) != unit.num_samples:
         raise DataError(
             f"{unit.key}: changed since it was listed (bytes {unit.start} to "
             f"{unit.start + unit.length}): run the same command again"
         )
-    return groups
+    return samples
 
 
 def open_webdataset(place: Place, options: SourceOptions) -> Source:
@@ -119,10 +122,19 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
     )
 
 
+def _oddities(found: TarSample, further: list[str]) -> dict[str, str]:
+    odd = {}
+    if further:
+        odd["extra-image"] = f"it has further images: {', '.join(further)}"
+    if found.twice:
+        odd["duplicate-name"] = f"it has two members of one name: {found.twice[0].name}"
+    return odd
+
+
 def _class_index(parts: dict[str, bytes]) -> int:
     if "cls" not in parts:
         return -1
-    text = parts["cls"].strip()
+    text = parts["cls"].removeprefix(codecs.BOM_UTF8).strip()
     if not text.isdigit() or len(text) > 9:
         raise BadSampleError("sidecar", "its class is no number")
     return int(text)
