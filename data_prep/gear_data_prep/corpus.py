@@ -21,6 +21,7 @@ from gear_data_prep.publish import (
     remove_parts,
     write_quarantine,
 )
+from gear_data_prep.samples import NOT_FETCHED, common_reasons
 from gear_data_prep.shards import ShardJob
 from gear_data_prep.sources import SourceSpec
 from gear_data_prep.sources.base import Source
@@ -85,6 +86,7 @@ def make_corpus(
         DataError: another corpus is there, too many bad samples, an unreadable source.
         StorageError: the destination refuses a write, or worker processes keep dying.
     """
+    _check_missing(source, settings.max_bad_share)
     plan = make_plan(source.splits[split], source.classes, settings.plan, dropped)
     done = _recognise(storage, plan, settings.overwrite)
     if done is not None:
@@ -193,26 +195,49 @@ def _run(
     tally: Tally,
     progress: Progress,
 ) -> Tally:
-    limit = int(settings.max_bad_share * plan.num_samples)
+    limit = _bad_limit(source, plan, settings.max_bad_share)
+    num_bad = len(tally.bad)
     make_job = job_maker(storage, source, plan, settings.plan)
     for summary, found in run_tasks(
         plan.shards, make_job, settings.workers, on_ray=settings.on_ray
     ):
         tally.add(summary)
         progress.advance(summary.num_planned, summary.info.bytes, timed=not found)
-        if len(tally.bad) > limit:
+        num_bad += sum(item.kind != NOT_FETCHED for item in summary.bad)
+        if num_bad > limit:
             progress.finish()
-            _stop_for_bad_samples(storage, tally, plan, settings.max_bad_share)
+            _stop_for_bad_samples(storage, source, tally, plan, settings.max_bad_share)
     return tally
 
 
+def _check_missing(source: Source, max_bad_share: float) -> None:
+    """Refuse a source too much of which the web did not give."""
+    missing, total = sum(source.missing.values()), source.num_samples
+    if missing > max_bad_share * total:
+        raise DataError(
+            f"{source.address}: {missing:,} of {total:,} rows were not fetched "
+            f"({common_reasons(source.missing)}), more than --max-bad-share {max_bad_share:g} "
+            "allows: raise it, or try them again by --refetch; what was fetched is kept"
+        )
+
+
+def _bad_limit(source: Source, plan: Plan, max_bad_share: float) -> int:
+    """Bad samples that a split may have: what is missing has had its part of the share.
+
+    It is missing from the source as a whole; small splits may have more of it by chance.
+    """
+    missing_share = sum(source.missing.values()) / source.num_samples
+    return int(max_bad_share * plan.num_samples - missing_share * plan.num_samples)
+
+
 def _stop_for_bad_samples(
-    storage: Storage, tally: Tally, plan: Plan, max_bad_share: float
+    storage: Storage, source: Source, tally: Tally, plan: Plan, max_bad_share: float
 ) -> NoReturn:
     write_quarantine(storage, tally)
     first = min(tally.bad)
+    beside = f", beside {sum(source.missing.values()):,} not fetched," if source.missing else ""
     raise DataError(
-        f"{first.name}: {first.reason}; {len(tally.bad)} bad samples of {plan.num_samples} are "
-        f"more than --max-bad-share {max_bad_share:g} allows: mend or remove them (list: "
+        f"{first.name}: {first.reason}; {len(tally.bad)} bad samples of {plan.num_samples}{beside} "
+        f"are more than --max-bad-share {max_bad_share:g} allows: mend or remove them (list: "
         f"{storage.address}/{QUARANTINE_KEY}), or raise it"
     )

@@ -1,41 +1,36 @@
 """Fetches the images of a table of URLs once, into objects named by their content.
 
-FETCHED/objects/ab/SHA256      the images
-FETCHED/ledger/000000.json     what became of 1000 rows: hash, size and captions, or an error
+FETCHED/objects/ab/SHA256             the images
+FETCHED/ledger/000000.json            what became of 1000 addresses: hash and size, or an error
+FETCHED/tables/COLUMNS/000000.json    the table as it is now: those, with captions and labels
 
 A ledger file appears when all of its rows are settled; the same command goes on at the first
-that is missing. From then on sharding reads the ledger and the objects alone, so that it gives
+that is missing. Captions and labels are the table's at every run, and images of addresses that
+stay are not fetched again. Sharding reads the joined rows and the objects alone, so that it gives
 the same bytes however often, and whatever the web has become.
 """
 
 import hashlib
 import itertools
 import json
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from gear_data_prep.fetch import Fetcher, FetchError, FetchLimits
 from gear_data_prep.progress import Progress
-from gear_data_prep.sources.files import SourceOptions, find_files, open_root, open_seekable
-from gear_data_prep.sources.parquet_rows import (
-    CAPTION_COLUMNS,
-    CLASS_COLUMNS,
-    caption_texts,
-    cell_value,
-    pick_column,
-)
-from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage import Storage, open_storage
+from gear_data_prep.samples import common_reasons
+from gear_data_prep.sources.files import SourceOptions, open_root
+from gear_data_prep.url_rows import Tell, UrlRow, read_url_rows
+from gear_dist.errors import DataError
+from gear_dist.storage import MissingObjectError, Storage, open_storage
 
 CHUNK_ROWS = 1000
-URL_COLUMNS = ("url", "URL", "image_url", "img_url", "link")
-TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
 _CHUNKS_AHEAD = 4
 
 
@@ -46,28 +41,42 @@ class FetchResult(NamedTuple):
     num_fetched: int
     """Rows that have an image now."""
     num_reused: int
-    """Rows that a former run had settled."""
-
-
-class _Row(NamedTuple):
-    url: str
-    captions: tuple[Any, ...]
-    class_index: int
+    """Rows that a former run had settled, or that need no download."""
+    errors: Counter[str]
+    """Rows without one, by reason."""
 
 
 class _Chunk(NamedTuple):
     """Rows of a ledger file on their way."""
 
     number: int
-    num_rows: int
-    known: dict[int, dict[str, Any]]
-    """Lines that a former run had settled, by row."""
-    futures: dict[int, Future[dict[str, Any]]]
+    rows: list[UrlRow]
+    known: dict[str, dict[str, Any]]
+    """Ledger lines that need no download, by address."""
+    futures: dict[str, Future[dict[str, Any]]]
+    """Those that do, by address."""
+
+    def line(self, row: UrlRow) -> dict[str, Any]:
+        """What became of a row; waits for it."""
+        url = shown_url(row.url)
+        if row.problem:
+            return {"url": url, "error": row.problem}
+        return self.known[url] if url in self.known else self.futures[url].result()
 
 
 def ledger_key(chunk: int) -> str:
     """Where the fate of a chunk of rows is written."""
     return f"ledger/{chunk:06d}.json"
+
+
+def table_key(options: SourceOptions, chunk: int) -> str:
+    """Where a chunk of the joined table is written; another choice of columns is another table."""
+    return f"{_table_prefix(options)}{chunk:06d}.json"
+
+
+def _table_prefix(options: SourceOptions) -> str:
+    choice = json.dumps([options.url_column, options.caption_column, options.class_column])
+    return f"tables/{hashlib.sha256(choice.encode()).hexdigest()[:16]}/"
 
 
 def object_key(digest: str) -> str:
@@ -83,8 +92,10 @@ def fetch_table(
     limits: FetchLimits,
     connections: int,
     again: bool = False,
+    max_bad_share: float = 1.0,
+    tell: Tell = print,
 ) -> FetchResult:
-    """Fetch every row that is not settled yet.
+    """Fetch every row that is not settled yet, and join the table with what was fetched.
 
     Args:
         address: a parquet, CSV or TSV file, or a folder of them.
@@ -93,64 +104,103 @@ def fetch_table(
         limits: what one download may cost.
         connections: downloads at a time.
         again: whether rows that failed are tried again.
+        max_bad_share: below 1 a table of whose first rows none can be fetched is given up.
+        tell: takes lines for the user.
 
     Raises:
-        DataError: no table there, or another one than the ledger's.
+        DataError: no table there, another one than the ledger's, or one none of whose first
+            rows could be fetched.
         ConfigError: no column of addresses.
     """
     place = open_root(address, endpoint)
     target = open_storage(options.fetched, endpoint)
     fetcher = Fetcher(limits, connections)
-    progress = Progress("fetch", 0)
-    result = FetchResult(0, 0, 0)
+    settler = _Settler(target, options, max_bad_share)
+    rows = read_url_rows(place.storage, place.only, options, tell)
     pending: deque[_Chunk] = deque()
     with ThreadPoolExecutor(connections) as pool:
         try:
-            for number, rows in enumerate(_chunks(place.storage, place.only, options)):
-                known = _settled(target, number, rows, again)
+            for number, chunk in enumerate(_chunks(rows)):
+                known = _settled(target, number, chunk, again)
+                asked = {shown_url(row.url): row.url for row in chunk if not row.problem}
                 futures = {
-                    i: pool.submit(_fetch_row, fetcher, target, row)
-                    for i, row in enumerate(rows)
-                    if i not in known
+                    shown: pool.submit(_fetch_row, fetcher, target, url)
+                    for shown, url in asked.items()
+                    if shown not in known
                 }
-                pending.append(_Chunk(number, len(rows), known, futures))
+                pending.append(_Chunk(number, chunk, known, futures))
                 while len(pending) >= _CHUNKS_AHEAD:
-                    result = _settle(target, pending.popleft(), result, progress)
+                    settler.settle(pending.popleft())
             while pending:
-                result = _settle(target, pending.popleft(), result, progress)
+                settler.settle(pending.popleft())
         except BaseException:
+            fetcher.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    progress.finish()
-    return result
+    return settler.finish()
 
 
-def _settle(target: Storage, chunk: _Chunk, result: FetchResult, progress: Progress) -> FetchResult:
-    """Wait for a chunk's downloads and write its ledger."""
-    lines = [
-        chunk.known[i] if i in chunk.known else chunk.futures[i].result()
-        for i in range(chunk.num_rows)
-    ]
-    if chunk.futures:
-        data = json.dumps({"rows": lines}, indent=0).encode()
-        target.write(ledger_key(chunk.number), data)
-    progress.advance(len(lines), timed=bool(chunk.futures))
-    return FetchResult(
-        result.num_rows + len(lines),
-        result.num_fetched + sum("sha256" in line for line in lines),
-        result.num_reused + len(chunk.known),
-    )
+class _Settler:
+    """Waits for chunks, and writes their ledgers and joined rows."""
+
+    def __init__(self, target: Storage, options: SourceOptions, max_bad_share: float) -> None:
+        self._target, self._options = target, options
+        self._max_bad_share = max_bad_share
+        self._progress = Progress("fetch", 0)
+        self._num_chunks = 0
+        self.result = FetchResult(0, 0, 0, Counter())
+
+    def settle(self, chunk: _Chunk) -> None:
+        """Wait for a chunk; DataError where the first one has no image at all."""
+        lines = [chunk.line(row) for row in chunk.rows]
+        _write_rows(self._target, ledger_key(chunk.number), lines)
+        joined = [
+            {**line, "captions": row.captions, "label": row.label}
+            for row, line in zip(chunk.rows, lines, strict=True)
+        ]
+        _write_rows(self._target, table_key(self._options, chunk.number), joined)
+        self._progress.advance(len(lines), timed=bool(chunk.futures))
+        self._num_chunks += 1
+        num_fetched = sum("sha256" in line for line in lines)
+        self.result = FetchResult(
+            self.result.num_rows + len(lines),
+            self.result.num_fetched + num_fetched,
+            self.result.num_reused + sum(line["url"] not in chunk.futures for line in lines),
+            self.result.errors + Counter(line["error"] for line in lines if "error" in line),
+        )
+        if not self.result.num_fetched and self._max_bad_share < 1:
+            # A table of millions is not to be asked for in vain.
+            raise DataError(
+                f"{self._target.address}: none of the first {self.result.num_rows} rows could be "
+                f"fetched ({common_reasons(self.result.errors)}): mend what ails them, then "
+                "--refetch; --max-bad-share 1 goes on all the same"
+            )
+
+    def finish(self) -> FetchResult:
+        """Remove joined rows of a longer table that was here before."""
+        self._progress.finish()
+        for item in list(self._target.list(_table_prefix(self._options))):
+            if item.key >= table_key(self._options, self._num_chunks):
+                self._target.delete(item.key)
+        return self.result
 
 
-def _fetch_row(fetcher: Fetcher, target: Storage, row: _Row) -> dict[str, Any]:
-    """A ledger line."""
-    line: dict[str, Any] = {
-        "url": row.url,
-        "class_index": row.class_index,
-        "captions": [c if isinstance(c, str) else None for c in row.captions],
-    }
+def _write_rows(target: Storage, key: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows, unless they are there already."""
+    data = json.dumps({"rows": rows}, indent=0).encode()
     try:
-        data = fetcher.fetch(row.url)
+        if target.read(key) == data:
+            return
+    except MissingObjectError:
+        pass
+    target.write(key, data)
+
+
+def _fetch_row(fetcher: Fetcher, target: Storage, url: str) -> dict[str, Any]:
+    """A ledger line."""
+    line: dict[str, Any] = {"url": shown_url(url)}
+    try:
+        data = fetcher.fetch(url)
     except FetchError as error:
         return {**line, "error": str(error)}
     digest = hashlib.sha256(data).hexdigest()
@@ -160,78 +210,51 @@ def _fetch_row(fetcher: Fetcher, target: Storage, row: _Row) -> dict[str, Any]:
     return {**line, "sha256": digest, "bytes": len(data)}
 
 
-def _settled(target: Storage, chunk: int, rows: list[_Row], again: bool) -> dict[int, Any]:
-    """Ledger lines of rows that need no download."""
+def _settled(
+    target: Storage, chunk: int, rows: list[UrlRow], again: bool
+) -> dict[str, dict[str, Any]]:
+    """Ledger lines of a chunk that need no download, by address.
+
+    Rows may come and go; a ledger none of whose addresses is left is that of another table.
+    """
     if not target.exists(ledger_key(chunk)):
         return {}
-    lines = load_ledger(target, ledger_key(chunk))
-    if [line["url"] for line in lines] != [row.url for row in rows]:
+    lines: dict[str, dict[str, Any]] = {}
+    for line in load_rows(target, ledger_key(chunk)):
+        url = shown_url(line["url"])
+        if "sha256" not in lines.get(url, {}):
+            kept = {name: line[name] for name in ("sha256", "bytes", "error") if name in line}
+            lines[url] = kept | {"url": url}
+    if lines.keys().isdisjoint(shown_url(row.url) for row in rows):
         raise DataError(
             f"{target.address}: was fetched from another table: choose another --fetched"
         )
-    return {i: line for i, line in enumerate(lines) if not again or "sha256" in line}
+    return {url: line for url, line in lines.items() if "sha256" in line or not again}
 
 
-def load_ledger(target: Storage, key: str) -> list[dict[str, Any]]:
-    """The lines of a ledger file; DataError where it is damaged."""
+def load_rows(target: Storage, key: str) -> list[dict[str, Any]]:
+    """The rows of a ledger or joined file; DataError where it is damaged."""
     try:
         rows = json.loads(target.read(key))["rows"]
         assert all(isinstance(row["url"], str) for row in rows)
         return rows
     except (ValueError, KeyError, TypeError, AssertionError):
-        raise DataError(
-            f"{target.address}/{key}: damaged ledger: delete it and fetch again"
-        ) from None
+        raise DataError(f"{target.address}/{key}: damaged: delete it and fetch again") from None
 
 
-def _chunks(storage: Storage, only: str, options: SourceOptions) -> Iterator[list[_Row]]:
-    rows = itertools.chain.from_iterable(
-        _read_table(storage, item.key, options)
-        for item in find_files(storage, only, TABLE_SUFFIXES)
-    )
+def shown_url(url: str) -> str:
+    """An address as files and messages have it: without a user name and password."""
+    if "@" not in url:
+        return url
+    try:
+        parts = parse_url(url)
+        if parts.scheme in ("http", "https") and parts.auth is None:
+            return url
+    except LocationParseError:
+        pass
+    return re.sub(r"^([a-zA-Z][\w+.-]*:/*)?.*@", r"\1***@", url, flags=re.DOTALL)
+
+
+def _chunks(rows: Iterator[UrlRow]) -> Iterator[list[UrlRow]]:
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
         yield chunk
-
-
-def _read_table(storage: Storage, key: str, options: SourceOptions) -> Iterator[_Row]:
-    try:
-        with open_seekable(storage, key) as stream:
-            batches = _batches(stream, key)
-            for batch in batches:
-                yield from _rows(batch, key, options)
-    except (pa.ArrowException, OSError) as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise DataError(f"{storage.address}/{key}: cannot be read: {line}") from None
-
-
-def _batches(stream: Any, key: str) -> Iterator[pa.RecordBatch]:
-    if key.lower().endswith(".parquet"):
-        with pq.ParquetFile(stream) as file:
-            yield from file.iter_batches(CHUNK_ROWS)
-        return
-    delimiter = "\t" if key.lower().endswith(".tsv") else ","
-    yield from pa.csv.open_csv(
-        stream,
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(check_utf8=False, strings_can_be_null=False),
-    )
-
-
-def _rows(batch: pa.RecordBatch, key: str, options: SourceOptions) -> Iterator[_Row]:
-    names = batch.schema.names
-    url = pick_column(names, options.url_column, URL_COLUMNS)
-    caption = pick_column(names, options.caption_column, CAPTION_COLUMNS)
-    label = pick_column(names, options.class_column, CLASS_COLUMNS)
-    if not url:
-        raise ConfigError(
-            f"{key}: no column of addresses among {', '.join(names)}: name it by --url-column"
-        )
-    for number in range(batch.num_rows):
-        address = cell_value(batch.column(url)[number])
-        captions = caption_texts(cell_value(batch.column(caption)[number])) if caption else ()
-        index = cell_value(batch.column(label)[number]) if label else -1
-        yield _Row(
-            address if isinstance(address, str) else "",
-            captions,
-            index if isinstance(index, int) and index >= 0 else -1,
-        )

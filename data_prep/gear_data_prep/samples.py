@@ -1,6 +1,8 @@
 """A sample on its way from a source to a shard, and the reasons why one does not arrive."""
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MAX_SIDECAR_BYTES = 1 << 20
@@ -9,6 +11,10 @@ MAX_SIDECAR_BYTES = 1 << 20
 
 MAX_SAMPLE_BYTES = 256 << 20
 """Files and members that are longer are not even read."""
+
+
+NOT_FETCHED = "not-fetched"
+"""The kind of a row whose image the web did not give."""
 
 
 class BadSampleError(ValueError):
@@ -53,6 +59,12 @@ class Sidecar(NamedTuple):
 
     captions: tuple[str, ...]
     attributes: dict[str, int]
+
+
+def common_reasons(reasons: Mapping[str, int]) -> str:
+    """The three most common ones with their counts, for people."""
+    most = Counter(reasons).most_common(3)
+    return ", ".join(f"{reason}: {count:,}" for reason, count in most)
 
 
 def parse_sidecar(data: bytes, caption_field: str = "caption", *, strict: bool) -> Sidecar:

@@ -24,7 +24,8 @@ SOURCE, a path or s3:// address, is one of:
   imagenet    the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
   webdataset  tars of {key}.jpg with {key}.txt, {key}.json ("caption") or {key}.cls
   parquet     Hugging Face layout: image bytes and captions
-  urls        a parquet, CSV or TSV table of url and caption; images are fetched first
+  urls        a parquet, CSV or TSV table of url and caption; images are fetched first, and rows
+              without one count towards --max-bad-share
 
 Run again after an interruption it continues; a finished corpus is reused.
 """
@@ -96,7 +97,12 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     for name, kind, default, text in (
         ("--max-pixels", whole(1), 64_000_000, "images with more are bad"),
         ("--max-bytes", str, "64M", "longer images are bad"),
-        ("--max-bad-share", number(0, 1), 0.01, "a larger share of bad samples stops it"),
+        (
+            "--max-bad-share",
+            number(0, 1),
+            0.01,
+            "a larger share of bad or unfetched samples stops it",
+        ),
         (
             "--short-side",
             whole(0, 65_536),
@@ -147,7 +153,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
             "--caption-column",
             "parquet, urls: column of captions; webdataset: JSON member",
         ),
-        ("--class-column", "parquet and urls: column of class indices"),
+        ("--class-column", "parquet and urls: column of class indices or names"),
         ("--url-column", "urls: column of addresses"),
     ):
         group.add_argument(name, default="", metavar="NAME", help=text)
@@ -165,6 +171,12 @@ def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
         ("--connections", whole(1, MAX_THREADS), 32, "downloads at a time"),
         ("--rate", number(), 10.0, "requests a second to one host; 0: no limit"),
         ("--timeout", number(0.001, 86_400), 10.0, "seconds of silence that end a try"),
+        (
+            "--row-timeout",
+            number(0.001, 86_400),
+            60.0,
+            "seconds that a row may take, without waits for --rate",
+        ),
         ("--attempts", whole(1), 3, "tries of an address"),
     ):
         add_option(group, name, kind, default, text)
@@ -197,13 +209,14 @@ def _shard(args: argparse.Namespace) -> int:
     start = time.monotonic()
     settings = _corpus_settings(args)
     spec = make_spec(args.source, args.kind, _source_options(args), args.endpoint)
+    summary: dict[str, Any] = {"source": spec.address, "kind": spec.kind, "splits": {}}
     if spec.kind == "urls":
         fetched = args.fetched or f"{args.destination.rstrip('/')}/fetched"
         address = open_storage(fetched, args.endpoint).address
         spec = spec._replace(options=spec.options._replace(fetched=address))
-        _fetch(args, spec)
+        summary["fetch"] = _fetch(args, spec)
     source = open_source(spec)
-    summary: dict[str, Any] = {"source": source.address, "kind": spec.kind, "splits": {}}
+    summary["source"] = source.address
     if source.num_ignored and not args.json:
         print(f"shard: {source.num_ignored:,} files are no images: left out", flush=True)
     for split in source.splits:
@@ -262,17 +275,27 @@ def _tell(split: str, node: dict[str, Any]) -> str:
     return f"shard {split}: {counts}{out}: {node['address']} ({how})"
 
 
-def _fetch(args: argparse.Namespace, spec: Any) -> None:
+def _fetch(args: argparse.Namespace, spec: Any) -> dict[str, Any]:
+    """Fetch a table of URLs; what the summary tells of it."""
     from gear_data_prep.fetch import FetchLimits
     from gear_data_prep.fetch_table import fetch_table
+    from gear_data_prep.samples import common_reasons
 
     limits = FetchLimits(
         max_bytes=parse_bytes("--max-bytes", args.max_bytes),
         timeout_s=args.timeout,
+        total_s=args.row_timeout,
         attempts=args.attempts,
         rate=args.rate,
         private=args.allow_private,
     )
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if not args.json:
+            print(f"fetch: {line}", flush=True)
+
     result = fetch_table(
         spec.address,
         spec.options,
@@ -280,10 +303,13 @@ def _fetch(args: argparse.Namespace, spec: Any) -> None:
         limits=limits,
         connections=args.connections,
         again=args.refetch,
+        max_bad_share=args.max_bad_share,
+        tell=tell,
     )
-    if not args.json:
-        counts = f"{result.num_fetched:,} of {result.num_rows:,} rows have an image"
-        print(f"fetch: {counts} ({result.num_reused:,} settled before)", flush=True)
+    counts = f"{result.num_fetched:,} of {result.num_rows:,} rows have an image"
+    errors = f"; {common_reasons(result.errors)}" if result.errors else ""
+    tell(f"{counts} ({result.num_reused:,} settled before){errors}")
+    return {**result._asdict(), "lines": lines}
 
 
 def _source_options(args: argparse.Namespace) -> Any:

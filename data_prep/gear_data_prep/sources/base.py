@@ -81,6 +81,13 @@ class Source(NamedTuple):
     """What the listing could not read: parts of broken tars."""
     num_ignored: int = 0
     """Files that are no part of any sample."""
+    missing: Mapping[str, int] = {}
+    """Samples that the source never got, by reason: they count towards --max-bad-share."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all splits, missing ones included."""
+        return sum(listing.num_samples for listing in self.splits.values())
 
 
 class Subset(Sequence[Any]):

@@ -64,7 +64,7 @@ class ParquetReader(NamedTuple):
     def read(self, unit: RowRun) -> list[RawSample]:
         """The run's rows; DataError where the file changed since it was listed."""
         wanted = [name for name in self.columns if name]
-        with _open(self.storage, unit.key) as file:
+        with open_parquet_file(self.storage, unit.key) as file:
             table = file.read_row_group(unit.row_group, columns=wanted, use_threads=False)
         table = table.slice(unit.first, unit.num_samples)
         if table.num_rows != unit.num_samples:
@@ -118,7 +118,7 @@ def open_parquet(place: Place, options: SourceOptions) -> Source:
 
 
 @contextlib.contextmanager
-def _open(storage: Storage, key: str) -> Iterator[pq.ParquetFile]:
+def open_parquet_file(storage: Storage, key: str) -> Iterator[pq.ParquetFile]:
     """A file, whose faults are DataErrors: damaged footers raise almost anything."""
     try:
         with open_seekable(storage, key) as stream, pq.ParquetFile(stream) as file:
@@ -134,7 +134,7 @@ def _read_schema(
     storage: Storage, key: str, options: SourceOptions
 ) -> tuple[Columns, tuple[str, ...]]:
     """The columns to use, and the class names that Hugging Face keeps in the metadata."""
-    with _open(storage, key) as file:
+    with open_parquet_file(storage, key) as file:
         schema = file.schema_arrow
         columns_found = list(schema.names)
     columns = Columns(
@@ -157,15 +157,22 @@ def _read_schema(
 
 
 def pick_column(names: list[str], wanted: str, usual: tuple[str, ...]) -> str:
-    """The column that the user names, else the first of the usual ones; empty: none."""
-    if wanted and wanted not in names:
+    """The column that the user names, else the first of the usual ones; empty: none.
+
+    Cases are told apart only where two columns differ in nothing else.
+    """
+    by_name = {name.casefold(): name for name in reversed(names)} | {name: name for name in names}
+    if wanted and wanted not in by_name and wanted.casefold() not in by_name:
         raise ConfigError(f"no column {wanted} among {', '.join(names)}")
-    return wanted or next((name for name in usual if name in names), "")
+    for name in (wanted,) if wanted else usual:
+        if name in by_name or name.casefold() in by_name:
+            return by_name.get(name) or by_name[name.casefold()]
+    return ""
 
 
 def _list_file(storage: Storage, key: str, columns: Columns) -> list[RowRun]:
     runs = []
-    with _open(storage, key) as file:
+    with open_parquet_file(storage, key) as file:
         file_first = 0
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
