@@ -223,8 +223,8 @@ def _settled(
     for line in load_rows(target, ledger_key(chunk)):
         url = shown_url(line["url"])
         if "sha256" not in lines.get(url, {}):
-            kept = {name: line[name] for name in ("sha256", "bytes", "error") if name in line}
-            lines[url] = kept | {"url": url}
+            kept = [name for name in ("sha256", "bytes", "error") if name in line]
+            lines[url] = {"url": url} | {name: line[name] for name in kept}
     if lines.keys().isdisjoint(shown_url(row.url) for row in rows):
         raise DataError(
             f"{target.address}: was fetched from another table: choose another --fetched"

@@ -1,11 +1,10 @@
 """Tables of URLs: fetched once, politely, from public hosts only; then sharded like any source."""
 
-import http.server
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,87 +18,13 @@ from gear_data_prep.fetch import Fetcher, FetchError, FetchLimits
 from gear_dist.data.manifest import load_manifest
 from gear_dist.storage import open_storage
 from image_files import contents, encode
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    seen: Counter[str]
-    times: list[float]
-
-    def do_GET(self) -> None:
-        self.seen[self.path] += 1
-        self.times.append(time.monotonic())
-        word, _, number = self.path.strip("/").partition("/")
-        getattr(self, f"_{word}", self._missing)(number)
-
-    def _answer(self, status: int, data: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if "Content_Length" not in headers:
-            self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _image(self, number: str) -> None:
-        self._answer(200, encode(int(number)))
-
-    def _flaky(self, number: str) -> None:
-        first = self.seen[self.path] == 1
-        self._answer(503 if first else 200, b"" if first else encode(int(number)))
-
-    def _moved(self, number: str) -> None:
-        self._answer(302, Location=f"/image/{number}")
-
-    def _loop(self, _: str) -> None:
-        self._answer(302, Location="/loop")
-
-    def _private(self, _: str) -> None:
-        self._answer(302, Location="http://169.254.169.254/latest")
-
-    def _file(self, _: str) -> None:
-        self._answer(302, Location="file:///etc/passwd")
-
-    def _long(self, _: str) -> None:
-        self._answer(200, b"x" * 300_000)
-
-    def _endless(self, _: str) -> None:
-        self.send_response(200)
-        self.end_headers()
-        for _ in range(200):
-            self.wfile.write(b"x" * 1000)
-            time.sleep(0.02)
-
-    def _slow(self, _: str) -> None:
-        time.sleep(1.5)
-        self._answer(200, b"late")
-
-    def _cut(self, _: str) -> None:
-        self._answer(200, b"half", Content_Length="100")
-
-    def _missing(self, _: str) -> None:
-        self._answer(404)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Site:
-    """A web site on loopback."""
-
-    def __init__(self, handler: type[_Handler], port: int) -> None:
-        self.handler = handler
-        self.url = f"http://127.0.0.1:{port}"
+from web_site import Site, serve_site
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    handler = type("Handler", (_Handler,), {"seen": Counter(), "times": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield Site(handler, server.server_port)
-        server.shutdown()
-        thread.join()
+    with serve_site() as site:
+        yield site
 
 
 LIMITS = FetchLimits(max_bytes=200_000, timeout_s=0.4, total_s=2, attempts=3, rate=0, private=True)
@@ -169,6 +94,15 @@ def test_requests_to_a_host_keep_their_rate(site: Site) -> None:
         thread.join()
     times = sorted(site.handler.times)
     assert times[-1] - times[0] > 0.3
+
+
+@pytest.mark.parametrize("path", ["image", "moved"])
+def test_slow_rates_drop_no_rows(site: Site, path: str) -> None:
+    """The last of these waits longer for its turn than a row may take."""
+    fetcher = Fetcher(LIMITS._replace(rate=4, total_s=1, timeout_s=1), 8)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda k: fetcher.fetch(f"{site.url}/{path}/{k}"), range(8)))
+    assert found == [encode(k) for k in range(8)]
 
 
 def write_table(path: Path, site: Site, kind: str) -> None:
