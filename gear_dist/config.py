@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from gear_dist.colour import parse_colour
 from gear_dist.errors import ConfigError
+from gear_dist.redaction import refuse_user
 
 
 def _require(ok: bool, message: str) -> None:
@@ -168,6 +169,7 @@ itself up to ten requests."""
     """Size up to which `cache_folder` grows; then the shards longest unused go."""
 
     def __post_init__(self) -> None:
+        refuse_user("data.endpoint", self.endpoint, endpoint=True)
         _require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
         _require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
         _require_at_least("data", self, 1, "shard_memory_bytes")

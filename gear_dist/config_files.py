@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.errors import ConfigError
+from gear_dist.redaction import refuse_user
 
 FilePath = str | Path
 ANY_NAME = "NAME"
@@ -125,17 +126,21 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _build(schema: type, node: Any) -> Any:
+def _build(schema: type, node: Any, prefix: str = "") -> Any:
     """Turn merged values back into plain frozen dataclasses, lists into tuples."""
     hints = typing.get_type_hints(schema)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(schema):
-        kind, value = hints[item.name], node[item.name]
+        kind, value, key = hints[item.name], node[item.name], prefix + item.name
         if section := named_sections(kind):
-            values[item.name] = {name: _build(section, child) for name, child in value.items()}
+            values[item.name] = {
+                name: _build(section, child, f"{key}.{name}.") for name, child in value.items()
+            }
         elif dataclasses.is_dataclass(kind):
-            values[item.name] = _build(typing.cast(type, kind), value)
+            values[item.name] = _build(typing.cast(type, kind), value, f"{key}.")
         else:
+            for text in value if isinstance(value, list) else [value]:
+                refuse_user(key, str(text))
             values[item.name] = tuple(value) if isinstance(value, list) else value
     return schema(**values)
 

@@ -19,9 +19,10 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from gear_dist.environment import cpu_model, gpu_driver, memory_bytes, num_cores, redact_text
+from gear_dist.environment import cpu_model, gpu_driver, memory_bytes, num_cores
 from gear_dist.errors import UserError
 from gear_dist.memory_estimate import format_bytes
+from gear_dist.redaction import redact_text
 
 _GIB = 1024**3
 _IMPORT_SECONDS = 120

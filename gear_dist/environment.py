@@ -6,7 +6,6 @@ Nothing here imports torch unless `torch_devices` is called.
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 from gear_dist.config import RunConfig
 from gear_dist.config_files import to_dict
+from gear_dist.redaction import redact_command
 from gear_dist.run_folder import flatten
 
 PACKAGES = (
@@ -30,13 +30,6 @@ PACKAGES = (
     "pyarrow",
     "numpy",
 )
-
-_SECRET_NAME = re.compile(
-    r"secret|password|passwd|credential|signature|api_?key|access_?key|auth|bearer|token$|[_-]key$",
-    re.IGNORECASE,
-)
-_URL_USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
-_HIDDEN = "***"
 
 
 def collect_environment(
@@ -87,33 +80,6 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
 def setting_names(config: RunConfig) -> frozenset[str]:
     """Dotted names of all settings."""
     return frozenset(flatten(to_dict(config)))
-
-
-def redact_command(command: Sequence[str], settings: frozenset[str] = frozenset()) -> list[str]:
-    """The command without secrets.
-
-    Hidden are the value of `name=value` and the word after `--name` where the name tells of a
-    secret, and user and password of an address. Names in `settings` (`generator.token_dropout`)
-    are known to hold none.
-    """
-    result: list[str] = []
-    hide_next = False
-    for word in command:
-        name, equals, _ = word.partition("=")
-        secret = name not in settings and bool(_SECRET_NAME.search(name))
-        if hide_next and not word.startswith("-"):
-            result.append(_HIDDEN)
-        elif equals and secret and "://" not in name:
-            result.append(f"{name}={_HIDDEN}")
-        else:
-            result.append(redact_text(word))
-        hide_next = word.startswith("-") and not equals and secret
-    return result
-
-
-def redact_text(text: str) -> str:
-    """`text` with the user part of every address hidden."""
-    return _URL_USER.sub(rf"\g<scheme>{_HIDDEN}@", text)
 
 
 def num_cores() -> int:

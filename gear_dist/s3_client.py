@@ -13,7 +13,9 @@ from botocore.config import Config
 from urllib3.exceptions import HTTPError
 
 from gear_dist.errors import ConfigError
+from gear_dist.redaction import refuse_user
 
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 CONNECT_TIMEOUT_S = 2
 READ_TIMEOUT_S = 30
 MAX_ATTEMPTS = 10
@@ -63,11 +65,14 @@ def make_client(
         credentials: `aws_access_key_id` and `aws_secret_access_key`; else the usual chain.
 
     Raises:
-        ConfigError: the endpoint is not a URL.
+        ConfigError: the endpoint is not a URL, or holds a user or password.
     """
+    refuse_user("data.endpoint or --endpoint", endpoint, endpoint=True)
+    for name in ENDPOINT_VARIABLES:
+        refuse_user(name, os.environ.get(name, ""), endpoint=True)
     target = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
     on_loopback = is_loopback(target)
-    from_environment = any(os.environ.get(f"AWS_ENDPOINT_URL{end}") for end in ("", "_S3"))
+    from_environment = any(os.environ.get(name) for name in ENDPOINT_VARIABLES)
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=read_timeout_s,
@@ -85,11 +90,16 @@ def make_client(
     )
     try:
         session = boto3.session.Session()
-        return session.client("s3", endpoint_url=endpoint or None, config=config, **credentials)
+        client = session.client("s3", endpoint_url=endpoint or None, config=config, **credentials)
     except ValueError as error:
-        raise ConfigError(f"data.endpoint={endpoint!r} or AWS_ENDPOINT_URL: {error}") from None
+        message = str(error)
+        # Of AWS's configuration file, which is read here, an address may come with a password.
+        refuse_user("endpoint_url of the AWS configuration", message, endpoint=True)
+        raise ConfigError(f"data.endpoint={endpoint!r} or AWS_ENDPOINT_URL: {message}") from None
     except exceptions.BotoCoreError as error:
         raise ConfigError(f"the AWS settings of this machine cannot be used: {error}") from None
+    refuse_user("endpoint_url of the AWS configuration", client.meta.endpoint_url, endpoint=True)
+    return client
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from botocore import exceptions
 
 from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.redaction import refuse_user
 from gear_dist.s3_client import (
     ABSENT,
     BAD_CREDENTIALS,
@@ -38,6 +39,7 @@ class S3Storage:
     """A prefix of a bucket."""
 
     def __init__(self, address: str, endpoint: str = "") -> None:
+        refuse_user("the address of a bucket", address)
         parts = urlsplit(address)
         if not parts.netloc:
             raise ConfigError(f"{address}: use s3://BUCKET/PREFIX")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ from gear_cluster.stop import StopSignals
 from gear_dist.config import RunConfig
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
 from gear_dist.host import Host, Outcome, Progress
+from gear_dist.variables import environment, loopback_collectives
 
 Worker = Callable[[RunConfig, Host], Outcome]
 
@@ -52,26 +54,11 @@ def resolve_device(device: str) -> str:
 
 
 @contextlib.contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
 def process_group(device: str) -> Iterator[tuple[int, int, int]]:
     """Initialise torch.distributed (gloo or nccl); yields (rank, world_size, local_rank).
 
-    Under torchrun its variables say who this is; alone, the group has this one process and its
-    store listens on a free port of 127.0.0.1.
+    Under torchrun its variables say who this is; alone, the group has this one process, which
+    listens on loopback only.
     """
     import torch
     import torch.distributed as dist
@@ -85,10 +72,15 @@ def process_group(device: str) -> Iterator[tuple[int, int, int]]:
         torch.cuda.set_device(local_rank)
     variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
     if world_size == 1:
-        # Port 0 lets the store choose: no moment between finding a free port and taking it.
-        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        # A store that opens its own port listens on all interfaces, whatever its host name.
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(
+            "127.0.0.1", port, 1, is_master=True, master_listen_fd=listener.detach()
+        )
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with environment(loopback_collectives()):
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
         dist.init_process_group(backend)
     try:

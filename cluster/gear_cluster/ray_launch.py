@@ -4,12 +4,11 @@ Ctrl-C, and decides after each attempt whether and with how many workers trainin
 import logging
 import os
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gear_cluster.local_launch import Worker, environment
+from gear_cluster.local_launch import Worker
 from gear_cluster.ray_attempt import AttemptEnd, RayAttempt, RunPlan
 from gear_cluster.ray_cluster import ray_cluster
 from gear_cluster.ray_room import choose_sizes, wait_for_room
@@ -19,7 +18,9 @@ from gear_cluster.stop import StopSignals
 from gear_dist.config import RunConfig
 from gear_dist.errors import UserError
 from gear_dist.host import Outcome
+from gear_dist.private_folder import private_folder
 from gear_dist.run_folder import RunFolder, State
+from gear_dist.variables import environment
 
 STOP_GRACE_S = 600.0
 
@@ -61,7 +62,7 @@ def launch_ray(
         environment(train_variables(config)),
         StopSignals(_interrupt) as stop,
         ray_cluster(config, verbose),
-        tempfile.TemporaryDirectory(prefix="gear-train-") as scratch,
+        private_folder("gear-train-") as scratch,
     ):
         # Ray has taken SIGTERM for itself.
         stop.install()
@@ -69,7 +70,7 @@ def launch_ray(
             return _given_up(config, NOT_STARTED)
         if not verbose:
             logging.getLogger("ray").setLevel(logging.ERROR)
-        plan = RunPlan(config, worker, choose_sizes(config), verbose, scratch)
+        plan = RunPlan(config, worker, choose_sizes(config), verbose, str(scratch))
         _note_passing_folder(config)
         attempts = _Attempts(plan, stop, grace_s)
         try:

@@ -4,6 +4,7 @@ All three give the same bytes: a task depends on its job alone. Tasks that die w
 are run again; few are handed out at a time, so that a plan of any length costs little memory.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -20,6 +21,8 @@ from typing import Any
 from gear_data_prep.plan import PlannedShard
 from gear_data_prep.shards import ShardJob, ShardOutcome, run_job
 from gear_dist.errors import ConfigError, StorageError
+from gear_dist.private_ray import private_ray
+from gear_dist.redaction import redact_text
 
 POOL_ATTEMPTS = 3
 _TASKS_AHEAD = 2
@@ -109,10 +112,7 @@ def _run_on_ray(
 ) -> Iterator[ShardOutcome]:
     import ray
 
-    started = not ray.is_initialized()
-    if started:
-        _start_ray(ray, workers)
-    try:
+    with contextlib.nullcontext() if ray.is_initialized() else _ray_of(workers):
         task = _ray_task(ray)
         left = iter(shards)
 
@@ -127,9 +127,6 @@ def _run_on_ray(
             finished, running = ray.wait(running, num_returns=1)
             yield _result(ray, finished[0])
             running += start(1)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _ray_task(ray: Any) -> Any:
@@ -161,11 +158,22 @@ def _result(ray: Any, reference: Any) -> ShardOutcome:
         raise StorageError(f"Ray gave a shard task up: {line}") from None
 
 
-def _start_ray(ray: Any, workers: int) -> None:
+@contextlib.contextmanager
+def _ray_of(workers: int) -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names, else start a private one."""
     address = os.environ.get("RAY_ADDRESS")
-    options = {"address": address} if address else {"num_cpus": workers}
+    if not address:
+        with private_ray(workers):
+            yield
+        return
+    import ray
+
     try:
-        ray.init(include_dashboard=None if address else False, log_to_driver=False, **options)
+        ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"RAY_ADDRESS={address}: cannot connect: {line}") from None
+        raise ConfigError(f"RAY_ADDRESS={redact_text(address)}: cannot connect: {line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

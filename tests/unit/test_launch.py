@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gear_cluster.launch import launch
@@ -60,6 +61,9 @@ def test_local_worker_has_a_group_of_one_and_reports(
         assert (host.rank, host.world_size, host.local_rank) == (0, 1, 0)
         assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
         assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+        listening = [c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"]
+        assert int(os.environ["MASTER_PORT"]) in [port for _, port in listening]
+        assert {ip for ip, _ in listening} == {"127.0.0.1"}
         host.report(Progress(1, 2, "joint", {"l1": 0.5, "eta_s": 3.0}))
         return Outcome("done", 2)
 
