@@ -22,7 +22,7 @@ DROPOUTS = {
     "tokenizer__dropout": 0.1,
 }
 OFFLOAD_TOLERANCE = 1e-4
-"""Worst seen is 6e-6, at ZeRO-3; a gradient that is lost or taken twice shows as 1e-2 and more."""
+"""Worst seen is 3e-6, with AVX2; a gradient that is lost or taken twice shows as 1e-2 and more."""
 TOKENIZER = {"tokenizer__activation_checkpointing": True}
 GENERATOR = {"generator__activation_checkpointing": True}
 VARIANTS = [
@@ -103,7 +103,7 @@ def offloaded():
     # At AdamW's default eps of 1e-8 a gradient that is rounding noise moves its weight by the whole
     # learning rate, in the noise's direction. A larger eps keeps small gradients small.
     for stage in (1, 2, 3):
-        adamw = {"optimizer__name": "adamw", "optimizer__eps": 1e-3}
+        adamw = {"optimizer__name": "adamw", "optimizer__eps": 0.1}
         plain = changed(reference(stage), engine__accumulation=2, **adamw)
         configs += [plain, changed(plain, engine__optimizer_offload="cpu")]
     by_rank = run_workers(2, case.steps_each, 2, configs)

@@ -23,7 +23,7 @@ def test_top_k(top_k, codes):
 
 
 @pytest.mark.parametrize(
-    ("top_p", "codes"), [(0.01, [0]), (0.5, [0]), (0.6, [0, 2]), (1.0, [0, 1, 2, 3])]
+    ("top_p", "codes"), [(0.01, [0]), (0.45, [0]), (0.6, [0, 2]), (1.0, [0, 1, 2, 3])]
 )
 def test_top_p_is_the_smallest_set_that_reaches_p(top_p, codes):
     assert kept(filter_logits(LOGITS, 0, top_p)) == codes
