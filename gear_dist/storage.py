@@ -94,7 +94,8 @@ class Storage(Protocol):
         ...
 
     def tag(self, key: str) -> str:
-        """What changes whenever the object does, the store's entity tag; empty: there is none."""
+        """What changes whenever the object does: the store's entity tag, else the time of change
+        where that is some seconds past; empty: there is none."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

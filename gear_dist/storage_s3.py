@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import urlsplit
@@ -29,10 +30,25 @@ from gear_dist.s3_client import (
 from gear_dist.s3_upload import Target, full_checksum, put_bytes, upload_stream
 from gear_dist.storage import COPY_BYTES, MissingObjectError, ObjectInfo, atomic_file, check_key
 
+SETTLED_S = 2
+"""Seconds without a change after which the time of change tells an object from its successor."""
 _NO_CONDITIONS = {"NotImplemented", "501"}
 # Of an error whose body breaks off only the status is left.
 _MAYBE_NO_BUCKET = NO_BUCKET | {"404"}
 _TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+
+def _time_tag(answer: dict[str, Any]) -> str:
+    """The time of change in place of a tag, by the store's clock.
+
+    It is told in seconds: only of what has not changed for longer will a later change be seen.
+    """
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    changed = answer.get("LastModified")
+    if not told or changed is None:
+        return ""
+    settled = (parsedate_to_datetime(told) - changed).total_seconds() >= SETTLED_S
+    return f"changed {changed.isoformat()}" if settled else ""
 
 
 class S3Storage:
@@ -157,10 +173,14 @@ class S3Storage:
         return int(self._head(key)["ContentLength"])
 
     def known_checksum(self, key: str) -> str:
-        return full_checksum(self._head(key, ChecksumMode="ENABLED"))
+        answer = self._head(key, ChecksumMode="ENABLED")
+        # Stores that keep what the client claimed, without a look at the bytes, give no type.
+        return full_checksum(answer) if answer.get("ChecksumType") == "FULL_OBJECT" else ""
 
     def tag(self, key: str) -> str:
-        return str(self._head(key).get("ETag", ""))
+        answer = self._head(key)
+        tag = str(answer.get("ETag", "")).strip('"')
+        return tag or _time_tag(answer)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""

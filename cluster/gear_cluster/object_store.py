@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import write_file
 
 DEFAULT_FOLDER = Path(".gear/object_store")
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 3.0
@@ -71,7 +71,7 @@ def ensure_running(folder: Path = DEFAULT_FOLDER) -> StoreEndpoint:
     folder = Path(folder).absolute()
     with _locked(folder):
         store = _load_or_create(folder)
-        if _answers(store) or (_server_pid(folder) and _wait_for_answer(folder, store)):
+        if _answers(store) or _wait_for_answer(store, lambda: bool(_server_pid(folder))):
             return store
         _stop(folder)
         if not _port_is_free(_port(store)):
@@ -145,7 +145,8 @@ def _save(folder: Path, store: StoreEndpoint) -> StoreEndpoint:
 
 def _start(folder: Path, store: StoreEndpoint) -> None:
     command = [_rclone(), "serve", "s3", "--addr", f"127.0.0.1:{_port(store)}"]
-    command += ["--config", "", str(folder / "buckets")]
+    # Tags would be hashes, for which a listing reads every byte that lies there.
+    command += ["--config", "", "--etag-hash", "", str(folder / "buckets")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RCLONE_")}
     environment["RCLONE_AUTH_KEY"] = f'"{store.access_key},{store.secret_key}"'
     (folder / "buckets").mkdir(exist_ok=True)
@@ -159,21 +160,36 @@ def _start(folder: Path, store: StoreEndpoint) -> None:
             cwd=folder,
             start_new_session=True,
         )
-    write_file(folder / "server.pid", str(server.pid).encode())
-    if _wait_for_answer(folder, store):
-        # The server outlives this process on purpose; without this Python would warn.
-        server.returncode = 0
-        return
-    _stop(folder)
-    server.poll()
+    up = False
+    try:
+        write_file(folder / "server.pid", str(server.pid).encode())
+        up = _wait_for_answer(store, lambda: server.poll() is None)
+    finally:
+        # By its handle, not by the pid file: while it starts it has no command line to know it by.
+        if not up:
+            problem = _give_up(server, folder)
+    if not up:
+        raise StorageError(f"{folder}: the object store does not start: {problem}")
+    # The server outlives this process on purpose; without this Python would warn.
+    server.returncode = 0
+
+
+def _give_up(server: subprocess.Popen[bytes], folder: Path) -> str:
+    """End a server that does not come up, and say why."""
+    silent = server.poll() is None
+    if silent:
+        server.kill()
+        server.wait()
+    (folder / "server.pid").unlink(missing_ok=True)
     lines = (folder / "server.log").read_text(errors="replace").strip().splitlines() or ["no log"]
-    raise StorageError(f"{folder}: the object store does not start: {lines[-1]}")
+    after = f"no answer for {START_SECONDS:.0f} s, so it was ended; its last line: "
+    return (after if silent else "") + lines[-1]
 
 
-def _wait_for_answer(folder: Path, store: StoreEndpoint) -> bool:
-    """Wait while the folder's server lives; a busy machine may take seconds to start it."""
+def _wait_for_answer(store: StoreEndpoint, alive: Callable[[], bool]) -> bool:
+    """Wait while the server lives; a busy machine may take seconds to start it."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and _server_pid(folder):
+    while time.monotonic() < deadline and alive():
         if _answers(store):
             return True
         time.sleep(_POLL_SECONDS)
@@ -220,7 +236,7 @@ def _command_line(pid: int) -> str:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return ""
-        return words.replace(b"\0", b" ").decode(errors="replace")
+        return os.fsdecode(words.replace(b"\0", b" "))
     found = subprocess.run(
         ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

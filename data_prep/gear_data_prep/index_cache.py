@@ -1,8 +1,9 @@
 """Indexes of remote tars, kept between runs in the user's cache folder.
 
 Reading the headers of a remote tar amounts to reading most of it, so a run that is continued should
-not do it again. An index belongs to one version of one object, by the store's entity tag; without
-a tag, and for local files, nothing is kept.
+not do it again. An index belongs to one version of one object, by the store's entity tag, else by
+size and time of change; of what has just changed, and of local files, nothing is kept. Nothing is
+taken from a folder that others may write to.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ from typing import Any
 
 import xxhash
 
-from gear_data_prep.native import cache_folder
 from gear_data_prep.sources.files import SourceFile, is_remote
+from gear_dist.cache_folder import cache_folder, make_cache_folder
 from gear_dist.errors import StorageError
 from gear_dist.storage import write_file
 
@@ -40,11 +41,20 @@ def remember(file: SourceFile, what: str, make: Callable[[], Any]) -> Any:
     words = (str(_VERSION), file.storage.address, file.key, str(file.bytes), tag, what)
     name = hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()
     path = cache_folder() / "tar-index" / name
-    found = _load(path)
+    private = _is_private(path.parent)
+    found = _load(path) if private else None
     if found is None:
         found = make()
-        _save(path, found)
+        if private:
+            _save(path, found)
     return found
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        return not make_cache_folder(folder)
+    except StorageError:
+        return False  # a machine without room for it does the work again
 
 
 def _load(path: Path) -> Any:
@@ -63,10 +73,10 @@ def _load(path: Path) -> Any:
 def _save(path: Path, node: Any) -> None:
     body = zlib.compress(json.dumps(node, separators=(",", ":")).encode(), 1)
     try:
-        write_file(path, xxhash.xxh3_128_digest(body) + body)
+        write_file(path, xxhash.xxh3_128_digest(body) + body, 0o600)
         _prune(path.parent)
     except (StorageError, OSError):
-        return  # a machine without room for it does the work again
+        return
 
 
 def _prune(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Indexes of remote tars are read once, and never those of another object."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gear_data_prep import index_cache
 from gear_data_prep.sources import make_spec, open_source
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
+from gear_dist import storage_s3
 from gear_dist.storage import open_storage
 from gear_dist.storage_s3 import S3Storage
 from image_files import encode, tar_bytes
@@ -19,6 +21,12 @@ ROOT = "s3://gear-tests-index"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects count as unchanged for long, which the embedded store needs to be trusted."""
+    monkeypatch.setattr(storage_s3, "SETTLED_S", 0)
 
 
 @pytest.fixture
@@ -44,6 +52,7 @@ def listed(address: str, kind: str, block_samples: int = 4) -> Source:
     return open_source(make_spec(address, kind, options))
 
 
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("kind", ["webdataset", "imagenet"])
 def test_a_second_listing_reads_nothing(kind: str, reads: list[str]) -> None:
     address = f"{ROOT}/{kind}"
@@ -72,6 +81,7 @@ def test_a_second_listing_reads_nothing(kind: str, reads: list[str]) -> None:
     assert listed(address, kind).splits["train"].num_samples == 11
 
 
+@pytest.mark.usefixtures("settled")
 def test_damaged_indexes_are_made_again(reads: list[str], tmp_path: Path) -> None:
     storage = open_storage(f"{ROOT}/damaged")
     storage.write("0.tar", tar_bytes(images(0, 6)))
@@ -86,6 +96,7 @@ def test_damaged_indexes_are_made_again(reads: list[str], tmp_path: Path) -> Non
         assert reads
 
 
+@pytest.mark.usefixtures("settled")
 def test_the_oldest_indexes_make_room(
     reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +112,45 @@ def test_the_oldest_indexes_make_room(
     storage.write("4.tar", tar_bytes(images(4, 3)))
     listed(storage.address, "webdataset")
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_tar_that_was_replaced_by_one_of_the_same_size(reads: list[str]) -> None:
+    """The embedded store gives no tags, and tells the time of change in seconds."""
+    storage = open_storage(f"{ROOT}/replaced")
+    first, second = (
+        tar_bytes({f"{number}.jpg": bytes(size) for number, size in enumerate(sizes)})
+        for sizes in ((600, 100), (100, 600))
+    )
+    assert len(first) == len(second)
+    storage.write("0.tar", first)
+    before = listed(storage.address, "webdataset", 1).splits["train"].digest
+    storage.write("0.tar", second)
+    assert listed(storage.address, "webdataset", 1).splits["train"].digest != before
+
+
+def test_a_tag_of_time_waits_until_a_change_would_show(object_store: StoreEndpoint) -> None:
+    storage = open_storage(f"{ROOT}/time")
+    storage.write("k", b"1")
+    assert storage.tag("k") == ""
+    time.sleep(storage_s3.SETTLED_S + 1)
+    first = storage.tag("k")
+    assert first == storage.tag("k") != ""
+    storage.write("k", b"2")
+    assert storage.tag("k") == ""
+    time.sleep(storage_s3.SETTLED_S + 1)
+    assert storage.tag("k") not in ("", first)
+
+
+def test_indexes_in_a_folder_of_others_are_not_believed(
+    reads: list[str], tmp_path: Path, settled: None
+) -> None:
+    storage = open_storage(f"{ROOT}/open")
+    storage.write("0.tar", tar_bytes(images(0, 3)))
+    listed(storage.address, "webdataset")
+    (tmp_path / "cache").chmod(0o777)
+    reads.clear()
+    listed(storage.address, "webdataset")
+    assert reads
 
 
 def test_a_machine_without_a_cache_folder(

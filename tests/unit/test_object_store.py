@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gear_cluster import object_store, store_cli
@@ -139,6 +140,71 @@ def test_server_that_does_not_start(folder: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(StorageError, match="does not start"):
         object_store.ensure_running(folder)
     assert not (folder / "server.pid").exists()
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Of all rclone servers, also those that no pid file names."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder / "buckets") in (process.info["cmdline"] or ())
+    ]
+
+
+def test_a_server_that_does_not_answer_in_time_is_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "START_SECONDS", 0.3)
+    monkeypatch.setattr(object_store, "_answers", lambda *_: False)
+    with pytest.raises(StorageError, match="does not start"):
+        object_store.ensure_running(folder)
+    assert not processes_of(folder)
+    assert not (folder / "server.pid").exists()
+    monkeypatch.undo()
+    object_store.ensure_running(folder)
+    assert len(processes_of(folder)) == 1
+
+
+def test_ctrl_c_while_it_starts_leaves_no_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(object_store, "_wait_for_answer", interrupt)
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        object_store._start(folder, object_store._load_or_create(folder))
+    assert not processes_of(folder)
+
+
+def test_a_server_without_a_command_line_yet_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is for a moment while the kernel loads a program."""
+    monkeypatch.setattr(object_store, "_command_line", lambda *_: "")
+    object_store.ensure_running(folder)
+    monkeypatch.undo()
+    assert object_store.status(folder).state == "running"
+    assert [object_store.status(folder).pid] == processes_of(folder)
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/st\xe9"))
+    try:
+        object_store.ensure_running(folder)
+        assert object_store.status(folder).pid
+    finally:
+        assert object_store.stop(folder)
+
+
+def test_a_listing_reads_no_contents(folder: Path) -> None:
+    """Tags that are hashes would take minutes for a corpus, after every start."""
+    client = client_of(object_store.ensure_running(folder))
+    client.create_bucket(Bucket="bucket")
+    client.put_object(Bucket="bucket", Key="k", Body=b"1")
+    (found,) = client.list_objects_v2(Bucket="bucket")["Contents"]
+    assert found["ETag"].strip('"') == ""
 
 
 def test_damaged_credentials(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """s3:// storage against a real server, and its errors in terms of the settings to mend."""
 
+import base64
 import http.server
 import pickle
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 from gear_cluster.object_store import StoreEndpoint
 from gear_dist import s3_upload
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage import ObjectInfo, Storage, open_storage
+from gear_dist.storage import ObjectInfo, Storage, checksum_of, open_storage
 from gear_dist.storage_s3 import S3Storage
 
 pytestmark = pytest.mark.usefixtures("object_store")
@@ -276,3 +277,15 @@ def test_a_folder_goes_whole(storage: Storage) -> None:
     storage.delete_folder("a")
     storage.delete_folder("absent")
     assert [item.key for item in storage.list()] == ["ab/3"]
+
+
+def test_a_checksum_that_the_store_only_repeats_is_not_believed(storage: Storage) -> None:
+    """The embedded store answers with what the client claimed, whatever the bytes are."""
+    assert isinstance(storage, S3Storage)
+    storage.write("right", b"bytes")
+    name = {"Bucket": storage.bucket, "Key": f"{storage.prefix}/k"}
+    claimed = base64.b64encode(bytes(8)).decode()
+    storage.client.put_object(**name, Body=b"bytes", ChecksumCRC64NVME=claimed)
+    answer = storage.client.head_object(**name, ChecksumMode="ENABLED")
+    assert answer["ChecksumCRC64NVME"] == claimed
+    assert checksum_of(storage, "k") == checksum_of(storage, "right") != "0" * 16
