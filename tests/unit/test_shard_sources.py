@@ -1,6 +1,8 @@
 """Every kind of source: what arrives in the shards, splits, classes, captions, and refusals."""
 
 import json
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 import webdataset
 
 from gear_data_prep.__main__ import main as data_prep
-from gear_data_prep.sources import make_spec, open_source
+from gear_data_prep.sources import make_spec, open_source, parquet_rows
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
 from gear_dist.data.manifest import load_manifest, load_samples
@@ -343,3 +345,60 @@ def test_damaged_parquet_is_refused_or_read(tmp_path: Path) -> None:
         except (DataError, ConfigError):
             refused += 1
     assert refused > 10
+
+
+def test_runs_within_a_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that do not begin at a batch's beginning, of one row group that is cut into runs."""
+    write_parquet(tmp_path / "x.parquet", 150, row_group=150)
+    size = pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0).total_byte_size
+    monkeypatch.setattr(parquet_rows, "MAX_RUN_BYTES", size // 7)
+    source = open_kind(tmp_path / "x.parquet", validation_share=0.0)
+    units = source.splits["train"].units
+    assert len(units) >= 7
+    rows = [raw for unit in units for raw in source.reader.read(unit)]
+    assert [raw.image for raw in rows] == [encode(k) for k in range(150)]
+    assert [raw.name for raw in rows] == [f"x.parquet:{k}" for k in range(150)]
+    assert [raw.image for raw in source.reader.read(units[5])] == [
+        encode(k) for k in range(units[5].first, units[5].first + units[5].num_samples)
+    ]
+
+
+@pytest.mark.slow(reason="writes and reads a file of 2.2 GiB")
+def test_a_row_group_of_more_than_2_gib(tmp_path: Path) -> None:
+    """What `pq.write_table` makes of many pictures by default; read in a fraction of its size."""
+    noise = np.random.default_rng(0).integers(0, 256, (1 << 20) + 100, np.uint8).tobytes()
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.int64()),
+        ]
+    )
+    rows = [
+        {"image": {"bytes": noise[k : k + (1 << 20)], "path": f"{k}.jpg"}, "label": k}
+        for k in range(100)
+    ]
+    part = pa.Table.from_pylist(rows, schema)
+    options = {"compression": "none", "use_dictionary": False}
+    pq.write_table(pa.concat_tables([part] * 22), tmp_path / "x.parquet", **options)
+    del part, rows
+    metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata
+    assert (metadata.num_row_groups, metadata.row_group(0).total_byte_size > 2**31) == (1, True)
+    code = (
+        "import resource, sys\n"
+        "from gear_data_prep.sources import make_spec, open_source\n"
+        "from gear_data_prep.sources.files import SourceOptions\n"
+        "options = SourceOptions(validation_share=0)\n"
+        "source = open_source(make_spec(sys.argv[1], 'parquet', options))\n"
+        "units = list(source.splits['train'].units)\n"
+        "assert sum(unit.num_samples for unit in units) == 2200, units\n"
+        "for unit in (units[0], units[-1]):\n"
+        "    found = source.reader.read(unit)\n"
+        "    labels = [raw.class_index for raw in found]\n"
+        "    assert labels == [(unit.first + i) % 100 for i in range(len(found))], labels\n"
+        "    assert all(len(raw.image) == 1 << 20 for raw in found)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.parquet")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "x.parquet").unlink()
+    assert int(run.stdout) < 1 << 30
