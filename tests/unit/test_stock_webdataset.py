@@ -73,7 +73,7 @@ def test_faults_on_the_way_are_retried(
         for _ in range(2):
             found = read(f"{sample_shards.s3}/train", endpoint)
             assert len(found) == 192
-    assert sum(proxy.done[fault] for fault in FAULTS) > 5
+    assert sum(proxy.done[fault] for fault in FAULTS) > 0
 
 
 def test_what_cannot_be_opened(sample_shards: SampleShards, object_store: StoreEndpoint) -> None:
