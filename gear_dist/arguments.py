@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gear_dist.errors import ConfigError
 from gear_dist.paths import local_path
@@ -25,6 +25,12 @@ _ARGUMENT = re.compile(r"^argument ([^:]+): ")
 
 class OneLineParser(argparse.ArgumentParser):
     """Ends with a ConfigError instead of a page of usage; its subcommands do as well."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse drops `--` also where it is an option's value, and gives an empty list for it.
+        if action.option_strings and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "expected a value")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse has to say.

@@ -7,7 +7,10 @@ its bases, then overrides.
 
 import dataclasses
 import difflib
+import math
+import os
 import typing
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,13 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.errors import ConfigError
+from gear_dist.paths import local_path
 from gear_dist.redaction import refuse_user
 
 FilePath = str | Path
+MAX_WHOLE_SETTING = 2**63 - 1
+# ValueError: bytes that are no text, and numbers of thousands of digits.
+_UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError)
 ANY_NAME = "NAME"
 """Stands for the names of sections that a user chooses."""
 
@@ -76,20 +83,28 @@ def _check_keys(node: dict[str, Any], where: str) -> None:
 
 
 def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    path = local_path(path)
     if path in seen:
         raise ConfigError(f"{path}: base files form a circle")
     try:
         node: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, *_UNREADABLE) as error:
         raise ConfigError(f"{path}: not readable YAML: {_first_line(error)}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: expected sections such as `data:`, found {type(node).__name__}")
     bases = node.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    parents = [_read_file((path.parent / base).resolve(), (*seen, path)) for base in bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base={bases!r} must be a file or a list of files")
+    parents = [_read_file(_real(path.parent / base), (*seen, path)) for base in bases]
     return [*(layer for parent in parents for layer in parent), (str(path), node)]
+
+
+def _real(path: Path) -> Path:
+    """The file behind links; Path.resolve raises where they form a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _read_overrides(overrides: list[str]) -> dict[str, Any]:
@@ -97,6 +112,10 @@ def _read_overrides(overrides: list[str]) -> dict[str, Any]:
         name, equals, _ = item.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"{item!r}: an override is key=value, such as data.image_size=64")
+        try:
+            OmegaConf.from_dotlist([item])
+        except _UNREADABLE as error:
+            raise ConfigError(f"{item}: its value is not readable: {_first_line(error)}") from None
     return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(overrides)))
 
 
@@ -107,23 +126,59 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
     """
     stages: dict[str, Any] = {}
     for _, node in layers:
-        stages |= node.get("stages") or {}
+        found = node.get("stages")
+        stages |= found if isinstance(found, dict) else {}
+    # Values of a wrong type are told when all is merged.
     start = stages.get("start_from")
-    files = [Path(start) / name for name in ("config.json", "config.yaml")] if start else []
-    taken = [n for n in stages.get("start_networks", START_NETWORKS) if n in START_NETWORKS]
+    start = local_path(start, "stages.start_from") if start and isinstance(start, str) else None
+    networks = stages.get("start_networks", START_NETWORKS)
+    networks = networks if isinstance(networks, list | tuple) else ()
+    files = [start / name for name in ("config.json", "config.yaml")] if start else []
+    taken = [name for name in networks if name in START_NETWORKS]
     for file in files:
         if file.is_file():
-            [(_, node)] = _read_file(file)
+            _, node = _read_file(file)[-1]
             sections = {}
             for section, names in map(architecture_settings, taken):
-                found = node.get(section) or {}
-                sections[section] = {name: found[name] for name in names if name in found}
+                found = node.get(section)
+                known = found if isinstance(found, dict) else {}
+                sections[section] = {name: known[name] for name in names if name in known}
             return [(str(file), sections)]
     return []
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # The first line of a YAML error says what was being read, not what is wrong.
+    text = str(getattr(error, "problem", None) or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Refuse what fits a setting's type and no run: ConfigError."""
+    if isinstance(value, list):
+        for item in value:
+            _check_value(key, item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be finite")
+    elif isinstance(value, int) and abs(value) > MAX_WHOLE_SETTING:
+        raise ConfigError(f"{key}={value} has more than 64 bits")
+    elif isinstance(value, str):
+        _check_text(key, value)
+
+
+def _check_text(key: str, text: str) -> None:
+    refuse_user(key, text)
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ConfigError(f"{key}={text!r} holds control characters, or bytes that are no UTF-8")
+
+
+def _resolve(config: DictConfig) -> Any:
+    """Plain values, with `${section.name}` replaced by the setting that it names."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{key}: {_first_line(error)}") from None
 
 
 def _build(schema: type, node: Any, prefix: str = "") -> Any:
@@ -139,8 +194,7 @@ def _build(schema: type, node: Any, prefix: str = "") -> Any:
         elif dataclasses.is_dataclass(kind):
             values[item.name] = _build(typing.cast(type, kind), value, f"{key}.")
         else:
-            for text in value if isinstance(value, list) else [value]:
-                refuse_user(key, str(text))
+            _check_value(key, value)
             values[item.name] = tuple(value) if isinstance(value, list) else value
     return schema(**values)
 
@@ -161,7 +215,7 @@ def _read_files(files: FilePath | Sequence[FilePath]) -> list[tuple[str, dict[st
     layers: dict[Path, tuple[str, dict[str, Any]]] = {}
     for file in [files] if isinstance(files, FilePath) else files:
         for where, node in _read_file(Path(file)):
-            layers.setdefault(Path(where).resolve(), (where, node))
+            layers.setdefault(_real(Path(where)), (where, node))
     return list(layers.values())
 
 
@@ -178,7 +232,7 @@ def load_config(
     config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
     for where, node in [*_architecture_there(layers), *layers]:
         config = _merge(config, where, node)
-    return _build(RunConfig, OmegaConf.to_container(config, resolve=True))
+    return _build(RunConfig, _resolve(config))
 
 
 def config_from_dict(node: dict[str, Any]) -> RunConfig:
@@ -189,7 +243,7 @@ def config_from_dict(node: dict[str, Any]) -> RunConfig:
     """
     config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
     merged = _merge(config, "the saved configuration", node)
-    return _build(RunConfig, OmegaConf.to_container(merged, resolve=True))
+    return _build(RunConfig, _resolve(merged))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -35,11 +35,11 @@ def add_commands(subparsers: Any) -> None:
     )
     for name, option, meaning in rates:
         parser.add_argument(
-            option, dest=name, type=number(above=True), metavar="RATE", help=meaning
+            option, dest=name, type=number(high=1e9, above=True), metavar="RATE", help=meaning
         )
     parser.add_argument(
         "--image-kb",
-        type=number(above=True),
+        type=number(high=1e9, above=True),
         default=115.44,
         help="mean size of an encoded image, kB (default: ImageNet's 115.44)",
     )
