@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.config_files import load_config, to_dict
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.paths import local_path
 from gear_dist.run_folder import RunFolder, to_json
-from gear_dist.storage import write_file
+from gear_dist.storage import make_folder, write_file
 
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
@@ -42,7 +43,7 @@ def open_model(path: str | Path) -> ModelFolder:
     Raises:
         DataError: it is neither. ConfigError: its configuration does not fit this version.
     """
-    path = Path(path)
+    path = local_path(path)
     if (path / CONFIG_NAME).is_file():
         return ModelFolder(path, load_config(path / CONFIG_NAME), _weights(path))
     if path.is_dir() and not (path / "config.yaml").is_file():
@@ -78,11 +79,11 @@ def create_model_folder(path: Path) -> None:
     """Make the folder of a new model.
 
     Raises:
-        ConfigError: it holds something already.
+        ConfigError: it holds something already. StorageError: it cannot be made.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"--out {path} exists and is not empty: name another folder")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
 
 
 def write_model_config(path: Path, config: RunConfig, networks: Mapping[str, Any]) -> None:

@@ -30,3 +30,15 @@ def local_path(text: str | Path, what: str = "") -> Path:
         if error.errno == errno.ENAMETOOLONG:
             raise ConfigError(f"{named}{name!r} is longer than a path may be") from None
     return Path(text)
+
+
+def expand_user(path: Path) -> Path:
+    """A path with `~` and `~name` replaced.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no user {path.parts[0][1:]} here") from None

@@ -22,6 +22,8 @@ import yaml
 from gear_dist.config import RunConfig, TeacherConfig
 from gear_dist.config_files import config_yaml, load_config, to_dict
 from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.json_files import build_record, parse_json
+from gear_dist.paths import local_path
 from gear_dist.storage import FileStorage, write_file
 
 State = Literal["running", "restarting", "done", "interrupted", "failed"]
@@ -104,7 +106,7 @@ class RunFolder:
         Raises:
             DataError: there is no run folder at `path`.
         """
-        folder = cls(path)
+        folder = cls(local_path(path))
         if not folder.path.is_dir():
             raise DataError(f"{folder.path}: no such run folder")
         if not folder.config_path.is_file():
@@ -214,7 +216,14 @@ class RunFolder:
         """Read status.json; None where the run has not started."""
         node = _read_json(self.status_path)
         known = {key: value for key, value in (node or {}).items() if key in Status._fields}
-        return Status(**known) if {"state", "step", "total_steps"} <= set(known) else None
+        if not {"state", "step", "total_steps"} <= set(known):
+            return None
+        try:
+            return build_record(Status, known)
+        except ValueError as error:
+            raise DataError(
+                f"{self.status_path}: damaged: {error}; remove it, the run writes another"
+            ) from None
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl, visible to readers when this returns.
@@ -395,7 +404,7 @@ def _write_json(path: Path, node: Mapping[str, Any]) -> None:
 
 def _parse(line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:
         return None
 

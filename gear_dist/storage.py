@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from gear_dist.checksums import Crc64
 from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.paths import expand_user, local_path
 
 COPY_BYTES = 1 << 20
 _WINDOW_BYTES = 8 << 20
@@ -129,11 +130,11 @@ def open_storage(address: str, endpoint: str = "") -> Storage:
     if not address:
         raise ConfigError("the address of a corpus is empty: use s3://BUCKET/PREFIX or a path")
     if not separator:
-        return FileStorage(Path(address))
+        return FileStorage(local_path(address))
     if scheme == "file":
         if not rest.startswith("/"):
             raise ConfigError(f"{address}: use file:///ABSOLUTE/FOLDER, with three slashes")
-        return FileStorage(Path(unquote(urlsplit(address).path)))
+        return FileStorage(local_path(unquote(urlsplit(address).path)))
     if scheme == "s3":
         from gear_dist.storage_s3 import S3Storage
 
@@ -223,17 +224,38 @@ def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a local folder with its parents; no error where it is there.
+
+    Raises:
+        StorageError: the disk refuses, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse_write(path, error)
+
+
 def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Publish a local file atomically; see `atomic_file`."""
     with atomic_file(path, mode) as stream:
         stream.write(data)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Publish a page for people as UTF-8; names in it that are no text are escaped.
+
+    Raises:
+        StorageError: see `atomic_file`.
+    """
+    write_file(path, text.encode(errors="backslashreplace"))
+
+
 class FileStorage:
     """A folder with the semantics of an object store."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root.expanduser()))
+        self.root = Path(os.path.abspath(expand_user(root)))
         self.address = self.root.as_uri()
 
     def _path(self, key: str) -> Path:
@@ -307,7 +329,9 @@ class FileStorage:
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not name.endswith(_TEMPORARY_SUFFIX):
-                    found.append(ObjectInfo(key, path.stat().st_size))
+                    # Removed since, or a link to nothing.
+                    with contextlib.suppress(MissingObjectError):
+                        found.append(ObjectInfo(key, self.size(key)))
         yield from sorted(found)
 
     def delete(self, key: str) -> None:

@@ -113,12 +113,12 @@ def _repair(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from gear_data_prep.stats import as_table, measure_corpus
     from gear_data_prep.stats_page import render_page
-    from gear_dist.storage import open_storage, write_file
+    from gear_dist.storage import open_storage, write_text
 
     storage = open_storage(args.corpus, args.endpoint)
     stats = measure_corpus(storage, _other_split(args))
     if args.html:
-        write_file(args.html, render_page(storage, stats).encode())
+        write_text(args.html, render_page(storage, stats))
     print(json.dumps(stats._asdict(), indent=1) if args.json else as_table(stats))
     return 0
 

@@ -60,7 +60,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     """
     from gear_dist.convergence.page import draw_curves, draw_reached, draw_table
     from gear_dist.convergence.study import Study, run_study
-    from gear_dist.storage import write_file
+    from gear_dist.storage import write_text
 
     study = Study(
         folder=args.out,
@@ -80,6 +80,6 @@ def run_reproduce(args: argparse.Namespace) -> int:
         (args.out / "convergence.md", table),
         (args.out / "convergence.svg", draw_curves(points)),
     ):
-        write_file(path, text.encode())
+        write_text(path, text)
         print(path, flush=True)
     return 0

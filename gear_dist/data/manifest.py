@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from gear_dist.errors import DataError
+from gear_dist.json_files import build_record, parse_json
 from gear_dist.storage import MissingObjectError, Storage
 
 SCHEMA_VERSION = 2
@@ -186,7 +187,7 @@ def _own_checksum(node: dict[str, Any]) -> str:
 
 def _is_whole(data: bytes) -> bool:
     """Whether dataset.json is, byte for byte, what `dump_facts` wrote."""
-    node = json.loads(data)
+    node = parse_json(data)
     digest = node.pop("xxh3", None)
     return digest == _own_checksum(node) and data == _dump_json({**node, "xxh3": digest})
 
@@ -205,12 +206,12 @@ def _read_facts(storage: Storage) -> bytes:
 
 def _parse_facts(storage: Storage, data: bytes) -> DatasetFacts:
     try:
-        node = json.loads(data)
+        node = parse_json(data)
         node.pop("xxh3", None)
         version = node["schema_version"]
         if version != SCHEMA_VERSION:
             _damaged(storage, DATASET_KEY, f"schema version {version}, this is {SCHEMA_VERSION}")
-        return DatasetFacts(**{**node, "classes": tuple(node["classes"])})
+        return build_record(DatasetFacts, node)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         _damaged(storage, DATASET_KEY, f"{type(error).__name__} {error}")
 
@@ -225,6 +226,8 @@ def _load_table(storage: Storage, facts: DatasetFacts, key: str, schema: pa.Sche
         _damaged(storage, key, str(error).splitlines()[0])
     if table.schema != schema:
         _damaged(storage, key, "its columns are not those of this version")
+    if any(column.null_count for column in table.columns):
+        _damaged(storage, key, "it has empty cells")
     return table
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gear_dist.data.manifest import ShardInfo
+from gear_dist.paths import expand_user
 from gear_dist.storage import FileStorage, MissingObjectError
 
 
@@ -22,7 +23,7 @@ class ShardCache:
         Raises:
             StorageError: the folder cannot be written.
         """
-        self._folder = folder.expanduser().absolute()
+        self._folder = expand_user(folder).absolute()
         self._limit_bytes = limit_bytes
         self._files = FileStorage(self._folder)
         self._files.create(".lock", b"")  # never another file, whose lock would be another lock

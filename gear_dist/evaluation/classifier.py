@@ -21,6 +21,8 @@ from gear_dist.data.labelled import (
     LoadSettings,
     load_labelled,
 )
+from gear_dist.json_files import build_record
+from gear_dist.storage import FileStorage, make_folder
 from gear_dist.supervised import (
     FitSettings,
     accuracies,
@@ -183,13 +185,10 @@ def prepare_judge(
         return None
     recipe = ClassifierRecipe(data.image_size, train.plan_hash, held_out.plan_hash, steps)
     path = cache / f"classifier-{_digest(recipe)}.safetensors"
-    found = load_classifier(path)
-    if found and recipe.facts().items() <= found[0].items():
-        facts, weights = found
-        net = ResidualNet(facts["judge"]["num_classes"])
-        net.load_state_dict(weights)
+    make_folder(cache)  # before the training, not after it
+    if kept := _load_judge(path, recipe, device):
         report(f"classifier: {path} kept")
-        return Judge(net, JudgeFacts(**facts["judge"]), device)
+        return kept
     settings = _load_settings(data, augment_below=2048)
     training = load_labelled(data.train, settings, endpoint=data.endpoint)
     net, judge = train_judge(
@@ -200,9 +199,23 @@ def prepare_judge(
         seconds=seconds,
         report=report,
     )
-    path.unlink(missing_ok=True)  # a damaged one: the cache is nobody's work
+    FileStorage(cache).delete(path.name)  # a damaged one: the cache is nobody's work
     save_classifier(path, net, {**recipe.facts(), "judge": judge._asdict()})
     return Judge(net, judge, device)
+
+
+def _load_judge(path: Path, recipe: ClassifierRecipe, device: torch.device | str) -> Judge | None:
+    """The judge of a file; None: there is none, it is another recipe's, or damaged."""
+    found = load_classifier(path)
+    if not found or not recipe.facts().items() <= found[0].items():
+        return None
+    try:
+        facts = build_record(JudgeFacts, found[0].get("judge"))
+        net = ResidualNet(facts.num_classes)
+        net.load_state_dict(found[1])
+    except (ValueError, RuntimeError):
+        return None
+    return Judge(net, facts, device)
 
 
 def train_judge(

@@ -1,11 +1,11 @@
 """`gear-dist import` and `gear-dist export`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from gear_dist.arguments import path_argument
 from gear_dist.checkpoints.layout import MANIFEST
+from gear_dist.paths import local_path
 
 
 def add_commands(subparsers: Any) -> None:
@@ -100,4 +100,4 @@ def run_export(args: argparse.Namespace) -> int:
 
 def is_checkpoint(address: str) -> bool:
     """Whether an address names a checkpoint rather than a run or model folder."""
-    return "://" in address or (Path(address) / MANIFEST).is_file()
+    return "://" in address or (local_path(address) / MANIFEST).is_file()

@@ -15,7 +15,7 @@ from gear_dist.model_folder import (
     write_model_config,
 )
 from gear_dist.run_folder import RunFolder
-from gear_dist.storage import atomic_file, write_file
+from gear_dist.storage import atomic_file, write_text
 from gear_dist.weights import check_fit, read_weights, write_weights
 
 Layout = Literal["gear", "public"]
@@ -65,7 +65,7 @@ def export_model(model: ModelFolder, out: Path, layout: Layout = "gear") -> list
         data=folder.read_environment().get("data", {}),
         evaluation=folder.read_evaluation(),
     )
-    write_file(out / CARD_NAME, card.encode())
+    write_text(out / CARD_NAME, card)
     write_model_config(out, model.config, files)
     return written
 

@@ -15,7 +15,7 @@ from gear_dist.interop.model_card import Provenance, import_card
 from gear_dist.interop.recognise import Copy, Dropped, Found, recognise
 from gear_dist.model_folder import CARD_NAME, create_model_folder, write_model_config
 from gear_dist.run_folder import to_json
-from gear_dist.storage import write_file
+from gear_dist.storage import write_file, write_text
 from gear_dist.weights import check_fit, write_weights
 
 REPORT_NAME = "import.json"
@@ -90,7 +90,7 @@ def import_checkpoints(
     report = ImportReport(used, dropped, missing)
     write_file(out / REPORT_NAME, (to_json(report.to_json(), indent=2) + "\n").encode())
     origins = [Provenance(item.network, item.source, item.key) for item in used]
-    write_file(out / CARD_NAME, import_card(out.name, config, origins, report.lines()).encode())
+    write_text(out / CARD_NAME, import_card(out.name, config, origins, report.lines()))
     write_model_config(out, config, found)
     return report
 

@@ -17,7 +17,7 @@ from gear_dist.report.sections import (
     draw_settings,
 )
 from gear_dist.run_folder import Grid, RunFolder, Status, flatten
-from gear_dist.storage import write_file
+from gear_dist.storage import write_text
 
 
 class RunRecord(NamedTuple):
@@ -44,7 +44,7 @@ def write_report(folder: RunFolder) -> Path:
         DataError: a file of the run folder is not what it should be.
         StorageError: the disk refuses.
     """
-    write_file(folder.report_path, render_report(read_record(folder)).encode())
+    write_text(folder.report_path, render_report(read_record(folder)))
     return folder.report_path
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gear_dist.config import TeacherConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
+from gear_dist.paths import expand_user, local_path
 from gear_dist.supervised import FitSettings, accuracies, fit, load_classifier, save_classifier
 from gear_dist.teachers.base import Teacher
 
@@ -203,20 +204,26 @@ def _load_net(path: str, *, image_size: int, grid_size: int, setting: str) -> Co
         f"--grid-size {grid_size}`"
     )
     num_halvings(image_size, grid_size)
-    found = load_classifier(Path(path).expanduser())
+    found = load_classifier(expand_user(local_path(path, f"{setting}.path")))
     if found is None:
         raise ConfigError(f"{setting}.path={path}: no such file, or not a teacher's; {fix}")
     facts, weights = found
     if facts.get("kind") != KIND:
         raise ConfigError(f"{setting}.path={path} holds {facts.get('kind')!r}; {fix}")
-    sizes = (facts["image_size"], facts["grid_size"])
+    sizes = (facts.get("image_size"), facts.get("grid_size"))
     if sizes != (image_size, grid_size):
         raise ConfigError(
             f"{setting}.path={path} was trained for {sizes[0]}-pixel images and a grid of "
             f"{sizes[1]}, this run has {image_size} and {grid_size}; {fix}"
         )
-    net = ConvNet(image_size=image_size, grid_size=grid_size, head_sizes=facts["head_sizes"])
-    net.load_state_dict(weights)
+    try:
+        net = ConvNet(image_size=image_size, grid_size=grid_size, head_sizes=facts["head_sizes"])
+        net.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        # Its metadata and tensors are not those that `gear-dist teacher` writes.
+        raise ConfigError(
+            f"{setting}.path={path}: damaged ({type(error).__name__}); {fix}"
+        ) from None
     return net
 
 

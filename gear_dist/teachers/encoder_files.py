@@ -6,7 +6,6 @@ HF_TOKEN. It fills in at random what a file lacks, and only warns; here that is 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 
 from gear_dist.config import TeacherConfig
 from gear_dist.errors import ConfigError
+from gear_dist.paths import expand_user, local_path
 from gear_dist.teachers import TEACHERS, teacher_class
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _check_sizes(
 
 def _source(config: TeacherConfig, setting: str) -> str:
     """A local folder, or a hub name as it is given."""
-    path = Path(config.path).expanduser()
+    path = expand_user(local_path(config.path, "teacher.path"))
     if config.path and path.is_dir():
         return str(path)
     if not config.path or config.path.startswith((".", "/", "~")) or path.exists():

@@ -1,12 +1,12 @@
 """What can be sharded: a source a file; `open_source` finds the one that an address needs."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import Place, SourceOptions, open_root
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.paths import expand_user, local_path
 from gear_dist.storage import FileStorage, Storage
 
 Opener = Callable[[Place, SourceOptions], Source]
@@ -84,7 +84,7 @@ def make_spec(address: str, kind: str, options: SourceOptions, endpoint: str = "
     if kind not in KINDS:
         raise ConfigError(f"--kind {kind}: use auto, {', '.join(KINDS)}")
     if "://" not in address:
-        address = Path(address).expanduser().absolute().as_uri()
+        address = expand_user(local_path(address)).absolute().as_uri()
     return SourceSpec(address, kind, options, endpoint)
 
 
