@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gear_dist.colour import Colour, parse_colour
 from gear_dist.errors import ConfigError
 from gear_dist.paths import local_path
 
@@ -86,6 +87,14 @@ def number(
         return value
 
     return parse
+
+
+def colour_argument(text: str) -> Colour:
+    """An argument that is a colour."""
+    try:
+        return parse_colour(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def path_argument(text: str) -> Path:

@@ -5,7 +5,15 @@ import json
 import os
 from typing import Any
 
-from gear_dist.arguments import MAX_GRID_IMAGES, MAX_SEED, MAX_THREADS, path_argument, whole
+from gear_dist.arguments import (
+    MAX_GRID_IMAGES,
+    MAX_SEED,
+    MAX_THREADS,
+    colour_argument,
+    path_argument,
+    whole,
+)
+from gear_dist.colour import WHITE
 from gear_dist.errors import DataError
 
 
@@ -35,6 +43,13 @@ def add_corpus_commands(subparsers: Any) -> None:
         ("--seed", whole(0, MAX_SEED), 0, "seed of the choice"),
     ):
         preview.add_argument(name, type=kind, default=default, metavar="N", help=text)
+    preview.add_argument(
+        "--background",
+        type=colour_argument,
+        default=WHITE,
+        metavar="COLOUR",
+        help="what shows through transparent pixels: a name, #rrggbb or r,g,b (default: white)",
+    )
 
 
 def _add(subparsers: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -141,7 +156,9 @@ def _preview(args: argparse.Namespace) -> int:
     from gear_dist.storage import atomic_file, open_storage
 
     storage = open_storage(args.corpus, args.endpoint)
-    sheet = contact_sheet(storage, args.count, side=args.side, seed=args.seed)
+    sheet = contact_sheet(
+        storage, args.count, side=args.side, seed=args.seed, background=args.background
+    )
     with atomic_file(args.out) as stream:
         sheet.save(stream, format="PNG", optimize=True)
     node = {"out": str(args.out), "width": sheet.width, "height": sheet.height}

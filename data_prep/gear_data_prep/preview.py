@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from gear_dist.colour import WHITE, Colour
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.data.manifest import iterate_samples, load_manifest
 from gear_dist.errors import DataError
@@ -14,7 +15,13 @@ _MAX_PIXELS = 1 << 28
 
 
 def contact_sheet(
-    storage: Storage, count: int, *, side: int = 128, seed: int = 0, columns: int = 8
+    storage: Storage,
+    count: int,
+    *,
+    side: int = 128,
+    seed: int = 0,
+    columns: int = 8,
+    background: Colour = WHITE,
 ) -> Image.Image:
     """Centre crops of some images, each with its class (or key) under it.
 
@@ -24,6 +31,7 @@ def contact_sheet(
         side: pixels of each.
         seed: of the choice.
         columns: images a row.
+        background: what shows through transparent pixels.
 
     Raises:
         DataError: no corpus there, or an image that cannot be read.
@@ -37,7 +45,7 @@ def contact_sheet(
         info = shards[row["shard"]]
         data = storage.read_range(info.key, row["offset"], row["bytes"])
         try:
-            image = resize_short_side(decode_image(data, _MAX_PIXELS), side)
+            image = resize_short_side(decode_image(data, _MAX_PIXELS, background), side)
         except BadImageError as error:
             raise DataError(f"{storage.address}/{info.key}: {row['key']}: {error}") from None
         images.append(np.asarray(crop(image, side)))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
-from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, whole
-from gear_dist.colour import hex_colour, parse_colour
+from gear_dist.arguments import MAX_SEED, MAX_THREADS, colour_argument, number, whole
+from gear_dist.colour import WHITE, hex_colour
 from gear_dist.errors import ConfigError
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -126,7 +126,8 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--background",
-        default="white",
+        type=colour_argument,
+        default=WHITE,
         metavar="COLOUR",
         help="what shows through transparent pixels where pixels are encoded anew: a name, #rrggbb "
         "or r,g,b (default: white); images that are copied get the loader's data.background",
@@ -344,7 +345,7 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
         parse_bytes("--max-bytes", args.max_bytes),
         parse_policies(args.policy),
         read_codes,
-        _background(args.background),
+        hex_colour(args.background),
     )
     resize = ResizeSettings(
         args.short_side, args.filter, args.quality, args.subsampling, args.keep_original
@@ -352,13 +353,6 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
     shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
     plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
     return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
-
-
-def _background(text: str) -> str:
-    try:
-        return hex_colour(parse_colour(text))
-    except ValueError as error:
-        raise ConfigError(f"--background {text}: {error}") from None
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -147,16 +147,17 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def jpeg_orientation(data: bytes) -> int:
     """The EXIF orientation in a JPEG's header, 1 to 8; 1, upright, where none is known."""
-    position = 2
+    position, last = 2, len(data) - 4
     for _ in range(_MAX_SEGMENTS):
-        marker, length = data[position : position + 2], data[position + 2 : position + 4]
-        if len(length) < 2 or marker[0] != 0xFF or marker[1] == 0xDA:
+        if position > last or data[position] != 0xFF:
             return 1
-        size = int.from_bytes(length, "big")
-        body = position + 4
-        if marker[1] == 0xE1 and data[body : body + 6] == _EXIF:
-            return exif_orientation(data[body : position + 2 + size])
-        position += 2 + size
+        marker = data[position + 1]
+        if marker == 0xDA:
+            return 1
+        end = position + 2 + (data[position + 2] << 8 | data[position + 3])
+        if marker == 0xE1 and data.startswith(_EXIF, position + 4):
+            return exif_orientation(data[position + 4 : end])
+        position = end
     return 1
 
 

@@ -77,8 +77,7 @@ def group_samples(members: Iterable[Member]) -> Iterator[TarSample]:
 
 def is_hidden(name: str) -> bool:
     """Whether a member is no part of a sample: a file system's own, such as `._x.jpg`."""
-    base = name.rpartition("/")[2]
-    return base.startswith(".") or not base
+    return name[name.rfind("/") + 1 :][:1] in (".", "")
 
 
 def sample_key(name: str) -> str:
@@ -92,7 +91,7 @@ def _split_dots(sample: TarSample) -> Iterator[TarSample]:
     `photo.001.jpg` and `photo.001.seg.png` are of `photo.001`. But `photo.seg.png` is a part of
     `photo`, and so is everything where a plain `photo.cls` or `photo.jpg` is beside.
     """
-    split = all(_split_after_number(f".{suffix}")[0] for suffix in sample.members)
+    split = all("." in suffix and _split_after_number(f".{suffix}")[0] for suffix in sample.members)
     if split and any(map(_is_image, sample.members)):
         members = (*sample.members.values(), *sample.twice)
         yield from _grouped(sorted(members, key=lambda m: m.start), _split_after_number)
@@ -112,18 +111,20 @@ def _split_after_number(name: str) -> tuple[str, str]:
 def _grouped(
     members: Iterable[Member], split: Callable[[str], tuple[str | None, str | None]]
 ) -> Iterator[TarSample]:
-    latest: list[Member] = []
+    latest: Member | None = None
     twice: list[Member] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for member in members:
-            if not is_hidden(member.name) and not _META.match(member.name):
-                latest[:] = [member]
-                yield {"fname": member.name, "data": member, "__url__": ""}
+        nonlocal latest
+        for latest in members:
+            name = latest.name
+            if not is_hidden(name) and not (name.startswith("__") and _META.match(name)):
+                yield {"fname": name, "data": latest, "__url__": ""}
 
     def note(error: Exception) -> bool:
         """webdataset's handler; the member is left out, as by its own `warn_and_continue`."""
-        twice.extend(latest)
+        assert latest is not None
+        twice.append(latest)
         return True
 
     for group in _stock().group_by_keys(rows(), keys=split, handler=note):

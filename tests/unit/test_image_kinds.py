@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.image_checks import ImageSettings, check_image
-from gear_data_prep.preview import contact_sheet
 from gear_dist.colour import parse_colour
 from gear_dist.config import DataConfig, RunConfig
 from gear_dist.data.crops import CropSettings, Placement, take_crop
@@ -127,10 +126,11 @@ def test_every_reader_of_a_corpus_sees_the_same(corpus: Path, tmp_path: Path) ->
     assert sorted(tuple(p) for p in batch.images[:, :, 3, 3].tolist()) == corners
     loaded = load_labelled(address, LoadSettings(32, background=parse_colour("255,0,0")))
     assert sorted(tuple(p) for p in loaded.images[:, :, 3, 3].tolist()) == corners
-    sheet = np.asarray(contact_sheet(open_storage(address), 3, side=32).convert("RGB"))
+    command = ["preview", address, "--out", str(tmp_path / "sheet.png"), "--count", "3"]
+    assert data_prep([*command, "--side", "32", "--background", "1,2,250"]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     seen = {tuple(pixel) for pixel in sheet.reshape(-1, 3).tolist()}
-    assert {converted, opaque} <= seen, "a converted picture keeps the background it was given"
-    assert raw not in seen
+    assert {converted, opaque, (1, 2, 250)} <= seen, "what is converted keeps its background"
     config = RunConfig(data=DataConfig(image_size=32, background="red"))
     image = read_image(corpus / "in/a/0.png", config)
     assert tuple(image[:, 3, 3].tolist()) == raw
