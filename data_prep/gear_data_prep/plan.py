@@ -40,6 +40,8 @@ class PlanSettings(NamedTuple):
     def load(cls, node: dict[str, Any]) -> "PlanSettings":
         """The settings of `dump`; KeyError or TypeError where they are damaged."""
         image, resize = ImageSettings(**node["image"]), ResizeSettings(**node["resize"])
+        # A corpus of an earlier version knows fewer kinds.
+        image = image._replace(policies={**ImageSettings().policies, **image.policies})
         return cls(**{**node, "image": image, "resize": resize})
 
 

@@ -89,6 +89,10 @@ def load_image(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         check_size(*image.size, max_pixels)
         image.load()
+        hidden = image.info.get("transparency")
+        if isinstance(hidden, tuple) and max(hidden) > 255:
+            # Of 16-bit colours PIL keeps the high bytes, but not of the transparent one.
+            image.info["transparency"] = tuple(value >> 8 for value in hidden)
         return image
     except _PIL_ERRORS as error:
         raise _undecodable(error) from None

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps
 
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.image_checks import ImageSettings, check_image
+from gear_data_prep.plan import PlanSettings
 from gear_dist.colour import parse_colour
 from gear_dist.config import DataConfig, RunConfig
 from gear_dist.data.crops import CropSettings, Placement, take_crop
@@ -92,6 +95,35 @@ def test_partly_transparent_pixels_are_mixed_and_opaque_ones_stay() -> None:
     opaque = np.dstack([pixels[:, :, :3], np.full((16, 16), 255, np.uint8)])
     found = decode_image(saved(Image.fromarray(opaque)), 10**6, (0, 0, 0))
     assert np.array_equal(np.asarray(found), pixels[:, :, :3])
+
+
+def test_a_transparent_colour_of_16_bits() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    pixels = np.full((4, 8, 3), 0x1234, ">u2")
+    pixels[:, 4:] = (0xC8FF, 0x1E00, 0x1E80)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    data = b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 4, 16, 2, 0, 0, 0)),
+            chunk(b"tRNS", struct.pack(">HHH", 0x1234, 0x1234, 0x1234)),
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
+    )
+    image = decode_image(data, 10**6, (0, 255, 0))
+    assert (image.getpixel((1, 1)), image.getpixel((6, 1))) == ((0, 255, 0), RED)
+
+
+def test_plans_of_an_earlier_version_are_read() -> None:
+    node = json.loads(json.dumps(PlanSettings().dump()))
+    del node["image"]["background"]
+    for kind in ("transparency", "orientation", "extra-image", "duplicate-name"):
+        del node["image"]["policies"][kind]
+    assert PlanSettings.load(node) == PlanSettings()
 
 
 @pytest.fixture(scope="module")
