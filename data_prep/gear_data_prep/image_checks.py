@@ -1,6 +1,7 @@
 """Image bytes to bytes that may go into a shard: checked, and converted where a policy says so."""
 
 import io
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from gear_dist.data.images import (
     load_image,
     pil_orientation,
     to_rgb,
+    with_image,
 )
 
 CHECKS = ("header", "decode", "strict")
@@ -29,6 +31,10 @@ _MAX_SCAN_PIXELS = 2_000_000_000
 _HARMLESS = ("JFIF", "Adobe")
 # TurboJPEG names an error; its binding trips over values that it does not know.
 _TURBO_ERRORS = (ValueError, KeyError)
+_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+# Neither a stuffed byte of codes, nor a fill byte, nor a marker that stands for itself.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_MAX_SEGMENTS = 1000
 _HOLE = bytes(512)
 _HOLE_FOUND = "a run of zeros among the pixels"
 _SMALLEST = {"min_height": 1, "min_width": 1, "min_factor": 1}
@@ -173,8 +179,9 @@ def _jpeg_header(data: bytes) -> _Header:
     except _TURBO_ERRORS:
         return _other_header(data)  # PIL reads rare subsamplings that TurboJPEG does not name
     # Entropy-coded data cannot hold this marker: every scan costs a pass over all pixels.
-    scans = data.count(b"\xff\xda")
-    if scans > _MAX_SCANS or scans * width * height > _MAX_SCAN_PIXELS:
+    scans = data.count(_SCAN)
+    most = min(_MAX_SCANS, _MAX_SCAN_PIXELS // max(1, width * height))
+    if scans > most and (scans := data.count(_SCAN, 0, _end_of_picture(data))) > most:
         raise BadSampleError("too-large", f"{width} x {height} pixels in {scans} scans")
     odd = ["cmyk"] if colours in ("CMYK", "YCCK") else []
     return _upright_header(width, height, odd, jpeg_orientation(data))
@@ -259,23 +266,40 @@ def _has_hole(data: bytes) -> bool:
     In the usual code tables zeros would mean coefficients of -1 throughout. Tables that an encoder
     has made for the image may give zeros another meaning, so there nothing is said.
     """
-    pixels = data.rfind(b"\xff\xda")
-    return _USUAL_TABLE in data and data.find(_HOLE, pixels, data.rfind(b"\xff\xd9")) >= 0
+    if _USUAL_TABLE not in data or data.find(_HOLE, data.find(_SCAN)) < 0:
+        return False
+    end = _end_of_picture(data)
+    return data.find(_HOLE, data.rfind(_SCAN, 0, end), data.rfind(_END, 0, end)) >= 0
+
+
+def _end_of_picture(data: bytes) -> int:
+    """Where a JPEG's own data ends: cameras put films and further pictures behind it.
+
+    Segments are stepped over, because thumbnails in them have ends of their own. Where there is
+    doubt it is the end of the file, so that nothing escapes the limits.
+    """
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        marker = _MARKER.search(data, position)
+        if marker is None or marker[0] == _START:
+            break
+        if marker[0] == _END:
+            return marker.end()
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return len(data)
 
 
 def _other_header(data: bytes) -> _Header:
+    def read(image: Image.Image) -> _Header:
+        header = _upright_header(*image.size, _odd_modes(image), pil_orientation(image))
+        return header._replace(has_alpha=image.has_transparency_data, by_pil=True)
+
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            orientation = pil_orientation(image)
-            odd = _odd_modes(image)
-            has_alpha = image.has_transparency_data
+        return with_image(data, read)
     except Image.DecompressionBombError as error:
         raise BadSampleError("too-large", _line(error)) from None
     except Exception as error:  # PIL's plugins raise almost anything for hostile bytes
         raise BadSampleError("undecodable", f"does not decode: {_line(error)}") from None
-    header = _upright_header(width, height, odd, orientation)
-    return header._replace(has_alpha=has_alpha, by_pil=True)
 
 
 def _odd_modes(image: Image.Image) -> list[str]:

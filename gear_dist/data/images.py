@@ -7,7 +7,8 @@ is done, whoever decodes: sharding, loading, previews, commands.
 import io
 import struct
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -32,6 +33,10 @@ _PIL_ERRORS = (
     Image.DecompressionBombError,
 )
 """What PIL's plugins raise for bytes that are no image, or a damaged one."""
+_Result = TypeVar("_Result")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks that no pixel depends on, at which PIL gives up where they are long or damaged."""
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x112
 _MAX_SEGMENTS = 500
@@ -83,10 +88,8 @@ def load_image(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         BadImageError: as `decode_image`.
     """
-    if not data:
-        raise BadImageError("empty file")
-    try:
-        image = Image.open(io.BytesIO(data))
+
+    def load(image: Image.Image) -> Image.Image:
         check_size(*image.size, max_pixels)
         image.load()
         hidden = image.info.get("transparency")
@@ -94,8 +97,39 @@ def load_image(data: bytes, max_pixels: int) -> Image.Image:
             # Of 16-bit colours PIL keeps the high bytes, but not of the transparent one.
             image.info["transparency"] = tuple(value >> 8 for value in hidden)
         return image
+
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        return with_image(data, load)
     except _PIL_ERRORS as error:
         raise _undecodable(error) from None
+
+
+def with_image(data: bytes, use: Callable[[Image.Image], _Result]) -> _Result:
+    """What `use` makes of the image that PIL opens; a PNG is tried again without its words."""
+    try:
+        return use(Image.open(io.BytesIO(data)))
+    except BadImageError:
+        raise
+    except _PIL_ERRORS:
+        bare = without_words(data)
+        if len(bare) == len(data):
+            raise
+        return use(Image.open(io.BytesIO(bare)))
+
+
+def without_words(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile; anything else as it is."""
+    if not data.startswith(_PNG):
+        return data
+    kept, position = [_PNG], len(_PNG)
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] not in _PNG_WORDS:
+            kept.append(data[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def to_rgb(image: Image.Image, background: Colour = WHITE) -> Image.Image:

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import skimage
 from PIL import Image
 
 from gear_data_prep.captions import check_captions
-from gear_data_prep.image_checks import ImageSettings, check_image
+from gear_data_prep.image_checks import CHECKS, ImageSettings, check_image
 from gear_data_prep.jpeg_codes import can_read_codes
 from gear_data_prep.policies import POLICIES, parse_policies
 from gear_data_prep.resize import ResizeSettings, resize_image
 from gear_data_prep.samples import BadSampleError, parse_sidecar
+from gear_dist.data.images import decode_image
 from gear_dist.errors import ConfigError
 from image_files import encode
 
@@ -141,6 +144,47 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 def test_scans_are_limited() -> None:
     data = encode(0, progressive=True)
     assert kind_of(data[:-2] + b"\xff\xda\0\x08" * 200 + data[-2:]) == "too-large"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_stands_behind_a_jpeg_is_none_of_its_faults(check: str, progressive: bool) -> None:
+    """A film's bytes hold what would be scans, holes and ends in a picture."""
+    picture, film = encode(1, progressive=progressive), bytes(4096).join([b"\xff\xda\0\x03"] * 300)
+    settings = SETTINGS._replace(check=check)
+    for behind in (b"\0", b"\r\n", film, film + b"\xff\xd9", picture + film + picture):
+        found = check_image(picture + behind, "jpg", settings, short_side=16)
+        assert (found.data, found.width) == (picture + behind, 64)
+
+
+def test_an_end_inside_a_segment_hides_no_scans() -> None:
+    data = encode(0, progressive=True)
+    comment = b"\xff\xfe\0\x04\xff\xd9"
+    scans = b"\xff\xda\0\x08" * 200
+    assert kind_of(data[:2] + comment + data[2:-2] + comment + scans + data[-2:]) == "too-large"
+    assert kind_of(data[:-2] + b"\xff\xfe\0\x02" * 2000 + scans + data[-2:]) == "too-large"
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_texts_in_a_png_are_none_of_its_faults(check: str) -> None:
+    """A workflow of megabytes, a profile, texts that are damaged: no pixel depends on them."""
+    picture = encode(1, "PNG")
+    long_text = png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3 << 20)))
+    profile = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(3 << 20)))
+    many = png_chunk(b"zTXt", b"t\0\0" + zlib.compress(bytes(1 << 20))) * 70
+    unknown, garbled = png_chunk(b"zTXt", b"t\0\7x"), png_chunk(b"tEXt", b"t\0x")[:-1] + b"!"
+    settings = SETTINGS._replace(check=check)
+    for words in (long_text, profile, many, unknown, garbled):
+        for at in (33, len(picture) - 12):
+            data = picture[:at] + words + picture[at:]
+            found = check_image(data, "png", settings, short_side=16)
+            assert (found.data, found.width, found.odd) == (data, 64, ())
+            assert decode_image(data, 10_000).tobytes() == decode_image(picture, 10_000).tobytes()
+    assert kind_of(picture[:33] + long_text + picture[33:-40], "png") == "undecodable"
 
 
 @pytest.mark.parametrize(
