@@ -2,6 +2,7 @@
 
 import os
 
+from gear_cluster.rendezvous import read_processes
 from gear_dist.config import RunConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.manifest import Manifest
@@ -100,6 +101,6 @@ def _placement(config: RunConfig) -> tuple[int, str]:
     else:
         device = resolve_device(config.run.device)
     if config.run.launcher == "local":
-        return int(os.environ.get("WORLD_SIZE", "1")), device
+        return read_processes().world_size, device
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return config.run.workers or gpus or 2, device

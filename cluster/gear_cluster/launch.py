@@ -1,10 +1,10 @@
 """Starts a run where its configuration says: in this process or on Ray. One worker function."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 from gear_cluster.local_launch import Worker, launch_local
+from gear_cluster.rendezvous import is_first_process
 from gear_dist.config import RunConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
@@ -25,7 +25,7 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
         UserError: of any worker, with its class and message; a crash of a worker as one line.
         ConfigError: another command trains in the run folder.
     """
-    if worker is None and config.run.launcher == "ray":
+    if worker is None and _is_first(config):
         _check_corpora(config)
     with _alone(config):
         with _settled_status(config):
@@ -44,15 +44,15 @@ def train(config: RunConfig, host: Host) -> Outcome:
 
 def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """The run folder, held for this command; of torchrun's processes the first one holds it."""
-    return run_lock(config.run.folder) if _is_first() else contextlib.nullcontext()
+    return run_lock(config.run.folder) if _is_first(config) else contextlib.nullcontext()
 
 
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def _is_first(config: RunConfig) -> bool:
+    return is_first_process(config.run.launcher)
 
 
 def _check_corpora(config: RunConfig) -> None:
-    """Find a wrong address or credential before Ray takes its time to start."""
+    """Find a wrong address or credential before Ray starts, or others are waited for."""
     for address in (*config.data.train_addresses, config.data.validation):
         if address:
             open_corpus(address, config.data.endpoint)
@@ -82,7 +82,7 @@ def _settle(config: RunConfig, state: State, exit_code: int, reason: str) -> Non
     """Correct a status.json that says that training goes on, because its writer is gone."""
     folder = RunFolder(config.run.folder)
     status = folder.read_status()
-    if status is None or not _is_first():
+    if status is None or not _is_first(config):
         return
     if status.state not in ("running", "restarting"):
         return

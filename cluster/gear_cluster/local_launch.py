@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from gear_cluster.progress import ProgressPrinter
+from gear_cluster.rendezvous import Processes, meet, read_processes
 from gear_cluster.stop import StopSignals
 from gear_dist.config import RunConfig
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
@@ -54,7 +55,9 @@ def resolve_device(device: str) -> str:
 
 
 @contextlib.contextmanager
-def process_group(device: str) -> Iterator[tuple[int, int, int]]:
+def process_group(
+    device: str, stop: StopSignals, processes: Processes
+) -> Iterator[tuple[int, int, int]]:
     """Initialise torch.distributed (gloo or nccl); yields (rank, world_size, local_rank).
 
     Under torchrun its variables say who this is; alone, the group has this one process, which
@@ -64,10 +67,7 @@ def process_group(device: str) -> Iterator[tuple[int, int, int]]:
     import torch.distributed as dist
 
     backend = "nccl" if device == "cuda" else "gloo"
-    rank, world_size, local_rank = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-    )
+    rank, world_size, local_rank = processes
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
@@ -82,7 +82,8 @@ def process_group(device: str) -> Iterator[tuple[int, int, int]]:
         with environment(loopback_collectives()):
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
-        dist.init_process_group(backend)
+        store = meet(processes, stop)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         with environment(variables):
             yield rank, world_size, local_rank
@@ -101,9 +102,10 @@ def launch_local(config: RunConfig, worker: Worker) -> Outcome:
     """Run `worker` in this process.
 
     Raises:
-        ConfigError: run.workers contradicts how many processes there are.
+        ConfigError: run.workers contradicts how many processes there are, or they do not meet.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = read_processes()
+    world_size = processes.world_size
     if config.run.workers not in (0, world_size):
         raise ConfigError(
             f"run.workers={config.run.workers}, but run.launcher=local runs {world_size} here: "
@@ -118,7 +120,10 @@ def launch_local(config: RunConfig, worker: Worker) -> Outcome:
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.run.threads)
-    with StopSignals(insist=_leave_at_once) as stop, process_group(device) as (rank, size, local):
+    with (
+        StopSignals(insist=_leave_at_once) as stop,
+        process_group(device, stop, processes) as (rank, size, local),
+    ):
         host = LocalHost(rank, size, local, stop)
         try:
             return worker(config, host)

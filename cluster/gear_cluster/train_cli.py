@@ -1,7 +1,6 @@
 """`gear-dist train CONFIG ... [key=value ...]`."""
 
 import argparse
-import os
 from typing import Any
 
 from gear_dist.config_words import add_config_words
@@ -51,6 +50,7 @@ def _flags(args: argparse.Namespace) -> list[str]:
 
 def _train(args: argparse.Namespace) -> int:
     from gear_cluster.launch import launch
+    from gear_cluster.rendezvous import is_first_process
     from gear_dist.config_files import load_config
     from gear_dist.run_folder import RunFolder
     from gear_dist.start import open_start
@@ -67,7 +67,7 @@ def _train(args: argparse.Namespace) -> int:
     outcome = launch(config, verbose=args.verbose)
     interrupted = outcome.state == "interrupted"
     # Under torchrun this runs once a worker.
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process(config.run.launcher):
         where = f"step {outcome.step} ({outcome.reason}); run the same command to go on"
         done = f"done: {outcome.step} steps; run folder {config.run.folder}"
         print(f"interrupted at {where}" if interrupted else done, flush=True)
