@@ -129,7 +129,9 @@ class Fetcher:
         except urllib3.exceptions.SSLError as error:
             cause = error.args[0] if error.args else None
             if isinstance(cause, ssl.SSLCertVerificationError):
-                raise FetchError(f"its certificate is refused: {cause.verify_message}") from None
+                # OpenSSL names the host, which would make each row's reason one of its own.
+                reason = cause.verify_message.partition(", ")[0]
+                raise FetchError(f"its certificate is refused: {reason}") from None
             raise clock.retry(error) from None
         except urllib3.exceptions.HTTPError as error:
             raise clock.retry(error) from None

@@ -135,6 +135,14 @@ def test_a_handshake_that_never_comes(server: RawServer) -> None:
         Fetcher(LIMITS._replace(timeout_s=0.5), 1).fetch(f"{url}/plain")
 
 
+def test_errors_that_nobody_foresaw_are_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries raise anything over what servers send."""
+    fetcher = Fetcher(LIMITS, 1)
+    monkeypatch.setattr(fetcher, "_request", lambda *_: {}["no such key"])
+    with pytest.raises(FetchError, match="KeyError"):
+        fetcher.fetch("http://127.0.0.1/")
+
+
 def test_hostile_rows_among_good_ones(server: RawServer, tmp_path: Path) -> None:
     """The command ends, with every good picture and an error of its own for every other row."""
     names = [*GOOD, *BAD, *DRIPS, "silent"]

@@ -285,8 +285,9 @@ def test_a_table_none_of_whose_first_rows_comes_is_given_up(
 def test_passwords_in_addresses_go_nowhere(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    urls = ["http://me:secret@127.0.0.1/a.jpg", "ftp://me:secret@h/a.jpg", "me:secret@h/a.jpg",
-            "http://me:sec/ret:secret@h/a.jpg", f"{site.url}/image/1"]  # fmt: skip
+    urls = [site.url.replace("//", "//me:secret@") + "/image/0", "ftp://me:secret@h/a.jpg",
+            "me:secret@h/a.jpg", "http://me:sec/ret:secret@h/a.jpg",
+            f"{site.url}/image/1"]  # fmt: skip
     write_csv(tmp_path / "t.csv", ["url"], [[url] for url in urls])
     words = ("--max-bad-share", "0.8", "--policy", "not-fetched=quarantine", "--json")
     assert shard(tmp_path / "t.csv", tmp_path / "out", "--max-bad-share", "0") == 3
