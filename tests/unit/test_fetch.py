@@ -105,6 +105,18 @@ def test_slow_rates_drop_no_rows(site: Site, path: str) -> None:
     assert found == [encode(k) for k in range(8)]
 
 
+def test_stopping_ends_waits(site: Site) -> None:
+    """Of Ctrl-C: the second row's turn comes in a thousand seconds."""
+    fetcher = Fetcher(LIMITS._replace(rate=0.001), 1)
+    assert fetcher.fetch(f"{site.url}/image/1") == encode(1)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(fetcher.fetch, f"{site.url}/image/2")
+        fetcher.stop()
+        with pytest.raises(FetchError):
+            second.result()
+    assert not site.handler.seen["/image/2"]
+
+
 def write_table(path: Path, site: Site, kind: str) -> None:
     urls = [f"{site.url}/image/{k}" for k in range(20)]
     urls += [f"{site.url}/missing", f"{site.url}/flaky/20", "nonsense"]

@@ -128,6 +128,21 @@ def test_captions_and_classes_are_those_of_the_table_as_it_is(
     assert shard(table, out) == 0
 
 
+def test_corrections_move_nothing_to_the_other_split(site: Site, tmp_path: Path) -> None:
+    paths = [f"image/{k}" for k in range(30)] + ["flaky/30", "flaky/31"]
+    words = ("--validation-share", "0.3", "--block-samples", "2", "--max-bad-share", "0.1")
+    held = []
+    for captions, more in (("wrong", ()), ("right", ("--refetch", "--overwrite"))):
+        rows: list[list[object]] = [[f"{site.url}/{path}", captions] for path in paths]
+        write_csv(tmp_path / "t.csv", ["url", "caption"], rows)
+        assert shard(tmp_path / "t.csv", tmp_path / "out", *words, *more) == 0
+        tars = sorted(str(path) for path in (tmp_path / "out/validation/shards").iterdir())
+        held.append({s["jpg"] for s in webdataset.WebDataset(tars, shardshuffle=False)})
+    new = {encode(30), encode(31)}
+    assert held[0]
+    assert held[0] == held[1] - new
+
+
 def test_corpora_of_two_caption_columns_share_what_was_fetched(site: Site, tmp_path: Path) -> None:
     """Either is repaired from its own column, whichever was made last."""
     rows: list[list[object]] = [[f"{site.url}/image/{k}", f"cat {k}", f"Katze {k}"] for k in (0, 1)]

@@ -7,7 +7,8 @@ units through the reader and shuffles the samples within the shard.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -113,16 +114,25 @@ def list_units(units: Sequence[Any]) -> Listing:
     return Listing(units, counts, costs, digest.hexdigest())
 
 
-def make_splits(units: Mapping[str, Sequence[Any]], validation_share: float) -> dict[str, Listing]:
+def make_splits(
+    units: Mapping[str, Sequence[Any]],
+    validation_share: float,
+    name_of: Callable[[Any], str] = operator.attrgetter("identity"),
+) -> dict[str, Listing]:
     """Listings by split; where there is no validation, a share of train's units becomes it.
 
-    The side of a unit depends on its identity alone, not on which others are there. With a share
+    The side of a unit depends on its name alone, not on which others are there. With a share
     above 0 and two units at least neither side is empty.
+
+    Args:
+        units: by split.
+        validation_share: of train, where there is no validation.
+        name_of: what of a unit stays when the unit is corrected.
     """
     train = units["train"]
     if "validation" in units or validation_share == 0 or len(train) < 2:
         return {split: list_units(part) for split, part in units.items() if len(part)}
-    ranks = np.array([_hash_share(unit.identity) for unit in train])
+    ranks = np.array([_hash_share(name_of(unit)) for unit in train])
     held = ranks < validation_share
     held[ranks.argmin()], held[ranks.argmax()] = True, False
     return {
@@ -145,7 +155,7 @@ def group_by_split(names: Iterable[str]) -> dict[str, list[str]]:
     return groups if "train" in groups else {"train": groups.get("validation", [])}
 
 
-def _hash_share(identity: str) -> float:
-    """A number in [0, 1) that depends on the identity alone."""
-    data = identity.encode(errors="surrogateescape")
+def _hash_share(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    data = name.encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64

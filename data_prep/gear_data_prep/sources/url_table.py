@@ -112,7 +112,10 @@ def open_url_table(place: Place, options: SourceOptions) -> Source:
         f"{place.storage.address}/{place.only}".rstrip("/"),
         FetchedReader(fetched, column),
         column.classes,
-        make_splits({"train": units}, options.validation_share),
+        # By place: a corrected caption must not move images from one split to the other.
+        make_splits(
+            {"train": units}, options.validation_share, lambda unit: f"{unit.chunk} {unit.first}"
+        ),
         missing=missing,
     )
 
