@@ -1,11 +1,13 @@
-"""`gear-dist store start|stop|status|env`: the embedded object store by hand."""
+"""`gear-dist store start|stop|status|env`: the embedded object store by hand, and
+`gear-dist store check ADDRESS`: what any object store does of that which this project needs."""
 
 import argparse
+import json
 from typing import Any
 
 from gear_cluster import object_store
 from gear_dist.arguments import path_argument
-from gear_dist.errors import DataError
+from gear_dist.errors import DataError, StorageError
 
 
 def add_commands(subparsers: Any) -> None:
@@ -28,6 +30,44 @@ def add_commands(subparsers: Any) -> None:
             help="folder of objects and credentials (default: %(default)s)",
         )
         action.set_defaults(run=run)
+    _add_check(actions)
+
+
+def _add_check(actions: Any) -> None:
+    check = actions.add_parser(
+        "check",
+        help="what a store can do, and what it means where it cannot",
+        description="Try what this project needs of an object store, below a scratch prefix of "
+        "ADDRESS that is removed afterwards. Exit code 0: all that is required is there; 5: it is "
+        "not; 3: the store cannot be reached. docs/object-storage.md explains each line.",
+    )
+    check.add_argument("address", metavar="ADDRESS", help="s3://BUCKET or s3://BUCKET/PREFIX")
+    check.add_argument(
+        "--endpoint", default="", help="S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS"
+    )
+    check.add_argument("--json", action="store_true", help="JSON on standard output")
+    check.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from gear_cluster.store_check import check_store
+
+    findings = check_store(args.address, args.endpoint)
+    missing = [found.name for found in findings if found.need == "required" and not found.ok]
+    if args.json:
+        rows = [found._asdict() for found in findings]
+        print(json.dumps({"address": args.address, "ok": not missing, "findings": rows}, indent=1))
+        return StorageError.exit_code if missing else 0
+    for found in findings:
+        print(f"{'ok' if found.ok else 'lacking':8}{found.need:17}{found.name}: {found.seen}")
+        if not found.ok and found.need != "not relied upon":
+            print(f"{'':25}{found.meaning}")
+    if missing:
+        raise StorageError(
+            f"{args.address}: the store lacks what is required: {', '.join(missing)}"
+        )
+    print("all that is required is there")
+    return 0
 
 
 def _start(args: argparse.Namespace) -> int:
