@@ -82,6 +82,8 @@ def is_hidden(name: str) -> bool:
 
 def sample_key(name: str) -> str:
     """A member's key; its whole name where it has no suffix."""
+    if "." not in name[name.rfind("/") + 1 :]:
+        return name
     return _stock().base_plus_ext(name)[0] or name
 
 
@@ -118,7 +120,11 @@ def _grouped(
         nonlocal latest
         for latest in members:
             name = latest.name
-            if not is_hidden(name) and not (name.startswith("__") and _META.match(name)):
+            # Without a dot in its last part it has no suffix, which webdataset's pattern takes
+            # quadratic time to find out.
+            if "." not in name[name.rfind("/") + 1 :] or is_hidden(name):
+                continue
+            if not (name.startswith("__") and _META.match(name)):
                 yield {"fname": name, "data": latest, "__url__": ""}
 
     def note(error: Exception) -> bool:
@@ -130,7 +136,8 @@ def _grouped(
     for group in _stock().group_by_keys(rows(), keys=split, handler=note):
         key = group.pop("__key__")
         del group["__url__"]
-        yield TarSample(key, group, tuple(twice))
+        if group:  # else its only member is called KEY.__key__ or the like
+            yield TarSample(key, group, tuple(twice))
         twice.clear()
 
 
