@@ -21,6 +21,13 @@ def _require_at_least(section: str, config: Any, low: float, *names: str) -> Non
         _require(value >= low, f"{section}.{name}={value} is too small: use at least {low}")
 
 
+def _require_at_most(section: str, config: Any, high: float, *names: str) -> None:
+    """Bounds far beyond any use, so that a slip of the hand neither fills memory nor never ends."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value <= high, f"{section}.{name}={value} is too large: use at most {high}")
+
+
 def _require_fraction(section: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -34,6 +41,10 @@ def _require_colour(name: str, text: str) -> None:
         raise ConfigError(f"{name}={text}: {error}") from None
 
 
+MAX_WIDTH = 2**20
+"""Channels, codes and classes of a network, and pixels of a side."""
+MAX_LAYERS = 10_000
+MAX_THREADS = 4096
 START_NETWORKS = ("tokenizer", "discriminator", "generator", "projectors")
 """Networks that are published, and that a run can start from."""
 NOT_IN_WEIGHTS = {
@@ -96,6 +107,7 @@ training goes on elsewhere from the checkpoint before."""
         names = ("workers", "seed", "min_workers", "max_failures", "hang_timeout_s")
         _require_at_least("run", self, 0, *names)
         _require_at_least("run", self, 1, "threads", "preemption_grace_s")
+        _require_at_most("run", self, MAX_THREADS, "threads")
         _require(
             self.workers == 0 or self.min_workers <= self.workers,
             f"run.min_workers={self.min_workers} must be at most run.workers={self.workers}",
@@ -174,6 +186,8 @@ itself up to ten requests."""
         _require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
         _require_at_least("data", self, 1, "shard_memory_bytes")
         _require_at_least("data", self, 0, "lanes", "cache_bytes")
+        _require_at_most("data", self, MAX_WIDTH, "image_size", "lanes")
+        _require_at_most("data", self, MAX_THREADS, "prefetch_batches", "decode_threads")
         _require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
         _require_fraction("data", self, "max_bad_share", "caption_dropout")
         _require_colour("data.background", self.background)
@@ -229,10 +243,14 @@ the rest again: less memory for one more forward; the gradients stay the same.""
         names = ("codebook_size", "code_width", "channels", "num_res_blocks", "latent_channels")
         _require_at_least("tokenizer", self, 1, "norm_groups")
         _require_at_least("tokenizer", self, 1, *names)
+        _require_at_most("tokenizer", self, MAX_WIDTH, "norm_groups", *names)
+        _require_at_most("tokenizer", self, MAX_LAYERS, "num_res_blocks")
         _require_fraction("tokenizer", self, "dropout")
         levels = self.channel_multipliers
-        ok = bool(levels) and min(levels) >= 1
-        _require(ok, f"tokenizer.channel_multipliers={list(levels)} must be integers >= 1")
+        ok = 1 <= len(levels) <= 16 and min(levels) >= 1 and max(levels) <= 1024
+        _require(
+            ok, f"tokenizer.channel_multipliers={list(levels)}: use 1 to 16 integers of 1 to 1024"
+        )
         for width in sorted({self.channels * m for m in levels}):
             _require(
                 width % self.norm_groups == 0,
@@ -314,6 +332,8 @@ memory for one more forward; the gradients stay the same."""
     def __post_init__(self) -> None:
         names = ("width", "num_layers", "num_heads", "num_classes", "tap_layer")
         _require_at_least("generator", self, 1, *names)
+        _require_at_most("generator", self, MAX_WIDTH, *names)
+        _require_at_most("generator", self, MAX_LAYERS, "num_layers")
         dropouts = ("residual_dropout", "feed_forward_dropout", "token_dropout", "class_dropout")
         _require_fraction("generator", self, *dropouts)
         _require(
@@ -350,6 +370,8 @@ group: of each image alone, without communication, and the convolutions before i
 
     def __post_init__(self) -> None:
         _require_at_least("discriminator", self, 1, "width", "num_layers", "norm_groups")
+        _require_at_most("discriminator", self, MAX_WIDTH, "width", "norm_groups")
+        _require_at_most("discriminator", self, 16, "num_layers")
         _require_at_least("discriminator", self, 0, "start_step", "weight", "lecam_weight")
         _require_fraction("discriminator", self, "lecam_decay")
         for channels in self.layer_channels if self.norm == "group" else ():
@@ -424,6 +446,7 @@ is loaded."""
         _require(ok, f"alignment.soft_temperature={self.soft_temperature} must be > 0")
         _require_at_least("alignment", self, 0, "soft_weight", "hard_weight")
         _require_at_least("alignment", self, 1, "projector_width")
+        _require_at_most("alignment", self, MAX_WIDTH, "projector_width")
 
     @property
     def enabled(self) -> bool:

@@ -235,12 +235,14 @@ def load_config(
     return _build(RunConfig, _resolve(config))
 
 
-def config_from_dict(node: dict[str, Any]) -> RunConfig:
+def config_from_dict(node: Any) -> RunConfig:
     """The inverse of `to_dict`; settings that are missing have their defaults.
 
     Raises:
         ConfigError: see `load_config`.
     """
+    if not isinstance(node, dict):
+        raise ConfigError(f"the saved configuration is {type(node).__name__}, not sections")
     config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
     merged = _merge(config, "the saved configuration", node)
     return _build(RunConfig, _resolve(merged))

@@ -59,6 +59,10 @@ class _Texts(NamedTuple):
     attributes: dict[str, int]
 
 
+MAX_CLASSES = 1 << 20
+"""A larger number is an id of something else: each index below it would be a class."""
+
+
 class _Prepared(NamedTuple):
     """What of a sample goes into the shard."""
 
@@ -168,6 +172,8 @@ def _prepare(raw: RawSample, settings: PlanSettings) -> _Prepared:
     """What of a sample goes into the shard; BadSampleError where a policy leaves it out."""
     if raw.problem is not None:
         raise raw.problem
+    if raw.class_index >= MAX_CLASSES:
+        raise BadSampleError("sidecar", f"its class {raw.class_index} is no index of a class")
     policies = settings.image.policies
     for kind, reason in raw.odd.items():
         if policies[kind] != KEEP:

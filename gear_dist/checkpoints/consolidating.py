@@ -7,19 +7,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from gear_dist.checkpoints.layout import MANIFEST
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.config import RunConfig
 from gear_dist.config_files import config_from_dict, to_dict
 from gear_dist.errors import DataError
+from gear_dist.json_files import build_record
 from gear_dist.model_folder import ModelFolder
 from gear_dist.storage import atomic_file, open_storage
 from gear_dist.tensor_file import write_tensors
 from gear_dist.weights import metadata_texts, split_states
 
+Shapes = dict[str, dict[str, list[int]]]
 Copy = Literal["ema", "live"]
 LIVE_KINDS = ("weights", "frozen", "buffers")
 
@@ -43,16 +46,37 @@ def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterat
         tempfile.TemporaryDirectory(prefix="gear-") as scratch,
     ):
         reader.verify(range(reader.manifest.world_size))
-        config = config_from_dict(reader.facts["config"])
-        yield ModelFolder(Path(scratch), config, _write(reader, config, copy, Path(scratch)))
+        config, shapes = _read_facts(reader)
+        files = _write(reader, config, shapes, copy, Path(scratch))
+        yield ModelFolder(Path(scratch), config, files)
+
+
+class _NetworkFacts(NamedTuple):
+    shapes: Shapes
+
+
+def _read_facts(reader: CheckpointReader) -> tuple[RunConfig, Shapes]:
+    """The configuration, and the shapes of the tensors by network and name.
+
+    Raises:
+        DataError: the manifest has others than this version writes.
+    """
+    networks = reader.facts.get("networks")
+    try:
+        shapes = networks.get("shapes") if isinstance(networks, dict) else None
+        shapes = build_record(_NetworkFacts, {"shapes": shapes}).shapes
+        if any(size < 0 for names in shapes.values() for shape in names.values() for size in shape):
+            raise ValueError("a shape is negative")
+        return config_from_dict(reader.facts.get("config")), shapes
+    except ValueError as error:
+        raise DataError(f"{reader.folder}/{MANIFEST}: damaged: {error}") from None
 
 
 def _write(
-    reader: CheckpointReader, config: RunConfig, copy: Copy, folder: Path
+    reader: CheckpointReader, config: RunConfig, shapes: Shapes, copy: Copy, folder: Path
 ) -> dict[str, Path]:
     """Files of the published networks."""
     metadata = metadata_texts({"config": to_dict(config), "step": reader.manifest.step})
-    shapes = reader.facts["networks"]["shapes"]
     stored = {
         network: {name: _stored(reader, network, name, copy) for name in names}
         for network, names in shapes.items()

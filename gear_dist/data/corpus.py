@@ -40,7 +40,7 @@ class _Counted(NamedTuple):
     crc64nvme: str
     num_classes: int
     left_out: int
-    """Samples without an image that the loader reads; no part of what identifies the corpus."""
+    """Samples without an image that the loader reads."""
 
 
 def open_corpus(address: str, endpoint: str = "") -> Corpus:
@@ -104,7 +104,7 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
         attributes={},
         source=storage.address,
         settings={},
-        plan_hash=xxhash.xxh3_128_hexdigest(json.dumps([row[:-1] for row in counted]).encode()),
+        plan_hash=xxhash.xxh3_128_hexdigest(json.dumps(counted).encode()),
         tool_version="webdataset",
         checksums={},
     )

@@ -14,8 +14,6 @@ _BLOCK = 512
 _REGULAR = b"0\0"
 _LONG_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
 _MAX_EXTENDED_BYTES = 1 << 20
-_MAX_NAME_BYTES = 4096
-"""No file system has longer ones, and patterns may take quadratic time for them."""
 
 
 class TarDamageError(ValueError):
@@ -135,18 +133,12 @@ def _extended(
         raise TarDamageError(f"an extended header of {size} bytes at byte {position}")
     data = read(position, size)
     if kind == _LONG_NAME:
-        return _long_name(data.split(b"\0")[0], position), known[1]
+        return data.split(b"\0")[0].decode(errors="backslashreplace"), known[1]
     name, long_size = known
     for line in data.split(b"\n"):
         key, _, value = line.partition(b" ")[2].partition(b"=")
         if key == b"path":
-            name = _long_name(value, position)
+            name = value.decode(errors="backslashreplace")
         elif key == b"size" and value.isdigit() and len(value) < 19:
             long_size = int(value)
     return name, long_size
-
-
-def _long_name(name: bytes, position: int) -> str:
-    if len(name) > _MAX_NAME_BYTES:
-        raise TarDamageError(f"a name of {len(name)} bytes at byte {position}")
-    return name.decode(errors="backslashreplace")

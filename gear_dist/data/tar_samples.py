@@ -82,8 +82,6 @@ def is_hidden(name: str) -> bool:
 
 def sample_key(name: str) -> str:
     """A member's key; its whole name where it has no suffix."""
-    if "." not in name[name.rfind("/") + 1 :]:
-        return name
     return _stock().base_plus_ext(name)[0] or name
 
 
@@ -120,11 +118,7 @@ def _grouped(
         nonlocal latest
         for latest in members:
             name = latest.name
-            # Without a dot in its last part it has no suffix, which webdataset's pattern takes
-            # quadratic time to find out.
-            if "." not in name[name.rfind("/") + 1 :] or is_hidden(name):
-                continue
-            if not (name.startswith("__") and _META.match(name)):
+            if not is_hidden(name) and not (name.startswith("__") and _META.match(name)):
                 yield {"fname": name, "data": latest, "__url__": ""}
 
     def note(error: Exception) -> bool:
@@ -136,8 +130,7 @@ def _grouped(
     for group in _stock().group_by_keys(rows(), keys=split, handler=note):
         key = group.pop("__key__")
         del group["__url__"]
-        if group:  # else its only member is called KEY.__key__ or the like
-            yield TarSample(key, group, tuple(twice))
+        yield TarSample(key, group, tuple(twice))
         twice.clear()
 
 

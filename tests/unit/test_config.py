@@ -84,6 +84,19 @@ def test_later_files_win_and_a_base_counts_once(tmp_path):
         ("more_teacher.b.path=x", ["setting more_teacher.b.path", "mean more_teachers.NAME.path?"]),
         ("more_teachers.b=x", ["more_teachers.b is a section", "more_teachers.b.NAME=VALUE"]),
         ("more_teachers=x", ["more_teachers is a section"]),
+        ("optimizer.tokenizer_lr=.inf", ["optimizer.tokenizer_lr", "finite"]),
+        ("sampling.guidance=.nan", ["sampling.guidance"]),
+        (f"run.seed={10**30}", ["run.seed", "64 bits"]),
+        ("run.seed=" + "9" * 5000, ["run.seed"]),
+        ("run.root=a\0b", ["run.root"]),
+        ("run.root=\udcff", ["run.root"]),
+        ('run.root="a\\nb"', ["run.root", "control characters"]),
+        ("data.train==", ["data.train"]),
+        ("data.train=${nope}", ["nope"]),
+        ("stages.start_networks=3", ["stages.start_networks"]),
+        (f"generator.num_layers={10**18}", ["generator.num_layers", "at most"]),
+        (f"discriminator.num_layers={10**18}", ["discriminator.num_layers", "at most"]),
+        (f"tokenizer.channel_multipliers=[{10**18}]", ["tokenizer.channel_multipliers"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(override, words):
@@ -107,6 +120,11 @@ def test_groups_must_divide_the_channels_that_have_group_norm():
         ("- a\n- b\n", ["expected sections"]),
         ("data: {image_size: [\n", ["not readable YAML"]),
         ("base: run.yaml\n", ["circle"]),
+        ("base: 5\n", ["base=5"]),
+        ("base: [5]\n", ["base=[5]"]),
+        ("stages: 5\n", ["stages"]),
+        ('run: {seed: "${nope}"}\n', ["nope"]),
+        ('data: {train: "\\0"}\n', ["data.train"]),
         ("base: nowhere.yaml\n", ["nowhere.yaml", "no such configuration file"]),
         ("dta: {image_size: 32}\n", ["unknown setting dta.image_size", "data.image_size"]),
     ],
@@ -117,6 +135,19 @@ def test_a_wrong_file_is_named(tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud83d"])
+def test_a_file_that_no_system_has_is_refused(name):
+    with pytest.raises(ConfigError):
+        load_config(name)
+
+
+def test_base_files_behind_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "run.yaml").write_text("base: loop.yaml\n")
+    with pytest.raises(ConfigError, match=r"loop\.yaml"):
+        load_config(tmp_path / "run.yaml")
 
 
 def test_a_batch_that_does_not_divide():

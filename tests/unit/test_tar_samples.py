@@ -237,15 +237,6 @@ def test_a_last_sample_that_is_cut_is_left_out(tmp_path: Path) -> None:
     assert [raw.image for raw in read_by_shard(tmp_path / "0.tar")] == [encode(0), encode(1)]
 
 
-def test_members_that_are_called_as_webdatasets_own_keys(tmp_path: Path) -> None:
-    names = ["a.__key__", "b.__url__", "b.jpg", "b.__key__", "c.jpg", "folder" + "/a" * 2000]
-    path = write_tar(tmp_path / "0.tar", [(name, name.encode()) for name in names])
-    assert [(key, list(parts)) for key, parts in by_ours(path)] == [("b", ["jpg"]), ("c", ["jpg"])]
-    raws = read_by_shard(path, 2)
-    assert [raw.image for raw in raws] == [b"b.jpg", b"c.jpg"]
-    assert [list(raw.odd) for raw in raws] == [["duplicate-name"], []]
-
-
 def test_hidden_files_are_no_parts(tmp_path: Path) -> None:
     names = ["a/0.jpg", "a/._0.txt", "a/0.txt", "._b", "a/.DS_Store", "a/1.jpg"]
     path = write_tar(tmp_path / "0.tar", [(name, name.encode()) for name in names])

@@ -1,5 +1,6 @@
 """ImageFolder trees: CLASS/NAME.jpg with optional sidecars NAME.txt and NAME.json."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,15 @@ def _listed(storage: Storage) -> Iterator[tuple[str, int]]:
             yield item.key, item.bytes
 
 
+def _is_circle(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads back to itself: nothing is there."""
+    try:
+        entry.is_file()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
     """Relative path and size of every file that is not hidden.
 
@@ -179,6 +189,8 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
         seen.add((status.st_dev, status.st_ino))
         for entry in os.scandir(folder):
             if entry.name.startswith("."):
+                continue
+            if _is_circle(entry):
                 continue
             if entry.is_dir():
                 pending.append((entry.path, f"{prefix}{entry.name}/"))
