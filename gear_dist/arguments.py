@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gear_dist.colour import Colour, parse_colour
+from gear_dist.config import MAX_THREADS
 from gear_dist.errors import ConfigError
 from gear_dist.paths import local_path
 
 MAX_WHOLE = 2**31 - 1
 MAX_SEED = 2**63 - 1
 """What the generators of torch, numpy and our own all take."""
-MAX_THREADS = 4096
 MAX_GRID_IMAGES = 100_000
 """More do not go into one PNG."""
 _ARGUMENT = re.compile(r"^argument ([^:]+): ")
