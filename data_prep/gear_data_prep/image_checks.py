@@ -1,7 +1,9 @@
 """Image bytes to bytes that may go into a shard: checked, and converted where a policy says so."""
 
+import contextlib
 import io
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -152,8 +154,9 @@ def _oddities(found: str, header: _Header, image: Image.Image | None) -> tuple[s
     """Kinds of what is odd; without pixels, what may be transparent is."""
     odd = ["format"] if found in _FOREIGN else []
     odd += header.odd
-    if header.has_alpha if image is None else is_transparent(image):
-        odd.append("transparency")
+    with _as_bad_sample():
+        if header.has_alpha if image is None else is_transparent(image):
+            odd.append("transparency")
     return tuple(odd)
 
 
@@ -167,10 +170,8 @@ def _sniff(data: bytes) -> str:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
-    try:
+    with _as_bad_sample():
         check_size(width, height, max_pixels)
-    except BadImageError as error:
-        raise BadSampleError(error.kind, str(error)) from None
 
 
 def _jpeg_header(data: bytes) -> _Header:
@@ -311,15 +312,19 @@ def _odd_modes(image: Image.Image) -> list[str]:
 
 
 def _load(data: bytes, max_pixels: int) -> Image.Image:
-    try:
+    with _as_bad_sample():
         return load_image(data, max_pixels)
-    except BadImageError as error:
-        raise BadSampleError(error.kind, str(error)) from None
 
 
 def _rgb(image: Image.Image, settings: ImageSettings) -> Image.Image:
-    try:
+    with _as_bad_sample():
         return to_rgb(image, parse_colour(settings.background))
+
+
+@contextlib.contextmanager
+def _as_bad_sample() -> Iterator[None]:
+    try:
+        yield
     except BadImageError as error:
         raise BadSampleError(error.kind, str(error)) from None
 

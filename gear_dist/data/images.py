@@ -163,12 +163,19 @@ def decode_jpeg(data: bytes, colours: str = "RGB", **options: Any) -> np.ndarray
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether a loaded image has a pixel that a background shows through."""
+    """Whether a loaded image has a pixel that a background shows through.
+
+    Raises:
+        BadImageError: its transparency makes no sense.
+    """
     if not image.has_transparency_data:
         return False
-    if image.mode[0] in "IF":
-        return bool((np.asarray(image) == image.info["transparency"]).any())
-    return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
+    try:
+        if image.mode[0] in "IF":
+            return bool((np.asarray(image) == image.info["transparency"]).any())
+        return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
+    except _PIL_ERRORS as error:
+        raise _undecodable(error) from None
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
