@@ -643,7 +643,8 @@ class LogConfig:
     usage_window_tokens: int = 65536
     """Codebook usage counts the codes used by the last this many tokens of all workers."""
     wandb: Literal["off", "auto"] = "off"
-    """auto: log to Weights & Biases, offline where WANDB_API_KEY is missing."""
+    """auto: log to Weights & Biases, offline where WANDB_API_KEY is missing or \
+WANDB_MODE=offline."""
     wandb_project: str = "gear-dist"
     """Weights & Biases project."""
 

@@ -77,7 +77,8 @@ class JsonLinesSink:
 
 
 class WandbSink:
-    """Weights & Biases, its files under RUN/wandb; offline where WANDB_API_KEY is missing.
+    """Weights & Biases, its files under RUN/wandb; offline where WANDB_API_KEY is missing
+    or WANDB_MODE is not online.
 
     A resumed run goes on under the same id. It is never allowed to stop a run: the first failure
     warns, and the sink is silent from then on. Command line, environment, code, git and console
@@ -130,7 +131,9 @@ def _start_wandb(folder: RunFolder, config: RunConfig) -> Any:
     id_path = home / "run_id"
     if not id_path.is_file():
         write_file(id_path, uuid.uuid4().hex.encode())
-    online = bool(os.environ.get("WANDB_API_KEY"))
+    # A key in the environment does not overrule the user's own wish to stay offline.
+    wanted = os.environ.get("WANDB_MODE", "online")
+    online = bool(os.environ.get("WANDB_API_KEY")) and wanted == "online"
     settings = wandb.Settings(
         init_timeout=_WANDB_START_SECONDS,
         console="off",

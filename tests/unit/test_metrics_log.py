@@ -103,6 +103,14 @@ def test_without_a_key_it_is_offline(folder, config, fake, monkeypatch, key, mod
     assert start["name"] == "mine"
 
 
+def test_a_key_does_not_overrule_the_wish_to_stay_offline(folder, config, fake, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    module = fake()
+    WandbSink(folder, config)
+    assert module.starts[0]["mode"] == "offline"
+
+
 def test_a_resumed_run_keeps_its_id(folder, config, fake):
     module = fake()
     WandbSink(folder, config)
@@ -147,7 +155,8 @@ def test_an_absent_package_is_a_warning(folder, config, monkeypatch):
 
 def test_the_real_package_writes_offline_into_the_run_folder(folder, config, monkeypatch, tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     with warnings.catch_warnings():
