@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gear_dist.colour import Colour, parse_colour
-from gear_dist.config import MAX_THREADS
 from gear_dist.errors import ConfigError
 from gear_dist.paths import local_path
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from gear_data_prep.corpus_cli import add_corpus_commands
 from gear_data_prep.shard_cli import add_option, add_shard
-from gear_dist.arguments import MAX_SEED, MAX_THREADS, path_argument, whole
+from gear_dist.arguments import MAX_SEED, path_argument, whole
+from gear_dist.config import MAX_THREADS
 
 
 def add_commands(subparsers: Any) -> None:

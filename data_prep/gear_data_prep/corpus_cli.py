@@ -8,12 +8,12 @@ from typing import Any
 from gear_dist.arguments import (
     MAX_GRID_IMAGES,
     MAX_SEED,
-    MAX_THREADS,
     colour_argument,
     path_argument,
     whole,
 )
 from gear_dist.colour import WHITE
+from gear_dist.config import MAX_THREADS
 from gear_dist.errors import DataError
 
 

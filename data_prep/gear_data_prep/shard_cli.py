@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
-from gear_dist.arguments import MAX_SEED, MAX_THREADS, colour_argument, number, whole
+from gear_dist.arguments import MAX_SEED, colour_argument, number, whole
 from gear_dist.colour import WHITE, hex_colour
+from gear_dist.config import MAX_THREADS
 from gear_dist.errors import ConfigError
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gear_dist.arguments import MAX_SEED, MAX_THREADS, path_argument, whole
+from gear_dist.arguments import MAX_SEED, path_argument, whole
+from gear_dist.config import MAX_THREADS
 from gear_dist.config_words import add_config_words
 from gear_dist.convergence.arms import ARMS
 from gear_dist.evaluation.cli import CLASSIFIER_STEPS

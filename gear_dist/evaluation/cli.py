@@ -5,7 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, path_argument, whole
+from gear_dist.arguments import MAX_SEED, number, path_argument, whole
+from gear_dist.config import MAX_THREADS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder
 

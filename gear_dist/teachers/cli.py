@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from gear_dist.arguments import MAX_SEED, MAX_THREADS, number, path_argument, whole
+from gear_dist.arguments import MAX_SEED, number, path_argument, whole
+from gear_dist.config import MAX_THREADS
 from gear_dist.errors import ConfigError, DataError
 
 STEPS = 600
