@@ -51,17 +51,17 @@ class _Chunk(NamedTuple):
 
     number: int
     rows: list[UrlRow]
-    known: dict[str, dict[str, Any]]
-    """Ledger lines that need no download, by address."""
+    before: dict[str, dict[str, Any]]
+    """What the ledger says so far, by address."""
     futures: dict[str, Future[dict[str, Any]]]
-    """Those that do, by address."""
+    """Downloads of what it does not say, by address."""
 
     def line(self, row: UrlRow) -> dict[str, Any]:
         """What became of a row; waits for it."""
         url = shown_url(row.url)
         if row.problem:
             return {"url": url, "error": row.problem}
-        return self.known[url] if url in self.known else self.futures[url].result()
+        return self.futures[url].result() if url in self.futures else self.before[url]
 
 
 def ledger_key(chunk: int) -> str:
@@ -121,14 +121,14 @@ def fetch_table(
     with ThreadPoolExecutor(connections) as pool:
         try:
             for number, chunk in enumerate(_chunks(rows)):
-                known = _settled(target, number, chunk, again)
+                before = _load_ledger(target, number, chunk)
                 asked = {shown_url(row.url): row.url for row in chunk if not row.problem}
                 futures = {
                     shown: pool.submit(_fetch_row, fetcher, target, url)
                     for shown, url in asked.items()
-                    if shown not in known
+                    if shown not in before or (again and "error" in before[shown])
                 }
-                pending.append(_Chunk(number, chunk, known, futures))
+                pending.append(_Chunk(number, chunk, before, futures))
                 while len(pending) >= _CHUNKS_AHEAD:
                     settler.settle(pending.popleft())
             while pending:
@@ -153,7 +153,10 @@ class _Settler:
     def settle(self, chunk: _Chunk) -> None:
         """Wait for a chunk; DataError where the first one has no image at all."""
         lines = [chunk.line(row) for row in chunk.rows]
-        _write_rows(self._target, ledger_key(chunk.number), lines)
+        # Rows that have left the table may come back: what is known of them is kept.
+        present = {line["url"] for line in lines}
+        left = [line for url, line in chunk.before.items() if url not in present]
+        _write_rows(self._target, ledger_key(chunk.number), lines + left)
         joined = [
             {**line, "captions": row.captions, "label": row.label}
             for row, line in zip(chunk.rows, lines, strict=True)
@@ -210,10 +213,8 @@ def _fetch_row(fetcher: Fetcher, target: Storage, url: str) -> dict[str, Any]:
     return {**line, "sha256": digest, "bytes": len(data)}
 
 
-def _settled(
-    target: Storage, chunk: int, rows: list[UrlRow], again: bool
-) -> dict[str, dict[str, Any]]:
-    """Ledger lines of a chunk that need no download, by address.
+def _load_ledger(target: Storage, chunk: int, rows: list[UrlRow]) -> dict[str, dict[str, Any]]:
+    """Ledger lines of a chunk by address, an image before an error.
 
     Rows may come and go; a ledger none of whose addresses is left is that of another table.
     """
@@ -229,7 +230,7 @@ def _settled(
         raise DataError(
             f"{target.address}: was fetched from another table: choose another --fetched"
         )
-    return {url: line for url, line in lines.items() if "sha256" in line or not again}
+    return lines
 
 
 def load_rows(target: Storage, key: str) -> list[dict[str, Any]]:

@@ -172,6 +172,9 @@ def test_rows_that_come_and_go(site: Site, tmp_path: Path, monkeypatch: pytest.M
     write_csv(table, ["url", "caption"], rows(0, 1, 20, 3, 4, 5))
     assert shard(table, out, "--overwrite") == 0
     assert samples(out, "txt") == [f"cat {k}" for k in (0, 1, 3, 4, 5, 20)]
+    write_csv(table, ["url", "caption"], rows(*range(9)))
+    assert shard(table, out, "--overwrite") == 0
+    assert samples(out, "txt") == [f"cat {k}" for k in range(9)]
     assert dict(site.handler.seen) == {"/image/20": 1}
 
 
