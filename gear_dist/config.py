@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from gear_dist.addresses import parse_address
 from gear_dist.colour import parse_colour
 from gear_dist.errors import ConfigError
+from gear_dist.paths import local_path
 from gear_dist.redaction import refuse_user
 
 
@@ -118,7 +120,7 @@ training goes on elsewhere from the checkpoint before."""
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.root) / self.name
+        return local_path(self.root, "run.root") / self.name
 
 
 @dataclass(frozen=True)
@@ -708,6 +710,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
+        self._check_places()
         factor = self.tokenizer.downsampling
         _require(
             self.data.image_size % factor == 0,
@@ -723,6 +726,26 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
             _require_at_least(section, teacher, 0, "block")
             ok = 0 <= teacher.alpha <= 1
             _require(ok, f"{section}.alpha={teacher.alpha} is out of range: use 0 to 1")
+
+    def _check_places(self) -> None:
+        """Refuse what is no address, and object stores where only folders work."""
+        data, losses = self.data, self.losses
+        local_path(self.run.root, "run.root")
+        addresses = {"run.resume": self.run.resume, "data.train": data.train} | {
+            "data.validation": data.validation,
+            "checkpoint.address": self.checkpoint.address,
+        }
+        for name, address in [*addresses.items(), *(("data.mixture", one) for one in data.mixture)]:
+            if address:
+                parse_address(address, name)
+        paths = {f"{name}.path": teacher.path for name, teacher in self.teachers.items()}
+        paths["stages.start_from"] = self.stages.start_from
+        paths["data.cache_folder"] = data.cache_folder
+        for name in ("lpips_vgg16_path", "lpips_heads_path"):
+            paths[f"losses.{name}"] = getattr(losses, name)
+        for name, path in paths.items():
+            if path:
+                local_path(path, name)
 
     @property
     def teachers(self) -> dict[str, TeacherConfig]:

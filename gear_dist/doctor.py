@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
+from gear_dist.arguments import path_argument
 from gear_dist.environment import cpu_model, gpu_driver, memory_bytes, num_cores
 from gear_dist.errors import UserError
 from gear_dist.memory_estimate import format_bytes
@@ -55,7 +56,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--store", default="", help="corpus address to reach, s3://... or a path")
     parser.add_argument("--endpoint", default="", help="S3 endpoint, such as http://127.0.0.1:9000")
-    parser.add_argument("--root", default="runs", help="folder for runs, for its free disk")
+    parser.add_argument(
+        "--root", type=path_argument, default="runs", help="folder for runs, for its free disk"
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(run=run_doctor)
 
@@ -63,7 +66,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def run_doctor(args: argparse.Namespace) -> int:
     """Print every check as it is made; 2 if one failed."""
     checks = []
-    for check in run_checks(store=args.store, endpoint=args.endpoint, root=Path(args.root)):
+    for check in run_checks(store=args.store, endpoint=args.endpoint, root=args.root):
         checks.append(check)
         if not args.json:
             print(format_check(check), flush=True)

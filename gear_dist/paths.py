@@ -4,11 +4,12 @@ import errno
 import os
 from pathlib import Path
 
+from gear_dist.addresses import parse_address
 from gear_dist.errors import ConfigError
 
 
 def local_path(text: str | Path, what: str = "") -> Path:
-    """A path that the system can have; whether anything is there is another question.
+    """A path that the system can have, also of file://; whether anything is there is open.
 
     Empty text is refused, because to Python it is the working folder.
 
@@ -16,12 +17,19 @@ def local_path(text: str | Path, what: str = "") -> Path:
         what: the setting that names it, for the message.
 
     Raises:
-        ConfigError: it is empty, holds NUL or what is no text, or is longer than names may be.
+        ConfigError: it is empty, an address of an object store, holds NUL or what is no text, or is
+            longer than names may be.
     """
     named = f"{what}=" if what else ""
-    name = os.fspath(text)
-    if not name:
+    address = os.fspath(text)
+    if not address:
         raise ConfigError(f"{named}'' is empty: name a file or folder")
+    bucket, name = parse_address(address, what)
+    if bucket:
+        raise ConfigError(
+            f"{named}{address} is an object store's address, where only a path of this machine (or "
+            "of a file system that it shares) works: give a path"
+        )
     try:
         os.lstat(name)
     except (ValueError, UnicodeEncodeError):
@@ -29,7 +37,7 @@ def local_path(text: str | Path, what: str = "") -> Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ConfigError(f"{named}{name!r} is longer than a path may be") from None
-    return Path(text)
+    return Path(name)
 
 
 def expand_user(path: Path) -> Path:

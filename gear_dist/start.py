@@ -12,6 +12,7 @@ from gear_dist.config import RunConfig, architecture_settings
 from gear_dist.config_files import to_dict
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.model_folder import ModelFolder, open_model
+from gear_dist.paths import local_path
 
 
 def open_start(config: RunConfig) -> ModelFolder | None:
@@ -24,7 +25,7 @@ def open_start(config: RunConfig) -> ModelFolder | None:
     stages = config.stages
     if not stages.start_from:
         return None
-    if not Path(stages.start_from).is_dir():
+    if not local_path(stages.start_from, "stages.start_from").is_dir():
         raise DataError(f"stages.start_from={stages.start_from}: no such folder")
     model = open_model(stages.start_from)
     weights = _taken(model, config)

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, Protocol
-from urllib.parse import unquote, urlsplit
 
+from gear_dist.addresses import parse_address
 from gear_dist.checksums import Crc64
-from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.errors import DataError, StorageError
 from gear_dist.paths import expand_user, local_path
 
 COPY_BYTES = 1 << 20
@@ -124,22 +124,14 @@ def open_storage(address: str, endpoint: str = "") -> Storage:
         endpoint: S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS itself. Ignored for folders.
 
     Raises:
-        ConfigError: an address of another form.
+        ConfigError: see `parse_address`.
     """
-    scheme, separator, rest = address.partition("://")
-    if not address:
-        raise ConfigError("the address of a corpus is empty: use s3://BUCKET/PREFIX or a path")
-    if not separator:
-        return FileStorage(local_path(address))
-    if scheme == "file":
-        if not rest.startswith("/"):
-            raise ConfigError(f"{address}: use file:///ABSOLUTE/FOLDER, with three slashes")
-        return FileStorage(local_path(unquote(urlsplit(address).path)))
-    if scheme == "s3":
-        from gear_dist.storage_s3 import S3Storage
+    parsed = parse_address(address)
+    if not parsed.bucket:
+        return FileStorage(local_path(parsed.path))
+    from gear_dist.storage_s3 import S3Storage
 
-        return S3Storage(address, endpoint)
-    raise ConfigError(f"{address}: unknown scheme {scheme}://; use s3://, file:// or a path")
+    return S3Storage(str(parsed), endpoint)
 
 
 def checksum_of(storage: Storage, key: str, *, trust_store: bool = True) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
-from urllib.parse import urlsplit
 
 from botocore import exceptions
 
+from gear_dist.addresses import parse_address
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.redaction import refuse_user
 from gear_dist.s3_client import (
@@ -56,12 +56,9 @@ class S3Storage:
 
     def __init__(self, address: str, endpoint: str = "") -> None:
         refuse_user("the address of a bucket", address)
-        parts = urlsplit(address)
-        if not parts.netloc:
-            raise ConfigError(f"{address}: use s3://BUCKET/PREFIX")
-        self.bucket = parts.netloc
-        self.prefix = address.removeprefix(f"s3://{self.bucket}").strip("/")
-        self.address = f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+        parsed = parse_address(address)
+        self.bucket, self.prefix = parsed
+        self.address = str(parsed)
         self.endpoint = endpoint
         self._lock = threading.Lock()
         self._client: Any = None

@@ -121,10 +121,12 @@ def build_empty(network: str, config: RunConfig, teacher_widths: Sequence[int] =
 
 
 def check_fit(network: str, state: Mapping[str, Tensor], config: RunConfig, where: str) -> None:
-    """Refuse a published network's state of other keys or shapes than the configuration's.
+    """Refuse a published network's state of other keys or shapes than the configuration's, or with
+    values that are no numbers. Reads every tensor.
 
     Raises:
-        DataError: names the first of those that are missing, not expected, or of another shape.
+        DataError: names the first of those that are missing, not expected, of another shape, or not
+            finite.
     """
     teacher_widths = find_teacher_widths(state) if network == "projectors" else ()
     wanted = build_empty(network, config, teacher_widths).state_dict()
@@ -140,6 +142,12 @@ def check_fit(network: str, state: Mapping[str, Tensor], config: RunConfig, wher
     if problems:
         raise DataError(
             f"{where}: does not fit the {network} of its configuration: {'; '.join(problems)}"
+        )
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise DataError(
+            f"{where}: {len(broken)} tensors of its {network} hold NaN or infinity "
+            f"({_first(broken)}): its training diverged, or the file is damaged; use an earlier one"
         )
 
 

@@ -93,7 +93,7 @@ def _given_up(config: RunConfig, why: str, step: int = 0) -> Outcome:
 
 def _note_passing_folder(config: RunConfig) -> None:
     """Inside `ray job submit` the working folder is a copy that goes when the job's files go."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.run.root).is_absolute():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.run.folder.is_absolute():
         print(
             f"run.root={config.run.root} is below this job's temporary copy of the working folder "
             f"({Path.cwd()}): set run.root to a folder that stays and that all nodes share",

@@ -140,14 +140,16 @@ def _stats(args: argparse.Namespace) -> int:
 
 def _other_split(args: argparse.Namespace) -> Any:
     """The finished corpus beside this one, where its name is that of a split."""
+    from gear_dist.addresses import join_address, parse_address, split_address
     from gear_dist.data.manifest import DATASET_KEY
     from gear_dist.storage import open_storage
 
-    parent, _, name = args.corpus.rstrip("/").rpartition("/")
+    name = parse_address(args.corpus).path.rstrip("/").rpartition("/")[2]
     beside = {"train": "validation", "validation": "train"}.get(name)
     if beside is None:
         return None
-    storage = open_storage(f"{parent}/{beside}" if parent else beside, args.endpoint)
+    parent, _ = split_address(args.corpus)
+    storage = open_storage(join_address(parent, beside), args.endpoint)
     return storage if storage.exists(DATASET_KEY) else None
 
 

@@ -5,14 +5,15 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
+from gear_dist.addresses import join_address, parse_address
 from gear_dist.arguments import MAX_SEED, colour_argument, number, whole
 from gear_dist.colour import WHITE, hex_colour
 from gear_dist.config import MAX_THREADS
 from gear_dist.errors import ConfigError
+from gear_dist.paths import local_path
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _KINDS = ("auto", "folder", "imagenet", "webdataset", "parquet", "urls")
@@ -209,11 +210,12 @@ def _shard(args: argparse.Namespace) -> int:
     from gear_dist.storage import open_storage
 
     start = time.monotonic()
+    parse_address(args.destination, "DESTINATION")
     settings = _corpus_settings(args)
     spec = make_spec(args.source, args.kind, _source_options(args), args.endpoint)
     summary: dict[str, Any] = {"source": spec.address, "kind": spec.kind, "splits": {}}
     if spec.kind == "urls":
-        fetched = args.fetched or f"{args.destination.rstrip('/')}/fetched"
+        fetched = args.fetched or join_address(args.destination, "fetched", "DESTINATION")
         address = open_storage(fetched, args.endpoint).address
         spec = spec._replace(options=spec.options._replace(fetched=address))
         summary["fetch"] = _fetch(args, spec)
@@ -222,7 +224,7 @@ def _shard(args: argparse.Namespace) -> int:
     if source.num_ignored and not args.json:
         print(f"shard: {source.num_ignored:,} files are no images: left out", flush=True)
     for split in source.splits:
-        storage = open_storage(f"{args.destination.rstrip('/')}/{split}", args.endpoint)
+        storage = open_storage(join_address(args.destination, split, "DESTINATION"), args.endpoint)
         dropped = None
         if args.without_duplicates_of:
             dropped = _find_dropped(args, source, split)
@@ -241,8 +243,9 @@ def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
     from gear_data_prep.duplicates import find_dropped
     from gear_dist.storage import open_storage
 
+    option = "--without-duplicates-of"
     former = {
-        name: open_storage(f"{args.without_duplicates_of.rstrip('/')}/{name}", args.endpoint)
+        name: open_storage(join_address(args.without_duplicates_of, name, option), args.endpoint)
         for name in source.splits
     }
     held_out = former.get("validation") if split == "train" else None
@@ -321,7 +324,7 @@ def _source_options(args: argparse.Namespace) -> Any:
         validation_share=args.validation_share,
         block_samples=args.block_samples,
         classes=tuple(read_lines(args.classes)) if args.classes else (),
-        labels=str(Path(args.labels).absolute()) if args.labels else "",
+        labels=str(local_path(args.labels, "--labels").absolute()) if args.labels else "",
         image_column=args.image_column,
         caption_column=args.caption_column,
         class_column=args.class_column,

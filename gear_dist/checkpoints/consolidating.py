@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from gear_dist.addresses import split_address
 from gear_dist.checkpoints.layout import MANIFEST
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.config import RunConfig
@@ -39,8 +40,8 @@ def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterat
     Raises:
         DataError: it is no checkpoint, or damaged.
     """
-    parent, _, folder = address.rstrip("/").rpartition("/")
-    storage = open_storage(parent or ".", endpoint)
+    parent, folder = split_address(address)
+    storage = open_storage(parent, endpoint)
     with (
         CheckpointReader(storage, folder) as reader,
         tempfile.TemporaryDirectory(prefix="gear-") as scratch,

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from gear_dist import dist
+from gear_dist.addresses import join_address, split_address
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
 from gear_dist.checkpoints.store import CheckpointStore, open_verified
@@ -17,7 +18,7 @@ def checkpoint_storage(config: RunConfig) -> Storage:
     """Where a run's checkpoints are."""
     if not config.checkpoint.address:
         return open_storage(str(RunFolder(config.run.folder).checkpoints))
-    address = f"{config.checkpoint.address.rstrip('/')}/{config.run.name}"
+    address = join_address(config.checkpoint.address, config.run.name, "checkpoint.address")
     return open_storage(address, config.data.endpoint)
 
 
@@ -59,8 +60,8 @@ def open_resumed(store: CheckpointStore, config: RunConfig) -> CheckpointReader 
 
 
 def _open_named(address: str, config: RunConfig) -> CheckpointReader:
-    parent, _, folder = address.rstrip("/").rpartition("/")
-    reader, problem = open_verified(open_storage(parent or ".", config.data.endpoint), folder)
+    parent, folder = split_address(address, "run.resume")
+    reader, problem = open_verified(open_storage(parent, config.data.endpoint), folder)
     if reader is None:
         raise DataError(f"run.resume={address}: {problem}")
     return reader

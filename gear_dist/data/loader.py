@@ -6,7 +6,6 @@ sample), so they do not depend on the rank either.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from gear_dist.data.plan import DataPlan, Position, Share
 from gear_dist.data.read_ahead import ReadAhead
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import DataError
+from gear_dist.paths import local_path
 
 
 class ShardLoader:
@@ -151,7 +151,8 @@ class ShardLoader:
 
     def _new_fetcher(self) -> ShardFetcher:
         data = self._data
-        cache = ShardCache(Path(data.cache_folder), data.cache_bytes) if data.cache_folder else None
+        folder = local_path(data.cache_folder) if data.cache_folder else None
+        cache = ShardCache(folder, data.cache_bytes) if folder else None
         return ShardFetcher(self.corpora, FetchSettings(data.read_attempts, cache, self._plan.keep))
 
     def _maker(self, fetcher: ShardFetcher) -> BatchMaker:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gear_dist.errors import DataError
+from gear_dist.file_kinds import not_a_checkpoint
 
 ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
 """Training scripts store their options as one; it is a plain container of attributes."""
@@ -29,6 +30,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint file")
+    _refuse_other_kinds(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
@@ -45,6 +47,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def _refuse_other_kinds(path: Path) -> None:
+    try:
+        kind = not_a_checkpoint(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if kind:
+        raise DataError(f"{path}: {kind}")
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load_file(path))
@@ -55,7 +66,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _refusal(path: Path, error: Exception) -> str:
     needs = _needed_globals(path, error)
     if not needs:
-        return f"not a readable checkpoint: {_first_line(error)}"
+        # torch's own words advise to load it with the power to run code.
+        return "not a readable checkpoint"
     return (
         f"this pickle needs {', '.join(needs)} to load, and loading those could run code: refused. "
         "Where you trust the file, save its tensors alone, "

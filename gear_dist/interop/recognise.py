@@ -119,9 +119,8 @@ def _is_state(value: Any) -> bool:
 def _without_wrappers(state: Mapping[str, Tensor]) -> State:
     """Without the prefixes that data-parallel and compiled modules give every key."""
     result = dict(state)
-    for prefix in _WRAPPERS:
-        if all(key.startswith(prefix) for key in result):
-            result = {key.removeprefix(prefix): value for key, value in result.items()}
+    while found := [one for one in _WRAPPERS if all(key.startswith(one) for key in result)]:
+        result = {key.removeprefix(found[0]): value for key, value in result.items()}
     return result
 
 

@@ -4,7 +4,6 @@ Shapes: B images, H x W pixels in [-1, 1]. Source: arXiv 1801.03924.
 """
 
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from gear_dist.config import LossConfig
 from gear_dist.errors import ConfigError
+from gear_dist.file_kinds import not_a_checkpoint
+from gear_dist.paths import local_path
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -88,10 +89,17 @@ def load_lpips(config: LossConfig) -> LPIPS | None:
 
 
 def _read(path: str, setting: str) -> dict[str, Tensor]:
+    file = local_path(path, setting)
     try:
-        return torch.load(Path(path), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(f"{setting}={path}: not a readable file of tensors: {error}") from None
+        if kind := not_a_checkpoint(file):
+            raise ConfigError(f"{setting}={path}: {kind}")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{setting}={path}: cannot be read: {error.strerror}") from None
+    except Exception:  # torch's reader ends in any way, mostly with advice to run what it holds
+        raise ConfigError(f"{setting}={path}: not a readable file of tensors") from None
 
 
 def _copy(

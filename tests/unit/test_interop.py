@@ -51,6 +51,8 @@ def wrapped(wrapping: str, family: str, folder: Path) -> tuple[Path, files.State
         return files.lightning_file(path, state), state
     if wrapping == "compiled":
         torch.save({"model": {f"_orig_mod.{key}": value for key, value in state.items()}}, path)
+    elif wrapping.endswith("."):
+        torch.save({"state_dict": {wrapping + key: value for key, value in state.items()}}, path)
     elif wrapping == "safetensors":
         path = path.with_suffix(".safetensors")
         save_file(state, path)
@@ -59,7 +61,11 @@ def wrapped(wrapping: str, family: str, folder: Path) -> tuple[Path, files.State
     return path, state
 
 
-@pytest.mark.parametrize("wrapping", ["gear", "lightning", "compiled", "bare", "safetensors"])
+WRAPPINGS = ["gear", "lightning", "compiled", "module.", "_orig_mod.module.", "module._orig_mod."]
+WRAPPINGS += ["_orig_mod.module._orig_mod.", "bare", "safetensors"]
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tokenizer_comes_in_whole_and_reconstructs(family, wrapping, tmp_path):
     """Bit for bit under every wrapping, and its numbers are the public code's."""
@@ -277,6 +283,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(vq, tmp_path, c
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_no_numbers_are_refused(vq, tmp_path, value, capsys):
+    name = "decoder.conv_in.weight"
+    bad = vq | {name: vq[name].clone()}
+    bad[name][0, 0, 0, 0] = float(value)
+    torch.save({"model": bad}, tmp_path / "bad.pt")
+    assert main(["import", str(tmp_path / "bad.pt"), "--out", str(tmp_path / "model")]) == 3
+    error = capsys.readouterr().err
+    assert "bad.pt" in error
+    assert f"({name})" in error
+    assert not (tmp_path / "model").exists()
+
+
 def test_an_incomplete_average_is_refused(tmp_path):
     lfq = files.reference_state("tokenizer_lfq")
     average = without("decoder.conv_in.bias")(lfq)
@@ -311,6 +330,9 @@ def test_a_pickle_that_would_run_code_runs_none(vq, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
 class MakesFolder:
     """Unpickled by a careless reader, it makes a folder."""
 
@@ -326,13 +348,20 @@ class MakesFolder:
     [
         ("cut.pt", b"PK\x03\x04 cut short", "not a readable checkpoint"),
         ("text.pt", b"hello", "not a readable checkpoint"),
+        ("words.pt", b"hello world, this is a text\n", "a text, not a checkpoint"),
+        ("lfs.pt", LFS_POINTER, r"a Git LFS pointer, not a checkpoint: run `git lfs pull`"),
+        ("lfs.safetensors", LFS_POINTER, "a Git LFS pointer, not a checkpoint"),
+        ("login.pt", b"\n<!DOCTYPE html><html><title>Sign in", "a web page, not a checkpoint"),
+        ("packed.pt", b"\x1f\x8b\x08\0" + bytes(20), "a compressed archive"),
+        ("nothing.pt", b"", "an empty file"),
         ("cut.safetensors", b"\x10\x00", "not readable safetensors"),
     ],
 )
 def test_a_damaged_file_is_named(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=words) as caught:
         import_checkpoints([str(tmp_path / name)], tmp_path / "model")
+    assert "weights_only" not in str(caught.value), "torch's advice would run what the file holds"
 
 
 def test_pieces_that_do_not_belong_together(vq, tmp_path):

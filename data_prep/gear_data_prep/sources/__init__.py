@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import Place, SourceOptions, open_root
+from gear_dist.addresses import parse_address
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.paths import expand_user, local_path
 from gear_dist.storage import FileStorage, Storage
@@ -76,15 +77,16 @@ def make_spec(address: str, kind: str, options: SourceOptions, endpoint: str = "
     """The spec of a source; `auto` looks at what is there.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or no address.
         DataError: nothing is there.
     """
+    parsed = parse_address(address, "SOURCE")
     if kind == "auto":
         kind = _guess(open_root(address, endpoint))
     if kind not in KINDS:
         raise ConfigError(f"--kind {kind}: use auto, {', '.join(KINDS)}")
-    if "://" not in address:
-        address = expand_user(local_path(address)).absolute().as_uri()
+    if not parsed.bucket:
+        address = expand_user(local_path(parsed.path)).absolute().as_uri()
     return SourceSpec(address, kind, options, endpoint)
 
 

@@ -1,11 +1,12 @@
 """Files of a source, on a folder or an object store: found by suffix, read at positions."""
 
 import io
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from gear_dist.addresses import parse_address, split_address
 from gear_dist.data.tar_members import ReadAt
 from gear_dist.errors import DataError
+from gear_dist.paths import local_path
 from gear_dist.ranged_file import RangedFile
 from gear_dist.storage import FileStorage, ObjectInfo, Storage, open_storage
 
@@ -54,15 +55,13 @@ class Place(NamedTuple):
 
 def open_root(address: str, endpoint: str) -> Place:
     """The place of a source, a folder, prefix or file."""
-    if "://" not in address or address.startswith("file://"):
-        storage = open_storage(address)
-        assert isinstance(storage, FileStorage)
+    storage = open_storage(address, endpoint)
+    if isinstance(storage, FileStorage):
         if storage.root.is_file():
             return Place(FileStorage(storage.root.parent), storage.root.name, endpoint)
         return Place(storage, "", endpoint)
-    storage = open_storage(address, endpoint)
-    parent, _, name = address.rstrip("/").rpartition("/")
-    if "." in name and not parent.endswith("/") and storage.address.count("/") > 2:
+    if "." in parse_address(address).path.rpartition("/")[2]:
+        parent, name = split_address(address)
         folder = open_storage(parent, endpoint)
         if folder.exists(name):
             return Place(folder, name, endpoint)
@@ -120,7 +119,7 @@ def read_lines(address: str) -> list[str]:
         DataError: it cannot be read.
     """
     try:
-        text = Path(address).read_text("utf-8-sig")
+        text = local_path(address).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{address}: cannot be read: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,151 @@
+"""Addresses: taken apart in one place, refused where only folders of this machine work."""
+
+from pathlib import Path
+
+import pytest
+
+from gear_dist.addresses import Address, join_address, parse_address, split_address
+from gear_dist.cli import main
+from gear_dist.config_files import load_config
+from gear_dist.errors import ConfigError
+from gear_dist.paths import local_path
+from gear_dist.storage import FileStorage, open_storage
+from image_files import encode
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("s3://bucket", Address("bucket", "")),
+        ("s3://bucket/", Address("bucket", "")),
+        ("S3://bucket/a b/c?d#e/", Address("bucket", "a b/c?d#e")),
+        ("file:///a%20b/c", Address("", "/a b/c")),
+        ("file:///", Address("", "/")),
+        ("a/b", Address("", "a/b")),
+        ("/a://b", Address("", "/a://b")),
+    ],
+)
+def test_parts_of_an_address(text: str, parsed: Address) -> None:
+    assert parse_address(text) == parsed
+    assert parse_address(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "s3://", "s3:///a", "file://a", "file://", "gs://bucket/a"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    for use in (open_storage, lambda address: join_address(address, "x"), split_address):
+        with pytest.raises(ConfigError):
+            use(text)
+    with pytest.raises(ConfigError, match=r"^run\.root"):
+        local_path(text, "run.root")
+
+
+@pytest.mark.parametrize(
+    ("address", "parent", "name"),
+    [
+        ("s3://bucket/a", "s3://bucket", "a"),
+        ("s3://bucket/a/b/", "s3://bucket/a", "b"),
+        ("file:///a/b", "/a", "b"),
+        ("/a", "/", "a"),
+        ("a", ".", "a"),
+    ],
+)
+def test_addresses_are_joined_and_split(address: str, parent: str, name: str) -> None:
+    assert split_address(address) == (parent, name)
+    joined, whole = open_storage(join_address(parent, name)), open_storage(address)
+    assert joined.address == whole.address
+
+
+@pytest.mark.parametrize("address", ["s3://bucket", "/", ".", "a/.."])
+def test_what_nothing_holds_is_not_split(address: str) -> None:
+    with pytest.raises(ConfigError):
+        split_address(address)
+
+
+@pytest.mark.parametrize("destination", ["", "s3://", "s3:///x", "gs://bucket"])
+def test_shards_go_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destination: str, capsys: pytest.CaptureFixture
+) -> None:
+    """An empty destination stood for the root of the file system, `s3://` for a folder `s3:`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "1.jpg").write_bytes(encode())
+    assert main(["shard", "images", destination]) == 2
+    assert "DESTINATION" in capsys.readouterr().err
+    assert main(["shard", destination, "out"]) == 2
+    assert main(["shard", "images", "out", "--without-duplicates-of", destination or "s3://"]) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == ["images"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "run.root",
+        "stages.start_from",
+        "data.cache_folder",
+        "teacher.path",
+        "more_teachers.b.path",
+        "losses.lpips_vgg16_path",
+        "losses.lpips_heads_path",
+    ],
+)
+def test_settings_that_are_folders_refuse_object_stores(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"{setting}=s3://bucket/x"])
+    assert str(caught.value).startswith(f"{setting}=s3://bucket/x ")
+    load_config(None, [f"{setting}={tmp_path.as_uri()}"])
+
+
+@pytest.mark.parametrize(
+    "setting", ["data.train", "data.validation", "checkpoint.address", "run.resume"]
+)
+def test_settings_that_are_addresses_name_a_bucket(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{setting}"):
+        load_config(None, [f"{setting}=s3://"])
+    load_config(None, [f"{setting}=s3://bucket/x"])
+
+
+def test_a_run_root_of_an_empty_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"run\.root"):
+        load_config(None, ["run.root="])
+
+
+def test_run_folders_may_be_given_as_file_addresses(tmp_path: Path) -> None:
+    config = load_config(None, [f"run.root={tmp_path.as_uri()}", "run.name=a"])
+    assert config.run.folder == tmp_path / "a"
+    storage = open_storage(tmp_path.as_uri())
+    assert isinstance(storage, FileStorage)
+    assert storage.root == tmp_path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "s3://bucket/run"],
+        ["sample", "s3://bucket/run"],
+        ["reconstruct", "s3://bucket/run"],
+        ["evaluate", "s3://bucket/run"],
+        ["tokenize", "s3://bucket/run", "--images", "a", "--out", "b"],
+        ["tokenize", "run", "--images", "s3://bucket/a", "--out", "b"],
+        ["tokenize", "run", "--images", "a", "--out", "s3://bucket/b"],
+        ["import", "a.pt", "--out", "s3://bucket/b"],
+        ["export", "run", "--out", "s3://bucket/b"],
+        ["export", "s3://bucket", "--out", "b"],
+        ["teacher", "corpus", "--out", "s3://bucket/b"],
+        ["preview", "corpus", "--out", "s3://bucket/b"],
+        ["stats", "corpus", "--html", "s3://bucket/b"],
+        ["reproduce", "configs/tiny.yaml", "--out", "s3://bucket/b"],
+        ["sample-corpus", "s3://bucket/b"],
+        ["shard", "a", "b", "--labels", "s3://bucket/labels"],
+        ["shard", "a", "b", "--classes", "s3://bucket/classes"],
+        ["doctor", "--root", "s3://bucket/runs"],
+        ["store", "start", "--folder", "s3://bucket/b"],
+    ],
+)
+def test_commands_that_want_folders_refuse_object_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert main(words) == 2
+    assert "s3://bucket" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
