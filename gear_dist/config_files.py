@@ -155,7 +155,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_value(key: str, value: Any) -> None:
     """Refuse what fits a setting's type and no run: ConfigError."""
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         for item in value:
             _check_value(key, item)
     elif isinstance(value, float) and not math.isfinite(value):

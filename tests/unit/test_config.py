@@ -189,3 +189,8 @@ def test_only_a_tokenizer_that_is_trained_needs_the_files_of_lpips():
     load_config(None, words).check_trainable()
     with pytest.raises(ConfigError, match=r"losses\.lpips_vgg16_path"):
         load_config(None, [*words, "stages.joint.steps=1"]).check_trainable()
+
+
+def test_numbers_in_lists_are_finite_too():
+    with pytest.raises(ConfigError, match=r"data\.mixture_weights.*finite"):
+        load_config(None, ["data.mixture=[a]", "data.mixture_weights=[1,.inf]"])
