@@ -11,8 +11,8 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 def cache_folder() -> Path:
     """Where this user's machine keeps what can be made again; perhaps not there yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gear-dist"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "gear-dist"
 
 
 def make_cache_folder(folder: Path) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from gear_dist.cache_folder import cache_folder
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
@@ -80,7 +80,7 @@ def check_same_classes(
 def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
     listing = json.dumps([_COUNT_VERSION, storage.address, tars])
     digest = xxhash.xxh3_128_hexdigest(listing.encode())
-    path = _cache_folder() / f"counts-{digest}.json"
+    path = cache_folder() / f"counts-{digest}.json"
     with _locked(path.with_suffix(".lock")):
         counted = _read_counts(path)
         if counted is None:
@@ -140,10 +140,6 @@ def _read_counts(path: Path) -> list[_Counted] | None:
         return [_Counted(*row) for row in json.loads(path.read_bytes())]
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gear-dist"
 
 
 @contextlib.contextmanager
