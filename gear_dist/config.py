@@ -757,6 +757,11 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         return {"teacher": self.teacher} | {f"more_teachers.{name}": one for name, one in more}
 
     @property
+    def num_label_classes(self) -> int | None:
+        """Classes that images may have; None: no generator is trained, so none is needed."""
+        return self.generator.num_classes if self.stages.has_generator else None
+
+    @property
     def grid_size(self) -> int:
         """Tokens along a side."""
         return self.data.image_size // self.tokenizer.downsampling

@@ -20,7 +20,9 @@ def add_commands(subparsers: Any) -> None:
     """Add `sample` and `reconstruct`."""
     sample = subparsers.add_parser("sample", help="generate images with averaged weights")
     sample.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
-    sample.add_argument("--classes", default="", help="comma-separated classes; all by default")
+    sample.add_argument(
+        "--classes", default="", help="comma-separated classes (default: all of the corpus)"
+    )
     sample.add_argument(
         "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in all (default: 64)"
     )
@@ -55,13 +57,14 @@ def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def parse_classes(text: str, num_classes: int, names: list[str] | None = None) -> list[int]:
-    """Classes by index or by name, comma-separated; empty: all.
+    """Classes by index or by name, comma-separated; empty: all that the corpus has.
 
     Raises:
         ConfigError: a class that the generator does not have.
     """
     if not text:
-        return list(range(num_classes))
+        # Of more classes than the corpus has, the rest was never trained.
+        return list(range(len(names) if names else num_classes))
     by_name = {name: i for i, name in enumerate(names or [])}
     classes = []
     for word in (part.strip() for part in text.split(",")):
@@ -85,6 +88,10 @@ def class_names(model: ModelFolder) -> list[str]:
     return list(RunFolder(model.path).read_environment().get("data", {}).get("classes", []))
 
 
+def _class_name(index: int, names: list[str]) -> str:
+    return names[index] if index < len(names) else f"class {index}"
+
+
 def run_sample(args: argparse.Namespace) -> int:
     """Write a grid of generated images."""
     import torch
@@ -102,7 +109,7 @@ def run_sample(args: argparse.Namespace) -> int:
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
     images = pair.generate(labels, args.seed, sampling)
     out = args.out or model.path / "samples.png"
-    captions = [names[i] for i in labels.tolist()] if names else None
+    captions = [_class_name(i, names) for i in labels.tolist()] if names else None
     save_grid(images, out, args.columns, captions=captions)
     print(out)
     return 0

@@ -25,8 +25,20 @@ def grid_labels(num_classes: int, count: int = NUM_SAMPLES) -> torch.Tensor:
 class GridPainter:
     """Draws the run's grids from whole averaged weights. Rank 0 alone uses it."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, log: MetricsLog, device: torch.device):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        log: MetricsLog,
+        device: torch.device,
+        *,
+        num_classes: int,
+    ):
         """Reads the images.
+
+        Args:
+            num_classes: classes that samples are asked for, those of the training corpus; 0: all
+                that the generator has.
 
         Raises:
             DataError: the validation corpus is not there, or damaged.
@@ -35,6 +47,8 @@ class GridPainter:
         self._folder = folder
         self._log = log
         self._device = device
+        self.labels = grid_labels(num_classes or config.generator.num_classes)
+        """Classes of the sample grids, in the grid's order."""
         # Read at once: a wrong data.validation should not wait for the end of the first stage.
         self._images = first_images(config, NUM_RECONSTRUCTIONS)
 
@@ -48,9 +62,8 @@ class GridPainter:
         self._log.log_grid("reconstruction", path, step)
         if pair.generator is None:
             return
-        labels = grid_labels(self._config.generator.num_classes)
         path = self._folder.sample_grid_path(step)
-        save_grid(pair.generate(labels, seed=self._config.run.seed), path, COLUMNS)
+        save_grid(pair.generate(self.labels, seed=self._config.run.seed), path, COLUMNS)
         self._log.log_grid("samples", path, step)
 
 
@@ -68,7 +81,7 @@ def first_images(config: RunConfig, count: int) -> torch.Tensor:
         rank=0,
         world_size=1,
         seed=0,
-        num_classes=config.generator.num_classes,
+        num_classes=None,
     )
     try:
         return torch.cat([batch.images for batch in loader.validation_batches(count)])

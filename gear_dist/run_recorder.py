@@ -41,7 +41,13 @@ class RunRecorder:
         self.rewind(step)
         self._folder.write_environment(collect_environment(self._config, environment))
         self._log = open_metrics_log(self._folder, self._config)
-        self._painter = GridPainter(self._config, self._folder, self._log, self._device)
+        self._painter = GridPainter(
+            self._config,
+            self._folder,
+            self._log,
+            self._device,
+            num_classes=len(environment["data"]["classes"]),
+        )
 
     def rewind(self, step: int) -> None:
         """Drop records and grids of steps beyond `step`, which are taken again."""

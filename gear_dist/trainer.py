@@ -108,7 +108,7 @@ class Trainer:
             rank=dist.rank(),
             world_size=dist.world_size(),
             seed=config.run.seed,
-            num_classes=config.generator.num_classes,
+            num_classes=config.num_label_classes,
             accumulation=config.engine.accumulation,
         )
         self.stepper = Stepper(config, self.device)

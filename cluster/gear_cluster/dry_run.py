@@ -4,8 +4,8 @@ import os
 
 from gear_cluster.rendezvous import read_processes
 from gear_dist.config import RunConfig
+from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import open_corpus
-from gear_dist.data.manifest import Manifest
 from gear_dist.errors import DataError
 from gear_dist.memory_estimate import format_estimate
 from gear_dist.run_folder import RunFolder
@@ -31,7 +31,8 @@ def dry_run(config: RunConfig) -> None:
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")
     num_samples = sum(
-        check_corpus(config, address).facts.num_samples for address in config.data.train_addresses
+        check_corpus(config, address, config.num_label_classes).num_samples
+        for address in config.data.train_addresses
     )
     filled_up = config.data.tail == "repeat"
     steps = (num_samples - filled_up) // config.engine.global_batch + filled_up
@@ -43,7 +44,7 @@ def dry_run(config: RunConfig) -> None:
     epochs = config.stages.total_steps * config.engine.global_batch / num_samples
     print(f"{config.stages.total_steps} steps, {steps} an epoch, {epochs:.1f} epochs")
     if config.data.validation:
-        check_corpus(config, config.data.validation)
+        check_corpus(config, config.data.validation, None)  # for pictures
     if config.alignment.enabled and config.stages.has_generator:
         load_teachers(config)
     _print_memory(config, world_size, on_cuda=device == "cuda")
@@ -60,11 +61,15 @@ def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
     print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
 
 
-def check_corpus(config: RunConfig, address: str) -> Manifest:
-    """Read the manifest and compare it with the shards that are there and with the run.
+def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> Contents:
+    """Read the manifest, compare it with the shards that are there and with the run, and say it.
+
+    Args:
+        num_classes: that images may have; None: no class is needed.
 
     Raises:
-        DataError: the corpus is not there, incomplete, or has too many classes.
+        DataError: the corpus is not there, incomplete, or lacks classes or captions that the run
+            needs, or has too many classes.
     """
     storage, manifest = open_corpus(address, config.data.endpoint)
     facts = manifest.facts
@@ -76,17 +81,15 @@ def check_corpus(config: RunConfig, address: str) -> Manifest:
             raise DataError(
                 f"{storage.address}/{shard.key}: {problem} the manifest: shard the corpus again"
             )
-    if len(facts.classes) > config.generator.num_classes:
-        raise DataError(
-            f"{storage.address}: has {len(facts.classes)} classes, which is more than "
-            f"generator.num_classes={config.generator.num_classes}: raise that"
-        )
+    contents = read_contents(storage, facts)
     size = sum(shard.bytes for shard in manifest.shards)
     print(
-        f"{storage.address}: {facts.num_samples:,} images, {len(facts.classes)} classes, "
-        f"{facts.num_shards:,} shards, {size / 1e6:,.1f} MB"
+        f"{storage.address}: {contents.describe()}; {facts.num_shards:,} shards, "
+        f"{size / 1e6:,.1f} MB"
     )
-    return manifest
+    for line in check_contents(storage.address, contents, config.data, num_classes):
+        print(f"WARNING: {line}")
+    return contents
 
 
 def _placement(config: RunConfig) -> tuple[int, str]:

@@ -53,6 +53,7 @@ POLICIES: dict[str, Policy] = {
         "anew are upright",
         (KEEP, CONVERT, QUARANTINE, SKIP),
     ),
+    "no-class": Policy("no class", (KEEP, QUARANTINE, SKIP)),
     "no-caption": Policy("no caption, or a blank one", (KEEP, QUARANTINE, SKIP)),
     "bad-caption": Policy("a caption that is not UTF-8 text", (QUARANTINE, SKIP, CONVERT)),
     "sidecar": Policy("attributes of another form than expected", _LEAVE_OUT),

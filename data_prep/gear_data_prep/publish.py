@@ -48,6 +48,8 @@ class Tally:
         self.skipped: Counter[str] = Counter()
         self.odd: Counter[str] = Counter()
         self.num_classes = 0
+        self.num_without_class = 0
+        self.num_without_caption = 0
         self._counts: Counter[str] = Counter()
         self._maxima: dict[str, int] = {}
 
@@ -58,6 +60,8 @@ class Tally:
         self.skipped.update(summary.skipped)
         self.odd.update(summary.odd)
         self.num_classes = max(self.num_classes, summary.num_classes)
+        self.num_without_class += summary.num_without_class
+        self.num_without_caption += summary.num_without_caption
         self._counts.update(summary.attribute_counts)
         for name, value in summary.attribute_maxima.items():
             self._maxima[name] = max(value, self._maxima.get(name, 0))
@@ -109,6 +113,8 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
         plan_hash=origin.plan_hash,
         tool_version=importlib.metadata.version("gear-dist"),
         checksums=checksums,
+        num_without_class=tally.num_without_class,
+        num_without_caption=tally.num_without_caption,
     )
     storage.write(DATASET_KEY, dump_facts(facts))
     return facts

@@ -41,6 +41,8 @@ class ShardSummary(NamedTuple):
     """Largest class index plus 1."""
     odd: dict[str, int] = {}  # noqa: RUF012 - never changed
     """Samples that went in though they are odd, by the policies' kind."""
+    num_without_class: int = 0
+    num_without_caption: int = 0
 
     @property
     def num_planned(self) -> int:
@@ -85,12 +87,22 @@ class SummaryBuilder:
         self.skipped: Counter[str] = Counter()
         self.odd: Counter[str] = Counter()
         self.num_classes = 0
+        self.num_without_class = 0
+        self.num_without_caption = 0
         self._counts: Counter[str] = Counter()
         self._maxima: dict[str, int] = {}
 
-    def add(self, class_index: int, attributes: dict[str, int], odd: Iterable[str] = ()) -> None:
+    def add(
+        self,
+        class_index: int,
+        num_captions: int,
+        attributes: dict[str, int],
+        odd: Iterable[str] = (),
+    ) -> None:
         """Count a sample that went in, and what is odd about it."""
         self.odd.update(odd)
+        self.num_without_class += class_index < 0
+        self.num_without_caption += num_captions == 0
         self.num_classes = max(self.num_classes, class_index + 1)
         for name, value in attributes.items():
             self._counts[name] += 1
@@ -106,6 +118,8 @@ class SummaryBuilder:
             self._maxima,
             self.num_classes,
             dict(sorted(self.odd.items())),
+            self.num_without_class,
+            self.num_without_caption,
         )
 
 

@@ -207,6 +207,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.corpus import make_corpus
     from gear_data_prep.sources import make_spec, open_source
+    from gear_dist.data.contents import read_contents
     from gear_dist.storage import open_storage
 
     start = time.monotonic()
@@ -229,9 +230,10 @@ def _shard(args: argparse.Namespace) -> int:
         if args.without_duplicates_of:
             dropped = _find_dropped(args, source, split)
         result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
-        summary["splits"][split] = _summarise(storage.address, result)
+        contents = read_contents(storage, result.facts)
+        summary["splits"][split] = _summarise(storage.address, result, contents)
         if not args.json:
-            print(_tell(split, summary["splits"][split]), flush=True)
+            print(_tell(split, summary["splits"][split], contents), flush=True)
     summary["seconds"] = round(time.monotonic() - start, 3)
     if args.json:
         print(json.dumps(summary, indent=1))
@@ -252,13 +254,19 @@ def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
     return find_dropped(former[split], source, split, held_out=held_out)
 
 
-def _summarise(address: str, result: Any) -> dict[str, Any]:
+def _summarise(address: str, result: Any, contents: Any) -> dict[str, Any]:
+    from gear_dist.data.contents import SHOWN_CLASSES
+
     facts, seconds = result.facts, max(result.seconds, 1e-6)
     return {
         "address": address,
         "samples": facts.num_samples,
         "shards": facts.num_shards,
         "classes": len(facts.classes),
+        "first_classes": list(facts.classes[:SHOWN_CLASSES]),
+        "without_class": contents.num_without_class,
+        "with_caption": contents.num_with_caption,
+        "warnings": _surprises(contents),
         "bytes": result.num_bytes,
         "bad": result.num_bad,
         "skipped": result.num_skipped,
@@ -270,14 +278,38 @@ def _summarise(address: str, result: Any) -> dict[str, Any]:
     }
 
 
-def _tell(split: str, node: dict[str, Any]) -> str:
-    counts = f"{node['samples']:,} images in {node['shards']:,} shards"
+def _surprises(contents: Any) -> list[str]:
+    """What nobody means, with the option that mends it."""
+    found = []
+    missing = contents.num_without_class
+    if contents.classes and missing:
+        found.append(
+            f"{missing:,} of {contents.num_samples:,} images have no class, which a generator "
+            "that is trained on classes needs: label them, or leave them out with "
+            "--policy no-class=skip"
+        )
+    if not contents.classes and not contents.num_with_caption:
+        found.append(
+            "no image has a class or a caption, so that only a tokenizer trains on this corpus: "
+            "see --class-column, --caption-column, --labels, or use folders of classes"
+        )
+    if 0 < contents.num_with_caption < contents.num_samples:
+        found.append(
+            f"{contents.num_without_caption:,} of {contents.num_samples:,} images have no caption: "
+            "--policy no-caption=skip leaves them out"
+        )
+    return found
+
+
+def _tell(split: str, node: dict[str, Any], contents: Any) -> str:
+    counts = f"{contents.describe()}; {node['shards']:,} shards"
     out = f", {node['bad']:,} bad ones left out" if node["bad"] else ""
     out += f", {node['skipped']:,} skipped" if node["skipped"] else ""
     out += "".join(f", {count:,} {kind}" for kind, count in node["odd"].items())
     speed = f"{node['images_per_second']:,.0f} images/s, {node['megabytes_per_second']:,.0f} MB/s"
     how = "finished before, reused" if node["reused"] else f"{node['seconds']:.1f} s, {speed}"
-    return f"shard {split}: {counts}{out}: {node['address']} ({how})"
+    lines = [f"shard {split}: {counts}{out}: {node['address']} ({how})"]
+    return "\n".join(lines + [f"WARNING: shard {split}: {line}" for line in node["warnings"]])
 
 
 def _fetch(args: argparse.Namespace, spec: Any) -> dict[str, Any]:

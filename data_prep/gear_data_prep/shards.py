@@ -106,7 +106,7 @@ def make_shard(job: ShardJob) -> ShardRecord:
                 tar.add(f"{key}.original.{original.suffix}", original.data)
             _add_texts(tar, key, raw.class_index, texts)
             rows.append(_row(key, raw, image, texts, planned.shard, offset))
-            builder.add(raw.class_index, texts.attributes, odd)
+            builder.add(raw.class_index, len(texts.captions), texts.attributes, odd)
         checksum = tar.finish()
     info = ShardInfo(planned.shard, planned.name, len(rows), tar.position, checksum)
     record = ShardRecord(job.plan_hash, builder.finish(info), tuple(rows))
@@ -175,6 +175,8 @@ def _prepare(raw: RawSample, settings: PlanSettings) -> _Prepared:
     if raw.class_index >= MAX_CLASSES:
         raise BadSampleError("sidecar", f"its class {raw.class_index} is no index of a class")
     policies = settings.image.policies
+    if raw.class_index < 0 and policies["no-class"] != KEEP:
+        raise BadSampleError("no-class", "it has no class")
     for kind, reason in raw.odd.items():
         if policies[kind] != KEEP:
             raise BadSampleError(kind, reason)

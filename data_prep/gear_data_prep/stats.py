@@ -7,6 +7,7 @@ import numpy as np
 
 from gear_data_prep.duplicates import find_duplicates, find_shared
 from gear_data_prep.publish import load_quarantine
+from gear_dist.data.contents import read_contents
 from gear_dist.data.manifest import iterate_samples, load_manifest
 from gear_dist.storage import Storage
 
@@ -25,6 +26,8 @@ class CorpusStats(NamedTuple):
     """What `gear-dist stats` tells."""
 
     address: str
+    summary: str
+    """Images, classes, images without a class and captions, in a line."""
     num_samples: int
     num_shards: int
     num_bytes: int
@@ -64,6 +67,7 @@ def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStat
     left_out = Counter(report.get("kinds", {})) + Counter(report.get("skipped", {}))
     return CorpusStats(
         storage.address,
+        read_contents(storage, facts).describe(),
         facts.num_samples,
         facts.num_shards,
         sum(info.bytes for info in shards),
@@ -112,7 +116,7 @@ def as_table(stats: CorpusStats, num_classes: int = 10) -> str:
     """The statistics as text for a terminal."""
     lines = [
         f"{stats.address}",
-        f"{stats.num_samples:,} samples, {stats.num_shards:,} shards, "
+        f"{stats.summary}; {stats.num_shards:,} shards, "
         f"{stats.num_bytes / 1e6:,.1f} MB, {describe_duplicates(stats)}",
         "",
         f"{'quantile, %':24}" + "".join(f"{q:>10}" for q in _QUANTILES),

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """(B, 3, H, W) uint8."""
     labels: torch.Tensor
-    """(B,) int64; -1: none, only with captions."""
+    """(B,) int64; -1: none, only where no class is needed."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
     """Empty strings where data.captions=off, or where it is dropped."""
@@ -73,7 +73,7 @@ class BatchMaker:
         data: DataConfig,
         *,
         seed: int,
-        num_classes: int,
+        num_classes: int | None,
         first_samples: np.ndarray,
         shard_name: Callable[[int], str],
     ) -> None:
@@ -82,7 +82,7 @@ class BatchMaker:
         Args:
             data: sizes, decoding, flips, captions, threads.
             seed: seed of crops, flips and choice of captions.
-            num_classes: labels must be below.
+            num_classes: labels must be below; None: any label, or none, will do.
             first_samples: (num_shards,) number of each shard's first sample in the corpora.
             shard_name: a shard's address, for messages.
         """
@@ -198,6 +198,8 @@ class BatchMaker:
         return captions[chosen]
 
     def _check_label(self, item: Item, key: str, label: int) -> None:
+        if self._num_classes is None:
+            return
         unlabelled = label == -1 and self._data.captions != "off"
         if not unlabelled and not 0 <= label < self._num_classes:
             raise DataError(

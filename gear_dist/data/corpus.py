@@ -20,7 +20,7 @@ from gear_dist.errors import DataError
 from gear_dist.storage import Storage, open_storage, write_file
 
 _COUNT_THREADS = 4
-_COUNT_VERSION = 2
+_COUNT_VERSION = 3
 """Of what counts as a sample: counts of another version are made anew."""
 
 
@@ -41,6 +41,8 @@ class _Counted(NamedTuple):
     num_classes: int
     left_out: int
     """Samples without an image that the loader reads."""
+    without_class: int
+    without_caption: int
 
 
 def open_corpus(address: str, endpoint: str = "") -> Corpus:
@@ -107,6 +109,8 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
         plan_hash=xxhash.xxh3_128_hexdigest(json.dumps(counted).encode()),
         tool_version="webdataset",
         checksums={},
+        num_without_class=sum(row.without_class for row in counted),
+        num_without_caption=sum(row.without_caption for row in counted),
     )
     return Manifest(facts, shards)
 
@@ -117,22 +121,20 @@ def _count(storage: Storage, name: str) -> _Counted:
         shard = index_samples(data)
     except ValueError as error:
         raise DataError(f"{storage.address}/{name}: corrupt shard: {error}; restore it") from None
-    return _Counted(
-        name,
-        len(shard.keys),
-        len(data),
-        crc64nvme_hex(data),
-        _largest_class(shard) + 1,
-        shard.num_left_out,
-    )
+    return _Counted(name, len(shard.keys), len(data), crc64nvme_hex(data), *_count_texts(shard))
 
 
-def _largest_class(shard: Shard) -> int:
-    largest = -1
+def _count_texts(shard: Shard) -> tuple[int, int, int, int]:
+    """The last fields of `_Counted`. What cannot be read is there: training says what it is."""
+    largest, without_class, without_caption = -1, 0, 0
     for row in range(len(shard.keys)):
         with contextlib.suppress(UnreadableSampleError):
-            largest = max(largest, shard.class_index(row))
-    return largest
+            label = shard.class_index(row)
+            largest = max(largest, label)
+            without_class += label < 0
+        with contextlib.suppress(UnreadableSampleError):
+            without_caption += not shard.captions(row)
+    return largest + 1, shard.num_left_out, without_class, without_caption
 
 
 def _read_counts(path: Path) -> list[_Counted] | None:

@@ -5,6 +5,7 @@ for the order. Crop, flip, caption, and which label or caption is dropped are ke
 sample), so they do not depend on the rank either.
 """
 
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from gear_dist.config import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.batch_reader import BatchReader
 from gear_dist.data.batches import Batch, BatchMaker
+from gear_dist.data.contents import check_contents, read_contents
 from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.first_samples import read_first_samples
@@ -36,7 +38,7 @@ class ShardLoader:
         *,
         share: Share,
         seed: int = 0,
-        num_classes: int,
+        num_classes: int | None,
     ) -> None:
         """Nothing is read yet.
 
@@ -45,15 +47,17 @@ class ShardLoader:
             data: settings; the addresses in it are not used.
             share: this rank's batch size and place.
             seed: seed of order, crops, flips and choice of captions.
-            num_classes: labels must be below.
+            num_classes: labels must be below; None: any label, or none, will do.
 
         Raises:
-            DataError: an empty corpus, one with more classes than `num_classes`, corpora whose
-                classes differ.
+            DataError: an empty corpus, one without the classes or captions that are needed or with
+                more classes than `num_classes`, corpora whose classes differ.
             ConfigError: weights or lanes that do not fit.
         """
         for corpus in corpora:
-            _check_corpus(corpus, corpora[0], data, num_classes)
+            for line in _check_corpus(corpus, corpora[0], data, num_classes):
+                if share.rank == 0:
+                    warnings.warn(line, stacklevel=2)
         self.corpora = tuple(corpora)
         self._data = data
         self._share = share
@@ -179,17 +183,17 @@ class ShardLoader:
         self._position = self._plan.restore(state)
 
 
-def _check_corpus(corpus: Corpus, first: Corpus, data: DataConfig, num_classes: int) -> None:
+def _check_corpus(
+    corpus: Corpus, first: Corpus, data: DataConfig, num_classes: int | None
+) -> list[str]:
+    """Raises where the corpus does not fit; returns warnings."""
     facts, address = corpus.manifest.facts, corpus.storage.address
     if facts.num_samples == 0:
         raise DataError(f"{address}: the corpus is empty: shard it again")
-    if len(facts.classes) > num_classes:
-        raise DataError(
-            f"{address}: has {len(facts.classes)} classes, which is more than "
-            f"generator.num_classes={num_classes}: raise that to {len(facts.classes)}"
-        )
-    if corpus is not first and data.captions == "off":
+    if corpus is not first and data.captions == "off" and num_classes is not None:
         check_same_classes(first.storage.address, first.manifest.facts, address, facts)
+    contents = read_contents(corpus.storage, facts)
+    return check_contents(address, contents, data, num_classes)
 
 
 def build_loader(
@@ -199,7 +203,7 @@ def build_loader(
     rank: int,
     world_size: int,
     seed: int,
-    num_classes: int,
+    num_classes: int | None,
     accumulation: int = 1,
 ) -> ShardLoader:
     """The loader of a corpus, or of several, by address; reads their manifests.

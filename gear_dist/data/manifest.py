@@ -86,6 +86,10 @@ class DatasetFacts(NamedTuple):
     tool_version: str
     checksums: dict[str, str]
     """Hex xxh3-128 of the manifest's other files by key."""
+    num_without_class: int = -1
+    """Samples without a class; -1: an earlier version did not count (see `contents`)."""
+    num_without_caption: int = -1
+    """Samples without a caption; -1: as above."""
 
     @property
     def samples_keys(self) -> list[str]:

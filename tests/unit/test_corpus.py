@@ -184,13 +184,19 @@ def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path
 
 
 def test_a_missing_caption_is_a_bad_sample(tmp_path: Path) -> None:
-    address = write_corpus(tmp_path / "c", [numbered_samples(4)])
-    loader = make_loader(address, batch_size=4, num_classes=2, captions="first")
-    with (
-        pytest.warns(UserWarning, match="no caption"),
-        pytest.raises(DataError, match=r"no caption, which data.captions asks for"),
-    ):
-        take(loader, 1)
+    samples = numbered_samples(4)
+    for number in (0, 1, 3):
+        samples[number]["txt"] = b"grey"
+    address = write_corpus(tmp_path / "c", [samples])
+    options = {"batch_size": 4, "num_classes": 2, "captions": "first", "caption_dropout": 0.0}
+    with pytest.warns(UserWarning, match="no caption"):
+        loader = make_loader(address, max_bad_share=0.5, **options)
+    with pytest.warns(UserWarning, match="no caption"):
+        (batch,) = take(loader, 1)
+    assert batch.captions == ("grey",) * 4
+    assert "00000002" not in batch.keys
+    with pytest.raises(DataError, match=r"data\.max_bad_share"):
+        make_loader(address, max_bad_share=0.0, **options)
 
 
 # -- mixtures -------------------------------------------------------------------------------

@@ -29,4 +29,19 @@ def test_a_wrong_validation_corpus_is_told_before_training(
     )
     folder = RunFolder.create(config.run.folder, config)
     with pytest.raises(DataError, match="nowhere"):
-        GridPainter(config, folder, MetricsLog([]), torch.device("cpu"))
+        GridPainter(config, folder, MetricsLog([]), torch.device("cpu"), num_classes=16)
+
+
+def test_grids_ask_for_the_classes_that_the_corpus_has(
+    sample_shards: SampleShards, tmp_path: Path
+) -> None:
+    address = f"{sample_shards.file}/train"
+    words = [f"data.train={address}", f"run.root={tmp_path}", "data.image_size=32"]
+    config = load_config(None, [*words, "generator.num_classes=1000"])
+    folder = RunFolder.create(config.run.folder, config)
+    painted = [
+        GridPainter(config, folder, MetricsLog([]), torch.device("cpu"), num_classes=number)
+        for number in (16, 0)
+    ]
+    assert set(painted[0].labels.tolist()) == set(range(16))
+    assert painted[1].labels.max() > 16, "a corpus without classes: all that the generator has"

@@ -328,8 +328,8 @@ def test_classes_out_of_range(train: str, tmp_path: Path) -> None:
         take(make_loader(address, batch_size=3, num_classes=5), 1)
     del samples[1]["cls"]
     address = write_corpus(tmp_path, [samples])
-    with pytest.raises(DataError, match=r"sample 00000001: class -1 is out of range"):
-        take(make_loader(address, batch_size=3, num_classes=5), 1)
+    with pytest.raises(DataError, match="no-class=skip"):
+        make_loader(address, batch_size=3, num_classes=5)
 
 
 def test_too_few_images(sample_shards: SampleShards, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_the_thread_ends(train: str) -> None:
 def test_a_process_may_end_while_it_reads(train: str) -> None:
     program = (
         "import sys; from loader_cases import make_loader;"
-        "loader = make_loader(sys.argv[1], prefetch_batches=10**6, image_size=24);"
+        "loader = make_loader(sys.argv[1], prefetch_batches=4096, image_size=24);"
         "batches = iter(loader); next(batches)"
     )
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])

@@ -1,0 +1,127 @@
+"""What a corpus holds, in a line; and whether a run can be trained on it. No torch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gear_dist.config import DataConfig
+from gear_dist.data.manifest import DatasetFacts, iterate_samples
+from gear_dist.errors import DataError
+from gear_dist.storage import Storage
+
+SHOWN_CLASSES = 5
+"""Names that a line shows; of more the rest is counted."""
+
+
+class Contents(NamedTuple):
+    """Counts of one split."""
+
+    num_samples: int
+    classes: tuple[str, ...]
+    """Names in the order of their indices."""
+    num_without_class: int
+    num_without_caption: int
+
+    @property
+    def num_with_caption(self) -> int:
+        """Samples that have a caption."""
+        return self.num_samples - self.num_without_caption
+
+    def describe(self) -> str:
+        """The line: images, classes with the first names, images without a class, captions."""
+        parts = [f"{self.num_samples:,} images", _describe_classes(self.classes)]
+        if self.classes and self.num_without_class:
+            parts.append(f"{self.num_without_class:,} without a class")
+        captions = f"{self.num_with_caption:,}" if self.num_with_caption else "none"
+        return ", ".join([*parts, f"{captions} with a caption"])
+
+
+def read_contents(storage: Storage, facts: DatasetFacts) -> Contents:
+    """The counts of a corpus: those of its facts, else of its samples table.
+
+    Raises:
+        DataError: the corpus is of a version that did not count, and its table is damaged.
+    """
+    counts = (facts.num_without_class, facts.num_without_caption)
+    if min(counts) < 0:
+        counts = _count(storage)
+    return Contents(facts.num_samples, facts.classes, *counts)
+
+
+def check_contents(
+    address: str, contents: Contents, data: DataConfig, num_classes: int | None
+) -> list[str]:
+    """Whether a run can be trained on a corpus.
+
+    Args:
+        address: of the corpus.
+        contents: its counts.
+        data: whether captions are trained on, and how many bad samples are allowed.
+        num_classes: classes of the generator; None: none is trained, so that no class is needed.
+
+    Returns:
+        Warnings: what can be trained so, but is hardly meant.
+
+    Raises:
+        DataError: classes or captions that the run needs are missing, or there are more classes
+            than the generator has.
+    """
+    if num_classes is None:
+        return []
+    if len(contents.classes) > num_classes:
+        raise DataError(
+            f"{address}: has {len(contents.classes)} classes, which is more than "
+            f"generator.num_classes={num_classes}: raise that to {len(contents.classes)}"
+        )
+    if data.captions == "off":
+        return _check_classes(address, contents, num_classes)
+    return _check_captions(address, contents, data)
+
+
+def _check_classes(address: str, contents: Contents, num_classes: int) -> list[str]:
+    if contents.num_without_class:
+        raise DataError(
+            f"{address}: {contents.num_without_class:,} of {contents.num_samples:,} images have no "
+            "class, and the generator is trained on classes: shard again with --labels, "
+            "--class-column or folders of classes, leave such images out with "
+            "--policy no-class=skip, or train on captions (data.captions=first)"
+        )
+    num_unused = num_classes - len(contents.classes)
+    if not num_unused:
+        return []
+    return [
+        f"{address}: has {_describe_classes(contents.classes)}, so {num_unused:,} of "
+        f"generator.num_classes={num_classes} are never trained; if that is not meant, set "
+        f"generator.num_classes={len(contents.classes)}"
+    ]
+
+
+def _check_captions(address: str, contents: Contents, data: DataConfig) -> list[str]:
+    missing, total = contents.num_without_caption, contents.num_samples
+    if missing == 0:
+        return []
+    if missing <= data.max_bad_share * total and missing < total:
+        return [
+            f"{address}: {missing:,} of {total:,} images have no caption, and others take their "
+            f"place (data.captions={data.captions})"
+        ]
+    raise DataError(
+        f"{address}: {missing:,} of {total:,} images have no caption, and "
+        f"data.captions={data.captions} needs one: shard again with --caption-column or with "
+        "--policy no-caption=skip, raise data.max_bad_share, or set data.captions=off"
+    )
+
+
+def _count(storage: Storage) -> tuple[int, int]:
+    without_class = without_caption = 0
+    for table in iterate_samples(storage):
+        without_class += int((table["class_index"].to_numpy() < 0).sum())
+        without_caption += int((table["num_captions"].to_numpy() == 0).sum())
+    return without_class, without_caption
+
+
+def _describe_classes(classes: Sequence[str]) -> str:
+    if not classes:
+        return "no classes"
+    names = ", ".join(classes[:SHOWN_CLASSES])
+    more = ", ..." if len(classes) > SHOWN_CLASSES else ""
+    return f"{len(classes):,} class{'es' if len(classes) > 1 else ''} ({names}{more})"

@@ -1,0 +1,171 @@
+"""What a corpus holds is counted, said, and compared with what a run needs before it trains."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gear_dist.cli import main
+from gear_dist.config import DataConfig
+from gear_dist.data.contents import Contents, check_contents, read_contents
+from gear_dist.data.corpus import open_corpus
+from gear_dist.data.loader import build_loader
+from gear_dist.data.manifest import DATASET_KEY, dump_facts, load_manifest
+from gear_dist.errors import DataError
+from gear_dist.generation_cli import _class_name, parse_classes
+from gear_dist.storage import FileStorage
+from loader_cases import tar_of
+
+TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+NO_TEACHER = ("alignment.soft_weight=0", "alignment.hard_weight=0", "engine.global_batch=4")
+NUM_SAMPLES, WITHOUT_CLASS, WITHOUT_CAPTION = 12, 1, 8
+
+
+def jpeg(seed):
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 36), (seed * 9 % 256, seed * 5 % 256, 99)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    """Three classes; the last image has none; the first four have a caption."""
+    members = {}
+    for i in range(NUM_SAMPLES):
+        members[f"{i:04d}.jpg"] = jpeg(i)
+        if i < NUM_SAMPLES - WITHOUT_CLASS:
+            members[f"{i:04d}.cls"] = str(i % 3).encode()
+        if i < NUM_SAMPLES - WITHOUT_CAPTION:
+            members[f"{i:04d}.txt"] = b"a picture"
+    folder = tmp_path_factory.mktemp("tars")
+    (folder / "0.tar").write_bytes(tar_of(members))
+    return folder
+
+
+def shard(source, destination, *options):
+    words = ["shard", str(source), str(destination), "--workers", "1", "--validation-share", "0"]
+    assert main([*words, *options]) == 0
+    return f"{destination}/train"
+
+
+@pytest.fixture(scope="module")
+def corpus(tars, tmp_path_factory):
+    return shard(tars, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """No class, no caption."""
+    folder = tmp_path_factory.mktemp("bare-tars")
+    (folder / "0.tar").write_bytes(tar_of({f"{i:04d}.jpg": jpeg(i) for i in range(6)}))
+    return shard(folder, tmp_path_factory.mktemp("bare"))
+
+
+def dry_run(address, *settings):
+    return main(["train", str(TINY), f"data.train={address}", *NO_TEACHER, *settings, "--dry-run"])
+
+
+def test_shard_says_what_it_made(tars, tmp_path, capsys):
+    shard(tars, tmp_path, "--json")
+    split = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert (split["samples"], split["classes"]) == (NUM_SAMPLES, 3)
+    assert split["first_classes"] == ["0", "1", "2"]
+    assert split["without_class"] == WITHOUT_CLASS
+    assert split["with_caption"] == NUM_SAMPLES - WITHOUT_CAPTION
+    assert [("no-class=skip" in line, "no-caption=skip" in line) for line in split["warnings"]] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_shard_warns_of_a_corpus_without_classes_and_captions(bare, capsys):
+    storage = FileStorage(Path(bare))
+    counts = read_contents(storage, load_manifest(storage).facts)
+    assert counts == Contents(6, (), 6, 6)
+    assert main(["stats", bare]) == 0
+    assert counts.describe() in capsys.readouterr().out
+
+
+def test_images_without_a_class_can_be_left_out(tars, tmp_path, capsys):
+    address = shard(tars, tmp_path, "--policy", "no-class=skip", "--json")
+    split = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert (split["samples"], split["skipped"]) == (NUM_SAMPLES - WITHOUT_CLASS, WITHOUT_CLASS)
+    assert dry_run(address) == 0
+
+
+def test_corpora_that_did_not_count_are_counted(corpus):
+    storage = FileStorage(Path(corpus))
+    facts = load_manifest(storage).facts
+    old = facts._replace(num_without_class=-1, num_without_caption=-1)
+    expected = Contents(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
+    assert read_contents(storage, facts) == read_contents(storage, old) == expected
+
+
+def test_dataset_json_of_an_earlier_version_is_read(corpus, tmp_path):
+    storage = FileStorage(tmp_path / "old")
+    for item in FileStorage(Path(corpus)).list():
+        storage.write(item.key, FileStorage(Path(corpus)).read(item.key))
+    node = json.loads(storage.read(DATASET_KEY))
+    facts = load_manifest(storage).facts
+    fields = {k: v for k, v in facts._asdict().items() if not k.startswith("num_without")}
+    assert set(node) - set(fields) == {"num_without_class", "num_without_caption", "xxh3"}
+    other = type(facts)(**fields)
+    assert load_manifest(storage).facts == facts
+    storage.write(DATASET_KEY, dump_facts(other))
+    assert read_contents(storage, load_manifest(storage).facts).num_without_class == WITHOUT_CLASS
+
+
+def test_stock_tars_are_counted_alike(tars):
+    found = open_corpus(str(tars))
+    counts = read_contents(found.storage, found.manifest.facts)
+    assert counts == Contents(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
+
+
+def test_one_image_without_a_class_is_refused_before_training(corpus, tars, capsys):
+    for address in (corpus, str(tars)):
+        assert dry_run(address) == 3
+        assert "no-class=skip" in capsys.readouterr().err
+    options = {"batch_size": 2, "rank": 0, "world_size": 1, "seed": 0}
+    with pytest.raises(DataError):
+        build_loader(DataConfig(image_size=32), corpus, num_classes=3, **options)
+
+
+def test_a_tokenizer_needs_no_class(bare):
+    steps = ("stages.joint.steps=0", "stages.generator.steps=0")
+    assert dry_run(bare) == 3
+    assert dry_run(bare, *steps) == 0
+    options = {"batch_size": 2, "rank": 0, "world_size": 1, "seed": 0}
+    loader = build_loader(DataConfig(image_size=32), bare, num_classes=None, **options)
+    try:
+        assert next(iter(loader)).labels.tolist() == [-1, -1]
+    finally:
+        loader.close()
+
+
+def test_missing_captions_are_refused_beyond_the_allowed_share(corpus, bare, capsys):
+    assert dry_run(bare, "data.captions=first") == 3
+    assert dry_run(corpus, "data.captions=first") == 3
+    assert "data.max_bad_share" in capsys.readouterr().err
+    assert dry_run(corpus, "data.captions=first", "data.max_bad_share=0.7") == 0
+    assert f"WARNING: {Path(corpus).as_uri()}" in capsys.readouterr().out
+
+
+def test_fewer_and_more_classes_than_the_generator_has(capsys):
+    contents = Contents(9, ("cat", "dog", "owl"), 0, 9)
+    data = DataConfig()
+    assert check_contents("a", contents, data, 3) == []
+    (line,) = check_contents("a", contents, data, 1000)
+    assert "generator.num_classes=3" in line
+    with pytest.raises(DataError):
+        check_contents("a", contents, data, 2)
+    assert check_contents("a", contents, data, None) == []
+
+
+def test_samples_are_of_the_classes_that_the_corpus_has():
+    names = ["cat", "dog", "owl"]
+    assert parse_classes("", 1000, names) == [0, 1, 2]
+    assert parse_classes("", 4) == [0, 1, 2, 3]
+    assert parse_classes("7,dog", 1000, names) == [7, 1]
+    assert [_class_name(i, names) for i in (2, 7)] == ["owl", "class 7"]
