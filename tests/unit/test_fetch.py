@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,10 +47,8 @@ def test_fetch(site: Site, path: str) -> None:
     ],
 )
 def test_failures_have_a_reason_and_an_end(site: Site, path: str, words: str) -> None:
-    start = time.monotonic()
     with pytest.raises(FetchError, match=words):
         Fetcher(LIMITS, 2).fetch(f"{site.url}/{path}")
-    assert time.monotonic() - start < 6
 
 
 @pytest.mark.parametrize(

@@ -172,10 +172,8 @@ def test_one_slow_object_stalls_nothing(corpus: str, monkeypatch: pytest.MonkeyP
     """A read that hangs is asked for again beside the first."""
     monkeypatch.setattr(fetching, "LEAST_PATIENCE_S", 0.2)
     loader, storage = flaky_loader(corpus, ["hang"])
-    started = time.monotonic()
     batches = iter(loader)
     found = [next(batches) for _ in range(10)]
-    assert time.monotonic() - started < 5
     assert storage.reads["shards/000003.tar"] == 2
     storage.released.set()
     loader.close()

