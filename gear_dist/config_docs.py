@@ -17,6 +17,9 @@ Every setting of `gear-dist train`, written by `python -m gear_dist.config_docs`
 `gear_dist/config.py`. A run file is YAML with these sections; of several files later ones win;
 `section.name=value` on the command line overrides them; `base: [other.yaml]` in a run file builds
 on another. A misspelt name is an error with a suggestion. RUN/config.yaml holds what a run used.
+A setting's type says what its value means: texts keep their characters (`run.name=010`, `on` and
+`1.10` are these texts), numbers are decimal, and lists are `[a, b]`. Quotes around a value are no
+part of it.
 """
 
 

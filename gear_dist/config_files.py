@@ -23,6 +23,7 @@ from gear_dist.config import START_NETWORKS, RunConfig, architecture_settings
 from gear_dist.errors import ConfigError
 from gear_dist.paths import local_path
 from gear_dist.redaction import refuse_user
+from gear_dist.yaml_text import load_yaml_text
 
 FilePath = str | Path
 MAX_WHOLE_SETTING = 2**63 - 1
@@ -37,18 +38,19 @@ def named_sections(kind: Any) -> type | None:
     return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
 
 
-def _leaf_keys(schema: type, prefix: str = "") -> list[str]:
+def _leaf_kinds(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Types of all settings by key, `ANY_NAME` in the place of names that a user chooses."""
     hints = typing.get_type_hints(schema)
-    keys: list[str] = []
+    kinds: dict[str, Any] = {}
     for item in dataclasses.fields(schema):
         key, kind = prefix + item.name, hints[item.name]
         if section := named_sections(kind):
-            keys += _leaf_keys(section, f"{key}.{ANY_NAME}.")
+            kinds |= _leaf_kinds(section, f"{key}.{ANY_NAME}.")
         elif dataclasses.is_dataclass(kind):
-            keys += _leaf_keys(typing.cast(type, kind), f"{key}.")
+            kinds |= _leaf_kinds(typing.cast(type, kind), f"{key}.")
         else:
-            keys.append(key)
-    return keys
+            kinds[key] = kind
+    return kinds
 
 
 def _mapping_keys(node: Any, prefix: str = "") -> list[str]:
@@ -67,7 +69,7 @@ def _as_known(key: str, known: list[str]) -> tuple[str, str]:
 
 
 def _check_keys(node: dict[str, Any], where: str) -> None:
-    known = _leaf_keys(RunConfig)
+    known = list(_leaf_kinds(RunConfig))
     for key in _mapping_keys(node):
         found, name = _as_known(key, known)
         if found in known:
@@ -87,19 +89,21 @@ def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
     if path in seen:
         raise ConfigError(f"{path}: base files form a circle")
     try:
-        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+        node: Any = load_yaml_text(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, *_UNREADABLE) as error:
         raise ConfigError(f"{path}: not readable YAML: {_first_line(error)}") from None
+    node = {} if node in (None, "") else node
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: expected sections such as `data:`, found {type(node).__name__}")
-    bases = node.pop("base", [])
+    bases = node.pop("base", "") or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: base={bases!r} must be a file or a list of files")
     parents = [_read_file(_real(path.parent / base), (*seen, path)) for base in bases]
-    return [*(layer for parent in parents for layer in parent), (str(path), node)]
+    sections = {name: {} if child == "" else child for name, child in node.items()}
+    return [*(layer for parent in parents for layer in parent), (str(path), sections)]
 
 
 def _real(path: Path) -> Path:
@@ -108,15 +112,43 @@ def _real(path: Path) -> Path:
 
 
 def _read_overrides(overrides: list[str]) -> dict[str, Any]:
+    """The overrides as nested sections; of several for one setting the last one counts."""
+    kinds = _leaf_kinds(RunConfig)
+    result: dict[str, Any] = {}
     for item in overrides:
-        name, equals, _ = item.partition("=")
-        if not equals or not name.strip():
+        name, equals, text = item.partition("=")
+        key = name.strip()
+        if not equals or not key:
             raise ConfigError(f"{item!r}: an override is key=value, such as data.image_size=64")
-        try:
-            OmegaConf.from_dotlist([item])
-        except _UNREADABLE as error:
-            raise ConfigError(f"{item}: its value is not readable: {_first_line(error)}") from None
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(overrides)))
+        known, _ = _as_known(key, list(kinds))
+        node: Any = _read_value(item, text, kinds.get(known))
+        for part in reversed(key.split(".")):
+            node = {part: node}
+        _put(node, result)
+    return result
+
+
+def _put(node: dict[str, Any], result: dict[str, Any]) -> None:
+    for name, child in node.items():
+        known = result.get(name)
+        if isinstance(child, dict) and isinstance(known, dict):
+            _put(child, known)
+        else:
+            result[name] = child
+
+
+def _read_value(item: str, text: str, kind: Any) -> Any:
+    """The text as it is, unless quoted or a list; the setting's type says what it means."""
+    is_list = kind is None or typing.get_origin(kind) is tuple
+    if not is_list and not (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
+        return text
+    try:
+        value = load_yaml_text(text)
+    except _UNREADABLE as error:
+        if not is_list:
+            return text
+        raise ConfigError(f"{item}: its value is not readable: {_first_line(error)}") from None
+    return "" if value is None else value
 
 
 def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
@@ -199,8 +231,27 @@ def _build(schema: type, node: Any, prefix: str = "") -> Any:
     return schema(**values)
 
 
+def _from_texts(schema: type, node: dict[str, Any]) -> dict[str, Any]:
+    """What OmegaConf does not make of texts: choices among numbers, and lists of nothing."""
+    hints = typing.get_type_hints(schema)
+    return {name: _from_text(hints.get(name), value) for name, value in node.items()}
+
+
+def _from_text(kind: Any, value: Any) -> Any:
+    if isinstance(value, dict) and (section := named_sections(kind)):
+        return {name: _from_text(section, child) for name, child in value.items()}
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        return _from_texts(typing.cast(type, kind), value)
+    if typing.get_origin(kind) is tuple and value == "":
+        return []
+    choices = {str(one): one for one in typing.get_args(kind)}
+    is_choice = typing.get_origin(kind) is typing.Literal and isinstance(value, str)
+    return choices.get(value, value) if is_choice else value
+
+
 def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
     _check_keys(node, where)
+    node = _from_texts(RunConfig, node)
     try:
         return typing.cast(DictConfig, OmegaConf.merge(config, node))
     except ConfigKeyError as error:
