@@ -1,19 +1,21 @@
 """Commands that use trained weights: `sample` and `reconstruct`."""
 
 import argparse
+import csv
 import dataclasses
-from pathlib import Path
+import re
 from typing import Any
 
 from gear_dist.arguments import MAX_GRID_IMAGES, MAX_SEED, number, path_argument, whole
 from gear_dist.config import RunConfig, SamplingConfig
-from gear_dist.errors import ConfigError, DataError
+from gear_dist.errors import ConfigError
 from gear_dist.model_folder import ModelFolder, open_model
 from gear_dist.run_folder import RunFolder
 
 COLUMNS = 8
+MAX_BAD_SHARE = 0.05
+_SHOWN_NAMES = 5
 MODEL_HELP = "run folder, such as runs/demo, or an imported model's folder"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_commands(subparsers: Any) -> None:
@@ -21,7 +23,10 @@ def add_commands(subparsers: Any) -> None:
     sample = subparsers.add_parser("sample", help="generate images with averaged weights")
     sample.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
     sample.add_argument(
-        "--classes", default="", help="comma-separated classes (default: all of the corpus)"
+        "--classes",
+        default="",
+        help="names or indices, comma-separated, a name with commas in double quotes (default: "
+        "all of the corpus)",
     )
     sample.add_argument(
         "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in all (default: 64)"
@@ -43,6 +48,7 @@ def add_commands(subparsers: Any) -> None:
     reconstruct.add_argument(
         "--count", type=whole(1, MAX_GRID_IMAGES), default=32, help="images (default: 32)"
     )
+    add_bad_share(reconstruct)
     _add_shared(reconstruct, "reconstruction.png")
     reconstruct.set_defaults(run=run_reconstruct)
 
@@ -56,24 +62,46 @@ def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
 
 
+def add_bad_share(parser: argparse.ArgumentParser) -> None:
+    """Add --max-bad-share."""
+    parser.add_argument(
+        "--max-bad-share",
+        type=number(0, 1),
+        default=MAX_BAD_SHARE,
+        metavar="NUMBER",
+        help="files that do not decode are listed and left out; a larger share, and more than one "
+        "file, stops it (default: %(default)s); 0: the first one does",
+    )
+
+
 def parse_classes(text: str, num_classes: int, names: list[str] | None = None) -> list[int]:
-    """Classes by index or by name, comma-separated; empty: all that the corpus has.
+    """Classes by name or by index, comma-separated; empty: all that the corpus has.
+
+    A name wins over an index that looks like it. A name with commas stands alone or in double
+    quotes: `tench, Tinca tinca`, or `"tench, Tinca tinca",goldfish`.
 
     Raises:
         ConfigError: a class that the generator does not have.
     """
+    by_name = {name: i for i, name in enumerate(names or [])}
     if not text:
         # Of more classes than the corpus has, the rest was never trained.
-        return list(range(len(names) if names else num_classes))
-    by_name = {name: i for i, name in enumerate(names or [])}
-    classes = []
-    for word in (part.strip() for part in text.split(",")):
-        index = int(word) if word.lstrip("-").isdigit() else by_name.get(word, -1)
-        if not 0 <= index < num_classes:
-            allowed = f"0 .. {num_classes - 1}" + (f" or {', '.join(by_name)}" if by_name else "")
-            raise ConfigError(f"--classes {word}: no such class; use {allowed}")
-        classes.append(index)
-    return classes
+        return list(range(len(by_name) or num_classes))
+    words = [text] if text in by_name else next(csv.reader([text], skipinitialspace=True))
+    return [_class_index(word.strip(), by_name, num_classes) for word in words]
+
+
+def _class_index(word: str, by_name: dict[str, int], num_classes: int) -> int:
+    index = by_name.get(word, -1)
+    if index < 0 and re.fullmatch(r"[0-9]{1,9}", word):
+        index = int(word)
+    if not 0 <= index < num_classes:
+        allowed = f"0 .. {num_classes - 1}"
+        if by_name:
+            shown = ", ".join(list(by_name)[:_SHOWN_NAMES])
+            allowed += f", or a name, such as {shown} (one with commas in double quotes)"
+        raise ConfigError(f"--classes {word}: no such class; use {allowed}")
+    return index
 
 
 def sampling_from(args: argparse.Namespace, config: RunConfig) -> SamplingConfig:
@@ -121,6 +149,7 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
     from gear_dist.evaluation.reconstruction import psnr
     from gear_dist.grids import first_images
+    from gear_dist.image_files import ImageFiles, image_paths
     from gear_dist.images_grid import pair_rows, save_grid
     from gear_dist.trained_pair import TrainedPair
 
@@ -129,7 +158,8 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     pair = TrainedPair.load(model, choose_device(args.device))
     if args.images:
         paths = image_paths(args.images)[: args.count]
-        images = torch.stack([read_image(path, config) for path in paths])
+        files = ImageFiles(paths, config.data, args.max_bad_share)
+        images = torch.stack([image for _, image in files])
     elif config.data.train or config.data.validation:
         images = first_images(config, args.count)
     else:
@@ -139,40 +169,6 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     save_grid(pair_rows(images.numpy(), rebuilt.numpy(), args.columns), out, args.columns)
     print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt).mean():.2f} dB)")
     return 0
-
-
-def image_paths(folder: Path) -> list[Path]:
-    """Image files of a folder and its subfolders, by name.
-
-    Raises:
-        DataError: there is none.
-    """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
-    return paths
-
-
-def read_image(path: Path, config: RunConfig) -> Any:
-    """An image, resized and centre-cropped, uint8 (3, H, W).
-
-    Raises:
-        DataError: it does not decode.
-    """
-    import numpy as np
-    import torch
-
-    from gear_dist.colour import parse_colour
-    from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
-
-    size = config.data.image_size
-    background = parse_colour(config.data.background)
-    try:
-        image = decode_image(path.read_bytes(), config.data.max_pixels, background)
-    except (OSError, BadImageError) as error:
-        raise DataError(f"{path}: {error}") from None
-    square = crop(resize_short_side(image, size), size)
-    return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
 def choose_device(name: str) -> Any:

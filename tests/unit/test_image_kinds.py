@@ -22,7 +22,7 @@ from gear_dist.data.images import BadImageError, decode_image, jpeg_orientation
 from gear_dist.data.labelled import LoadSettings, load_labelled
 from gear_dist.data.manifest import load_samples
 from gear_dist.errors import ConfigError
-from gear_dist.generation_cli import read_image
+from gear_dist.image_files import read_image
 from gear_dist.storage import open_storage
 from image_files import encode
 from loader_cases import make_loader, take
@@ -164,7 +164,7 @@ def test_every_reader_of_a_corpus_sees_the_same(corpus: Path, tmp_path: Path) ->
     seen = {tuple(pixel) for pixel in sheet.reshape(-1, 3).tolist()}
     assert {converted, opaque, (1, 2, 250)} <= seen, "what is converted keeps its background"
     config = RunConfig(data=DataConfig(image_size=32, background="red"))
-    image = read_image(corpus / "in/a/0.png", config)
+    image = read_image(corpus / "in/a/0.png", config.data)
     assert tuple(image[:, 3, 3].tolist()) == raw
     assert torch.equal(image[:, 3, 28], torch.tensor(RED, dtype=torch.uint8))
 
