@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from gear_dist.run_folder import MORE_TEACHERS, default_settings
 from hostile_run import Case
 from hostile_tree import RUN
 
@@ -127,12 +128,9 @@ def _command(
 
 def setting_cases(draw: random.Random, values: int) -> Iterator[Case]:
     """Each setting of a run with some of the values."""
-    from gear_dist.config import RunConfig
-    from gear_dist.config_files import ANY_NAME, _leaf_keys
-
-    for key in _leaf_keys(RunConfig):
+    for key in default_settings([f"{MORE_TEACHERS}second.name"]):
         for value in draw.sample(VALUES, values):
-            setting = f"{key.replace(ANY_NAME, 'second')}={value}"
+            setting = f"{key}={value}"
             yield Case(("train", "tiny.yaml", setting, "--dry-run"))
 
 
