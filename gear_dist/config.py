@@ -100,7 +100,8 @@ newest checkpoint (launcher=ray). The count begins anew with every new checkpoin
 not count."""
     hang_timeout_s: int = 600
     """Seconds without a step after which a worker writes the stacks of its threads to its log and \
-ends; longer than any checkpoint or evaluation takes. 0: never."""
+ends; longer than any evaluation takes. A checkpoint that is slow but moves on is no hang. 0: \
+never."""
     preemption_grace_s: int = 30
     """Seconds that workers have to stop with a checkpoint when one of their nodes is to go; then \
 training goes on elsewhere from the checkpoint before."""
@@ -630,10 +631,16 @@ the run folder. The S3 endpoint is data.endpoint."""
     best_metric: str = ""
     """Name of a metric of metrics.jsonl, the lower the better, whose best checkpoint is kept as \
 well; empty: none."""
+    max_failed_saves: int = 3
+    """Saves that fail in a row after which the run ends with exit code 5; until then a failed one \
+costs a warning. 0: no limit."""
+    take_over: str = ""
+    """Id of another run whose address and checkpoints this run takes over, as the refusal names \
+it; the other stops at its next checkpoint. Empty: none."""
 
     def __post_init__(self) -> None:
         _require_at_least("checkpoint", self, 1, "every_steps", "keep_last")
-        _require_at_least("checkpoint", self, 0, "keep_every_steps")
+        _require_at_least("checkpoint", self, 0, "keep_every_steps", "max_failed_saves")
 
 
 @dataclass(frozen=True)

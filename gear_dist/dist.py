@@ -1,10 +1,12 @@
 """Collectives that the worker needs; each is a no-op in a single process."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -73,12 +75,18 @@ def broadcast_object(value: Any) -> Any:
 
 def on_rank_0(action: Callable[[], Any]) -> None:
     """Run something on rank 0 alone; where it raises, the same error is raised on every rank."""
-    error: Exception | None = None
+    from_rank_0(lambda: (action(), None)[1])
+
+
+def from_rank_0(action: Callable[[], Result]) -> Result:
+    """What something gives on rank 0 alone, on every rank; where it raises, so do all."""
+    value, error = None, None
     if rank() == 0:
         try:
-            action()
+            value = action()
         except Exception as raised:
             error = raised
-    error = broadcast_object(error)
+    value, error = broadcast_object((value, error))
     if error is not None:
         raise error
+    return value

@@ -28,6 +28,9 @@ from gear_dist.storage import FileStorage, write_file
 
 State = Literal["running", "restarting", "done", "interrupted", "failed"]
 
+RUN_ID = re.compile(r"[0-9a-f]{8}")
+"""A run's id: drawn when it begins, and left in its folder, its checkpoints and their address."""
+
 # Settings that may change between the parts of one run: where and how it runs, what it logs.
 # The embedded object store's port, and so the endpoint, differs from start to start.
 FREE_SETTINGS = re.compile(
@@ -75,6 +78,7 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.jsonl"
         self.bad_samples_path = self.path / "bad_samples.txt"
         self.status_path = self.path / "status.json"
+        self.id_path = self.path / "run_id"
         self.evaluation_path = self.path / "evaluation.json"
         self.report_path = self.path / "report.html"
         self.grids = self.path / "grids"
@@ -117,19 +121,29 @@ class RunFolder:
         """Whether something was trained here: a start that failed before that may be redone."""
         if not self.config_path.is_file():
             return False
-        trained = self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
-        return trained or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+        return self.has_records or self._has_checkpoints()
+
+    @property
+    def has_records(self) -> bool:
+        """Whether steps were taken here that left a record."""
+        return self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
+
+    def _has_checkpoints(self) -> bool:
+        """Whether a save has at least begun here."""
+        return self.checkpoints.is_dir() and any(p.is_dir() for p in self.checkpoints.iterdir())
 
     def check_may_start(self, config: RunConfig) -> bool:
         """Whether a run of this configuration would go on here (else it would be new).
 
         Raises:
             ConfigError: the folder holds a run of another configuration (see `check_same_run`), or
-                any run where run.resume=none.
+                any run where run.resume=none. Where there may be checkpoints it is for them to
+                say: a run none of whose checkpoints can be used may start anew.
         """
         if not self.holds_run():
             return False
-        if config.run.resume == "none":
+        checkpoints_decide = config.checkpoint.address or self._has_checkpoints()
+        if config.run.resume == "none" and not checkpoints_decide:
             raise ConfigError(
                 f"run.resume=none, but {self.path} already holds a run; set another "
                 "run.name, remove the folder, or use run.resume=auto to continue it"
@@ -152,6 +166,26 @@ class RunFolder:
                 "another run.name, or restore these settings (stages may only grow), or remove "
                 "the folder"
             )
+
+    def read_id(self) -> str:
+        """The run's id; empty where it has none yet.
+
+        Raises:
+            DataError: the file holds something else.
+        """
+        try:
+            text = self.id_path.read_text().strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.id_path}: not readable: {_one_line(error)}") from None
+        if not RUN_ID.fullmatch(text):
+            raise DataError(f"{self.id_path}: {text[:20]!r} is no run's id (8 hex digits)")
+        return text
+
+    def write_id(self, run: str) -> None:
+        """Write the run's id."""
+        write_file(self.id_path, f"{run}\n".encode())
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, the resolved configuration."""

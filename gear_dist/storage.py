@@ -47,6 +47,12 @@ class Storage(Protocol):
 
     address: str
 
+    @property
+    def activity(self) -> int:
+        """Grows with each request and what comes of it, for who must tell slow from stuck; stays 0
+        where no network is in between."""
+        ...
+
     def read(self, key: str) -> bytes:
         """The whole object."""
         ...
@@ -111,8 +117,12 @@ class Storage(Protocol):
         """Remove every object below `folder`; no error where there is none."""
         ...
 
-    def remove_leftovers(self) -> int:
-        """Remove what killed writers left behind (never visible as objects); how many."""
+    def remove_leftovers(self, is_ours: Callable[[str], bool] = lambda _: True) -> int:
+        """Remove what killed writers left behind (never visible as objects); how many.
+
+        Args:
+            is_ours: of the key that was to be written; what others are writing is left alone.
+        """
         ...
 
 
@@ -246,6 +256,8 @@ def write_text(path: Path, text: str) -> None:
 class FileStorage:
     """A folder with the semantics of an object store."""
 
+    activity = 0
+
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(expand_user(root)))
         self.address = self.root.as_uri()
@@ -301,7 +313,8 @@ class FileStorage:
             copy_file(self._path(key), path)
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        with self._reading(key):
+            return self._path(key).is_file()
 
     def size(self, key: str) -> int:
         with self._reading(key):
@@ -316,7 +329,7 @@ class FileStorage:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         found = []
         # Only the folder part of the prefix is walked: the root may hold far more.
-        for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0]):
+        for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0], onerror=_unlisted):
             for name in names:
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
@@ -340,8 +353,14 @@ class FileStorage:
         except OSError as error:
             _refuse_write(self._path(folder), error)
 
-    def remove_leftovers(self) -> int:
-        return sum(_remove_abandoned(p) for p in self.root.rglob(f".*{_TEMPORARY_SUFFIX}"))
+    def remove_leftovers(self, is_ours: Callable[[str], bool] = lambda _: True) -> int:
+        found = self.root.rglob(f".*{_TEMPORARY_SUFFIX}")
+        return sum(_remove_abandoned(path) for path in found if is_ours(self._written_key(path)))
+
+    def _written_key(self, temporary: Path) -> str:
+        """The key that a temporary file was to become."""
+        name = temporary.name[1:].removesuffix(_TEMPORARY_SUFFIX).rsplit(".", 2)[0]
+        return (temporary.parent / name).relative_to(self.root).as_posix()
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -352,6 +371,13 @@ class FileStorage:
             raise MissingObjectError(f"{path}: no such file") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _unlisted(error: OSError) -> None:
+    """A folder that is there and cannot be listed is not an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        reason = error.strerror or error
+        raise DataError(f"{error.filename}: cannot be listed: {reason}") from None
 
 
 def copy_file(source: Path, target: Path) -> None:

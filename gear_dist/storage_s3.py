@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -63,6 +62,7 @@ class S3Storage:
         self._lock = threading.Lock()
         self._client: Any = None
         self._client_pid = 0
+        self.activity = 0
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return S3Storage, (self.address, self.endpoint)
@@ -73,7 +73,11 @@ class S3Storage:
         with self._lock:
             if self._client is None or self._client_pid != os.getpid():
                 self._client, self._client_pid = make_client(self.endpoint, attempts=1), os.getpid()
+                self._client.meta.events.register("before-send.s3", self._count_request)
             return self._client
+
+    def _count_request(self, **_: Any) -> None:
+        self.activity += 1
 
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
@@ -113,7 +117,9 @@ class S3Storage:
         def attempt() -> None:
             body = self._get(key)
             with atomic_file(path) as stream:
-                shutil.copyfileobj(body, stream, COPY_BYTES)
+                while data := body.read(COPY_BYTES):
+                    stream.write(data)
+                    self.activity += 1
 
         self._try(key, attempt)
 
@@ -214,9 +220,10 @@ class S3Storage:
         for item in list(self.list(f"{check_key(folder)}/")):
             self.delete(item.key)
 
-    def remove_leftovers(self) -> int:
+    def remove_leftovers(self, is_ours: Callable[[str], bool] = lambda _: True) -> int:
         """Abort unfinished multipart uploads under this prefix."""
-        options = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else ""}
+        root = f"{self.prefix}/" if self.prefix else ""
+        options = {"Bucket": self.bucket, "Prefix": root}
         found: list[dict[str, str]] = []
         try:
             while True:
@@ -228,7 +235,8 @@ class S3Storage:
                     break
                 options["KeyMarker"] = page["NextKeyMarker"]
                 options["UploadIdMarker"] = page["NextUploadIdMarker"]
-            return sum([self._abort(item["Key"], item["UploadId"]) for item in found])
+            ours = [item for item in found if is_ours(item["Key"].removeprefix(root))]
+            return sum([self._abort(item["Key"], item["UploadId"]) for item in ours])
         except exceptions.ClientError as error:
             if error_code(error) not in ABSENT | NO_BUCKET | {"NotImplemented", "NoSuchUpload"}:
                 self._fail("", error, writing=True)

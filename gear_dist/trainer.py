@@ -13,12 +13,13 @@ from gear_dist.checkpoints.pieces import Piece, whole
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.checkpoints.resuming import fit_workers, open_resumed, open_store
 from gear_dist.checkpoints.saving import Saver
+from gear_dist.checkpoints.store import CheckpointStore
 from gear_dist.config import RunConfig
 from gear_dist.config_files import to_dict
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.engines import prepare_deepspeed, resolve_precision
 from gear_dist.errors import ConfigError, NumericError
-from gear_dist.hang import HangWatch
+from gear_dist.hang import HangError, HangWatch
 from gear_dist.host import Host, Outcome
 from gear_dist.metrics import MetricWindow, Speedometer
 from gear_dist.networks import Networks
@@ -74,11 +75,16 @@ class Trainer:
         self.config = config
         self.host = host
         self.step = 0
-        self.hang = HangWatch(config.run.hang_timeout_s)
+        self.hang = HangWatch(
+            config.run.hang_timeout_s,
+            # Under Ray the driver knows of it and decides whether the run goes on.
+            self._record_hang if config.run.launcher == "local" else None,
+        )
         self.networks: Networks | None = None
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
         self.loader: ShardLoader | None = None
+        self.checkpoints: CheckpointStore | None = None
         self.device = resolve_device(config, host.local_rank)
         self.recorder = RunRecorder(config, host, self.device)
         self._origin = ""
@@ -97,9 +103,9 @@ class Trainer:
         prepare_deepspeed(self.device)
         dist.on_rank_0(lambda: RunFolder.create(given.run.folder, given))
         self.recorder.take_folder()
-        self.checkpoints = open_store(given)
-        self.saver = Saver(self.checkpoints, self._say)
-        reader = open_resumed(self.checkpoints, given)
+        self.checkpoints = open_store(given, self.hang.beat)
+        self.saver = Saver(self.checkpoints, self._say, given.checkpoint.max_failed_saves)
+        reader = open_resumed(self.checkpoints, given, self.hang.beat)
         self.config = config = fit_workers(given, reader.facts if reader else None)
         self.loader = build_loader(
             config.data,
@@ -114,6 +120,7 @@ class Trainer:
         self.stepper = Stepper(config, self.device)
         self._start(reader)
         self.recorder.open(self.step, self._environment())
+        self._tell_passed_over()
         if reader is not None:
             self._say(f"going on from {reader.folder}")
         if reader is not None and config.run.resume not in ("auto", self._origin):
@@ -261,6 +268,7 @@ class Trainer:
         assert self.networks is not None
         self.saver.wait()
         what = f"{self.guard.last_bad} not finite in {self.guard.in_a_row} steps to {self.step}"
+        assert self.checkpoints is not None
         reader = None if self._rolled_back else self.checkpoints.open_newest()
         if reader is None:
             why = "again after going back once" if self._rolled_back else "before a checkpoint"
@@ -274,6 +282,7 @@ class Trainer:
         self._start(reader)
         self.guard.skipped = skipped
         self.recorder.rewind(self.step)
+        self._tell_passed_over()
         self._say(f"WARNING: {what}: back to {reader.folder}")
 
     # -- records ----------------------------------------------------------------------------
@@ -303,6 +312,16 @@ class Trainer:
         self.recorder.record(self.step, stage.name, {**speed, **means, **rates, **counts})
         for warning in self.watchdog.judge(means):
             self._say(f"WARNING: {warning}")
+
+    def _tell_passed_over(self) -> None:
+        assert self.checkpoints is not None
+        for problem in self.checkpoints.passed_over:
+            self._say(f"WARNING: a checkpoint is passed over: {problem}")
+
+    def _record_hang(self) -> None:
+        limit = self.given.run.hang_timeout_s
+        text = f"no step within run.hang_timeout_s={limit}; the log has the stacks of all threads"
+        self.recorder.fail(self.step, HangError(text))
 
     def _say(self, message: str) -> None:
         self.recorder.say(self.step, self._stage_at(self.step).name, message)
@@ -406,7 +425,9 @@ class Trainer:
         self.saver.save(self.step, self.facts(), self.pieces())
 
     def close(self) -> None:
-        """Stop the loader's thread and release the engines."""
+        """Stop the loader's thread, release the engines, and let go of the checkpoints' place."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
         if self.loader is not None:
             self.loader.close()
         if self.networks is not None:

@@ -1,23 +1,49 @@
-"""A proxy before the object store that spoils a share of the requests, or refuses credentials."""
+"""A proxy before the object store that spoils a share of the requests, or those that rules name."""
 
 import contextlib
+import dataclasses
 import http.client
 import http.server
 import random
+import re
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 FAULTS = ("500", "503", "reset", "slow", "truncated")
 LOST = "lost"
 """The request reaches the store, its answer nobody."""
+REFUSED = "403"
+SILENT = "silent"
+"""No answer for a while, and then none at all."""
+TORN = "torn"
+"""Half of the answer, as if that were all."""
 _SLOW_S = 0.3
+SILENT_S = 1.0
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>planted</Message></Error>"
 _EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>planted</Message></Error>"
+
+
+@dataclasses.dataclass
+class Rule:
+    """What befalls requests to some keys."""
+
+    methods: str
+    """Names of methods, such as "GET HEAD"."""
+    path: str
+    """Regular expression that is found in the path with its query."""
+    fault: str
+    times: int = -1
+    """How often; -1: always."""
+    after: int = 0
+    """Matching requests that pass before."""
+    action: Callable[[], None] | None = None
+    """Called before a request that this befalls is passed on."""
 
 
 class FaultProxy:
@@ -30,17 +56,36 @@ class FaultProxy:
         self.done: Counter[str] = Counter()
         self.expired_tokens: set[str] = set()
         """Session tokens of credentials that are refused from now on."""
+        self.rules: list[Rule] = []
+        """The first that fits a request says what becomes of it."""
         self._random = random.Random(seed)
         self._lock = threading.Lock()
 
-    def draw(self, method: str) -> str:
+    def draw(self, method: str, path: str) -> str:
         """The fault of the next request; "none" for most."""
+        rule = self._take_rule(method, path)
+        if rule is not None:
+            self.done[f"{method} {rule.fault}"] += 1
+            if rule.action is not None:
+                rule.action()
+            return rule.fault
         with self._lock:
             spoiled = (self.writes or method == "GET") and self._random.random() < self.share
             faults = FAULTS if method == "GET" else (*FAULTS, LOST)
             fault = self._random.choice(faults) if spoiled else "none"
             self.done[fault if method == "GET" else f"{method} {fault}"] += 1
         return fault
+
+    def _take_rule(self, method: str, path: str) -> Rule | None:
+        with self._lock:
+            for rule in self.rules:
+                if method in rule.methods.split() and re.search(rule.path, path):
+                    rule.after -= 1
+                    if rule.after >= 0 or rule.times == 0:
+                        continue
+                    rule.times -= 1
+                    return rule
+        return None
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -53,9 +98,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("X-Amz-Security-Token") in self.proxy.expired_tokens:
             self._refuse_token()
             return
-        fault = self.proxy.draw(self.command)
+        fault = self.proxy.draw(self.command, self.path)
         if fault == "reset":
             self._hang_up()
+            return
+        if fault == SILENT:
+            time.sleep(SILENT_S)
+            self._hang_up()
+            return
+        if fault == REFUSED:
+            self._refuse(403, _DENIED)
             return
         if fault in ("500", "503"):
             self.send_response(int(fault))
@@ -78,10 +130,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _refuse_token(self) -> None:
         self.proxy.done["expired"] += 1
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(_EXPIRED)))
+        self._refuse(400, _EXPIRED)
+
+    def _refuse(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else _EXPIRED)
+        self.wfile.write(b"" if self.command == "HEAD" else body)
 
     def _hang_up(self) -> None:
         # A linger of 0 s makes closing send a reset.
@@ -92,6 +147,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, answer: http.client.HTTPResponse, fault: str) -> None:
         data = answer.read()
+        if fault == TORN:
+            data = data[: len(data) // 2]
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length", "date"):

@@ -3,6 +3,7 @@
 import os
 
 from gear_cluster.rendezvous import read_processes
+from gear_dist.checkpoints.address import check_address
 from gear_dist.config import RunConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import open_corpus
@@ -19,6 +20,7 @@ def dry_run(config: RunConfig) -> None:
     Raises:
         UserError: what `train` would end with.
     """
+    check_address(config)
     folder = RunFolder(config.run.folder)
     held = folder.holds_run()
     if held:

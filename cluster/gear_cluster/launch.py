@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from gear_cluster.local_launch import Worker, launch_local
 from gear_cluster.rendezvous import is_first_process
+from gear_dist.checkpoints.address import check_address
 from gear_dist.config import RunConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
@@ -26,6 +27,7 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
         ConfigError: another command trains in the run folder.
     """
     if worker is None and _is_first(config):
+        check_address(config)
         _check_corpora(config)
     with _alone(config):
         with _settled_status(config):

@@ -41,8 +41,8 @@ class FailureBudget:
 
 def newest_step(config: RunConfig) -> int:
     """Step of the newest published checkpoint, which the next attempt goes on from; 0: none."""
+    from gear_dist.checkpoints.address import checkpoint_storage
     from gear_dist.checkpoints.layout import POINTER
-    from gear_dist.checkpoints.resuming import checkpoint_storage
 
     try:
         pointer = json.loads(checkpoint_storage(config).read(POINTER))

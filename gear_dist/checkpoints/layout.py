@@ -1,15 +1,38 @@
-"""Names and records of a checkpoint's folder.
+"""Names and records of a checkpoint's folder. No torch.
 
-ADDRESS/step-00000900-ATTEMPT/part-00000.safetensors ... manifest.json, and ADDRESS/latest.json.
-A folder without a manifest is unfinished and never read. ATTEMPT tells tries at the same step
-apart. A part holds stretches of tensors as `NETWORK.KIND.NAME@START`.
+ADDRESS/step-00000900-RUN-ATTEMPT/part-00000.safetensors ... manifest.json, ADDRESS/latest.json and
+ADDRESS/owner.json. A folder without a manifest is unfinished and never read. RUN is the id of the
+run that writes it, by which its own folders are known even where they are unfinished; ATTEMPT tells
+tries at the same step apart. A part holds stretches of tensors as `NETWORK.KIND.NAME@START`.
 """
 
+import json
+import re
 from typing import Any, NamedTuple, Self
+
+import xxhash
+
+from gear_dist.errors import DataError
+from gear_dist.run_folder import RUN_ID, to_json
 
 POINTER = "latest.json"
 MANIFEST = "manifest.json"
-FORMAT = 2
+OWNER = "owner.json"
+"""Whose address it is; see owner.py."""
+ALIVE = "alive.json"
+"""Changes while the owner's process lives."""
+DAMAGED = "damaged.json"
+"""In a folder one of whose parts has failed its checksum."""
+FORMAT = 3
+UNOWNED_FORMAT = 2
+"""Of version 0.1's first checkpoints, which say neither whose they are nor their own checksum."""
+
+_FOLDER = re.compile(rf"step-\d{{8,}}-(?:(?P<run>{RUN_ID.pattern})-)?[0-9a-f]{{6}}")
+_OBJECT = re.compile(r"part-\d{5,}\.safetensors|" + re.escape(MANIFEST) + "|" + re.escape(DAMAGED))
+
+
+class DamagedCheckpointError(DataError):
+    """A checkpoint whose bytes were read, and are not those that were written."""
 
 
 class PartRecord(NamedTuple):
@@ -30,30 +53,65 @@ class Manifest(NamedTuple):
     """By the rank that wrote them."""
     facts: dict[str, Any]
     """Everything that is saved and no tensor; the same for all ranks."""
+    run: str = ""
+    """Id of the run that has written it; empty: of a version that did not say."""
+    folder: str = ""
+    """Name of its folder, by which a copy under another name is known for one."""
 
     @property
     def world_size(self) -> int:
         """Ranks that wrote it."""
         return len(self.parts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As it is written."""
+    def encode(self) -> bytes:
+        """As it is written: JSON, with a checksum of all the rest."""
         parts = [part._asdict() for part in self.parts]
-        return {"format": FORMAT, **self._asdict(), "parts": parts}
+        node = json.loads(to_json({"format": FORMAT, **self._asdict(), "parts": parts}))
+        return to_json({**node, "xxh3": _checksum(node)}).encode()
 
     @classmethod
-    def parse(cls, node: Any) -> Self:
-        """The inverse of `to_dict`.
+    def parse(cls, data: bytes, name: str) -> Self:
+        """The inverse of `encode`.
+
+        Args:
+            name: of the object, for errors.
 
         Raises:
-            ValueError, KeyError, TypeError: it is something else.
+            DamagedCheckpointError: these bytes were never written as a manifest.
+            DataError: they are another version's.
         """
-        if node["format"] != FORMAT:
-            raise ValueError(f"format {node['format']}")
+        try:
+            node = json.loads(data)
+            claimed = node.pop("xxh3", None)
+            if claimed not in (None, _checksum(node)):
+                raise DamagedCheckpointError(f"{name}: does not match its own checksum")
+            found = int(node["format"])
+            if found not in (FORMAT, UNOWNED_FORMAT):
+                raise DataError(
+                    f"{name}: is of format {found}, and this version reads {UNOWNED_FORMAT} and "
+                    f"{FORMAT}: go on with the version that wrote it, or set another run.name"
+                )
+            keys = {"format", *cls._fields} - ({"run", "folder"} if found < FORMAT else set())
+            if set(node) != keys or (claimed is None) != (found < FORMAT):
+                raise ValueError("its keys")
+            return cls._from_dict(node)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+            raise DamagedCheckpointError(f"{name}: is no checkpoint's manifest") from None
+
+    @classmethod
+    def _from_dict(cls, node: dict[str, Any]) -> Self:
         parts = [PartRecord(**part) for part in node["parts"]]
         if not parts or any(part.name != part_name(i) for i, part in enumerate(parts)):
             raise ValueError("parts")
-        return cls(int(node["step"]), int(node["sequence"]), parts, dict(node["facts"]))
+        facts = dict(node["facts"])
+        run, folder = str(node.get("run", "")), str(node.get("folder", ""))
+        return cls(int(node["step"]), int(node["sequence"]), parts, facts, run, folder)
+
+
+def _checksum(node: dict[str, Any]) -> str:
+    """Of the values, however they are set in type."""
+    text = json.dumps(node, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 class Published(NamedTuple):
@@ -61,6 +119,31 @@ class Published(NamedTuple):
 
     folder: str
     manifest: Manifest
+
+
+def folder_name(step: int, run: str, attempt: str) -> str:
+    """Folder of a run's checkpoint.
+
+    Args:
+        attempt: 6 hex digits.
+    """
+    return f"step-{step:08d}-{run}-{attempt}"
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a checkpoint's folder, of whichever run."""
+    return _FOLDER.fullmatch(name) is not None
+
+
+def run_of(folder: str) -> str:
+    """Id of the run that a folder's name tells; empty: none."""
+    found = _FOLDER.fullmatch(folder)
+    return (found["run"] or "") if found else ""
+
+
+def is_object(name: str) -> bool:
+    """Whether a name inside a checkpoint's folder is one that a run writes there."""
+    return _OBJECT.fullmatch(name) is not None
 
 
 def stored_key(key: str, start: int) -> str:

@@ -1,7 +1,6 @@
 """Reading a published checkpoint: any stretch of any tensor, whatever cut the parts have."""
 
 import itertools
-import json
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -13,10 +12,11 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gear_dist.checkpoints.layout import MANIFEST, Manifest, split_key
+from gear_dist.checkpoints.contents import read_manifest
+from gear_dist.checkpoints.layout import DamagedCheckpointError, PartRecord, split_key
 from gear_dist.checkpoints.pieces import Piece
 from gear_dist.errors import DataError
-from gear_dist.storage import FileStorage, Storage
+from gear_dist.storage import FileStorage, MissingObjectError, Storage
 
 _READ_BYTES = 1 << 22
 
@@ -25,11 +25,7 @@ class CheckpointReader:
     """One published checkpoint. Parts of an object store are copied to a temporary folder."""
 
     def __init__(self, storage: Storage, folder: str):
-        """Read the manifest.
-
-        Raises:
-            DataError: it is missing or no manifest.
-        """
+        """Read the manifest; for errors see `read_manifest`."""
         self.folder = folder
         self._storage = storage
         self.manifest = read_manifest(storage, folder)
@@ -37,6 +33,12 @@ class CheckpointReader:
         self._copies: dict[int, Path] = {}
         self._files: dict[int, Any] = {}
         self._where: dict[str, list[int]] = {}
+        self._hashed_bytes = 0
+
+    @property
+    def activity(self) -> int:
+        """Grows while parts are read; for who must tell slow from stuck."""
+        return self._hashed_bytes + self._storage.activity
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -57,19 +59,37 @@ class CheckpointReader:
     def verify(self, numbers: Iterable[int]) -> None:
         """Compare parts with the manifest's sizes and checksums.
 
+        What differs is read once more: what comes over a network can be damaged on its way.
+
         Raises:
-            DataError: one is missing or damaged.
+            MissingObjectError: one is not there.
+            DamagedCheckpointError: one is damaged.
+            UserError: one could not be read.
         """
         for number in numbers:
             part = self.manifest.parts[number]
-            path = self._local(number)
-            checksum = xxhash.xxh3_128()
+            if self._matches(number, part):
+                continue
+            self._copies.pop(number, None)
+            if not self._matches(number, part):
+                where = f"{self.folder}/{part.name}"
+                raise DamagedCheckpointError(
+                    f"{where}: the bytes do not match the manifest's checksum"
+                )
+
+    def _matches(self, number: int, part: PartRecord) -> bool:
+        path = self._local(number)
+        checksum = xxhash.xxh3_128()
+        size = 0
+        try:
             with path.open("rb") as file:
                 while data := file.read(_READ_BYTES):
                     checksum.update(data)
-            if path.stat().st_size != part.bytes or checksum.hexdigest() != part.xxh3:
-                where = f"{self.folder}/{part.name}"
-                raise DataError(f"{where}: the bytes do not match the manifest's checksum")
+                    size += len(data)
+                    self._hashed_bytes += len(data)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        return size == part.bytes and checksum.hexdigest() == part.xxh3
 
     def fill(self, pieces: Iterable[Piece], likely: float = 0.0) -> None:
         """Write the saved values into pieces.
@@ -162,8 +182,8 @@ class CheckpointReader:
         name = self.manifest.parts[number].name
         if isinstance(self._storage, FileStorage):
             path = self._storage.root / self.folder / name
-            if not path.is_file():
-                raise DataError(f"{path}: no such file")
+            if not self._storage.exists(f"{self.folder}/{name}"):
+                raise MissingObjectError(f"{path}: no such file")
             return path
         if number not in self._copies:
             if not self._copies:
@@ -173,16 +193,3 @@ class CheckpointReader:
             self._storage.download(f"{self.folder}/{name}", path)
             self._copies[number] = path
         return self._copies[number]
-
-
-def read_manifest(storage: Storage, folder: str) -> Manifest:
-    """A checkpoint's manifest.
-
-    Raises:
-        DataError: it is missing, or no manifest of this version.
-    """
-    key = f"{folder}/{MANIFEST}"
-    try:
-        return Manifest.parse(json.loads(storage.read(key)))
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{key}: not a checkpoint manifest of this version") from None

@@ -1,48 +1,80 @@
 """Which checkpoint a run goes on from, and what it may go on with."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gear_dist import dist
-from gear_dist.addresses import join_address, split_address
+from gear_dist.addresses import split_address
+from gear_dist.checkpoints.address import check_address, checkpoint_storage
+from gear_dist.checkpoints.owner import Claim, Ownership, claim_address, is_written_by
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
-from gear_dist.checkpoints.store import CheckpointStore, open_verified
+from gear_dist.checkpoints.store import CheckpointStore, UnusableCheckpointsError, open_verified
 from gear_dist.config import RunConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.run_folder import RunFolder, differing_settings
 from gear_dist.storage import Storage, open_storage
 
 
-def checkpoint_storage(config: RunConfig) -> Storage:
-    """Where a run's checkpoints are."""
-    if not config.checkpoint.address:
-        return open_storage(str(RunFolder(config.run.folder).checkpoints))
-    address = join_address(config.checkpoint.address, config.run.name, "checkpoint.address")
-    return open_storage(address, config.data.endpoint)
+def open_store(config: RunConfig, beat: Callable[[], None] = lambda: None) -> CheckpointStore:
+    """The run's checkpoints; what its killed writers left there is removed. Collective.
 
+    Args:
+        beat: called while a checkpoint is written or read.
 
-def open_store(config: RunConfig) -> CheckpointStore:
-    """The run's checkpoints; what killed writers left there is removed. Collective."""
+    Raises:
+        ConfigError: the place is another run's, or holds something else.
+        UserError: it cannot be read or written.
+    """
     storage = checkpoint_storage(config)
-    dist.on_rank_0(lambda: storage.remove_leftovers())
+    held: list[Ownership] = []
+    dist.on_rank_0(lambda: held.append(_take_address(config, storage)))
     return CheckpointStore(
-        storage, Retention(config.checkpoint), asynchronous=config.checkpoint.asynchronous
+        storage,
+        Retention(config.checkpoint),
+        held[0] if held else None,
+        asynchronous=config.checkpoint.asynchronous,
+        beat=beat,
     )
 
 
-def open_resumed(store: CheckpointStore, config: RunConfig) -> CheckpointReader | None:
+def _take_address(config: RunConfig, storage: Storage) -> Ownership:
+    """Make the address the run's, and the run known to its folder. On rank 0."""
+    check_address(config)
+    folder = RunFolder(config.run.folder)
+    claim = Claim(
+        folder.read_id(),
+        config.run.name,
+        str(Path(folder.path).absolute()),
+        config.checkpoint.take_over,
+        shared=bool(config.checkpoint.address),
+    )
+    held = claim_address(storage, claim, lambda settings: differing_settings(settings, config))
+    folder.write_id(held.owner.run)
+    storage.remove_leftovers(is_written_by(held.owner.run))
+    return held
+
+
+def open_resumed(
+    store: CheckpointStore, config: RunConfig, beat: Callable[[], None] = lambda: None
+) -> CheckpointReader | None:
     """The checkpoint that the run goes on from; None: it is new. Collective.
 
     A checkpoint that `run.resume` names is left behind once the run has one of its own since, so
     that the same command can be given again.
 
+    Args:
+        beat: called while a checkpoint is read.
+
     Raises:
         ConfigError: the configuration defines another run, or `run.resume` forbids going on.
-        DataError: the checkpoint that `run.resume` names is missing or damaged.
+        DataError: the checkpoint that `run.resume` names is missing or damaged, or all are that
+            the run has.
     """
     named = config.run.resume
-    newest = store.open_newest()
+    newest = _open_newest(store, config)
     if newest is not None and named == "none":
         raise ConfigError(
             f"run.resume=none, but {store.address} already holds checkpoints; set another "
@@ -53,15 +85,32 @@ def open_resumed(store: CheckpointStore, config: RunConfig) -> CheckpointReader 
     else:
         if newest is not None:
             newest.close()
-        reader = _open_named(named, config)
+        reader = _open_named(named, config, beat)
     if reader is not None:
         check_same_run(reader, config)
     return reader
 
 
-def _open_named(address: str, config: RunConfig) -> CheckpointReader:
+def _open_newest(store: CheckpointStore, config: RunConfig) -> CheckpointReader | None:
+    try:
+        newest = store.open_newest()
+    except UnusableCheckpointsError:
+        if config.run.resume == "auto":
+            raise
+        store.mark_damaged()
+        return None
+    if newest is None and config.run.resume == "none" and RunFolder(config.run.folder).has_records:
+        raise ConfigError(
+            f"run.resume=none, but {config.run.folder} already holds a run; set another run.name "
+            "or remove the folder"
+        )
+    return newest
+
+
+def _open_named(address: str, config: RunConfig, beat: Callable[[], None]) -> CheckpointReader:
     parent, folder = split_address(address, "run.resume")
-    reader, problem = open_verified(open_storage(parent, config.data.endpoint), folder)
+    storage = open_storage(parent, config.data.endpoint)
+    reader, problem = open_verified(storage, folder, beat)
     if reader is None:
         raise DataError(f"run.resume={address}: {problem}")
     return reader

@@ -1,9 +1,11 @@
-"""Which checkpoints stay."""
+"""Which checkpoints stay, and the removal of the others: of what this run has written alone."""
 
 from collections.abc import Sequence
 
-from gear_dist.checkpoints.layout import Published
+from gear_dist.checkpoints.contents import Contents, belongs, look
+from gear_dist.checkpoints.layout import MANIFEST, Published, is_object, run_of
 from gear_dist.config import CheckpointConfig
+from gear_dist.storage import Storage
 
 
 class Retention:
@@ -24,3 +26,40 @@ class Retention:
         ]
         known = [(score, folder) for score, folder in scores if score is not None]
         return kept | {folder for _, folder in sorted(known)[:1]}
+
+    def prune(self, storage: Storage, run: str) -> None:
+        """Remove a run's checkpoints that are not kept, and its unfinished ones.
+
+        What is not marked as the run's stays, and so does what is damaged: it takes no place of
+        those that are kept, and who looks into it may still need it.
+
+        Raises:
+            UserError: something could not be read, and nothing was removed, or not removed.
+        """
+        contents = look(storage)
+        whole = [item for item in contents.published if _is_own(item, run)]
+        kept = self.kept(whole)
+        dropped = [item.folder for item in whole if item.folder not in kept]
+        dropped += [
+            folder
+            for folder in contents.unfinished
+            # A listing that lacks the manifest is not enough to lose a checkpoint by.
+            if run_of(folder) == run and not storage.exists(f"{folder}/{MANIFEST}")
+        ]
+        for folder in sorted(dropped):
+            _remove(storage, folder, contents)
+
+
+def _is_own(item: Published, run: str) -> bool:
+    return bool(item.manifest.run) and belongs(item, run)
+
+
+def _remove(storage: Storage, folder: str, contents: Contents) -> None:
+    """Manifest first, so that a folder never looks whole; what users have put there stays."""
+    names = contents.objects[folder]
+    storage.delete(f"{folder}/{MANIFEST}")
+    if all(is_object(name) for name in names):
+        storage.delete_folder(folder)
+        return
+    for name in filter(is_object, names):
+        storage.delete(f"{folder}/{name}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gear_dist import dist
+from gear_dist.checkpoints.owner import TakenError
 from gear_dist.checkpoints.pieces import Piece
 from gear_dist.checkpoints.store import CheckpointStore
 from gear_dist.errors import StorageError
@@ -12,40 +13,74 @@ _RECORDED = ("blocked_s", "took_s", "part_bytes")
 
 
 class Saver:
-    """A store, with what became of the saves. All methods but `take_record` are collective."""
+    """A store, with what became of the saves. All methods but the records are collective."""
 
-    def __init__(self, store: CheckpointStore, say: Callable[[str], None]):
-        """Args: say: takes a line about each save."""
+    def __init__(self, store: CheckpointStore, say: Callable[[str], None], max_failed: int = 0):
+        """
+        Args:
+            say: takes a line about each save.
+            max_failed: failures in a row that end the run; 0: no limit.
+        """
         self._store = store
         self._say = say
+        self._max_failed = max_failed
         self._problem = ""
+        self._taken = False
+        self._failed = 0
         self._record: dict[str, float] = {}
 
     def save(self, step: int, facts: dict[str, Any], pieces: Iterable[Piece]) -> None:
-        """Publish a checkpoint, or begin to."""
+        """Publish a checkpoint, or begin to. For errors see `check`."""
+        self.wait()
         self._store.save(step, facts, pieces)
         self.report()
+        if not self._store.is_saving:
+            self.check()
 
     def wait(self) -> None:
-        """Until what was begun has ended."""
+        """Until what was begun has ended. For errors see `check`."""
         self._store.wait()
         self.report()
+        self.check()
 
     def report(self) -> None:
         """Tell of the saves that have ended. A failed one costs nothing but itself, for now."""
         for result in self._store.take_results():
-            self._problem = ""
+            self._problem, self._taken = "", result.taken
             self._record = {f"checkpoint_{key}": getattr(result, key) for key in _RECORDED}
             message = f"checkpoint {self._store.address}/{result.folder}"
+            self._failed = self._failed + 1 if result.problem else 0
             if result.problem:
                 self._problem = f"no checkpoint of step {result.step}: {result.problem}"
                 message = f"WARNING: {self._problem}; the one before stays"
             self._say(message)
+            if result.notice:
+                self._say(f"WARNING: {result.notice}")
+
+    def check(self) -> None:
+        """Where no save is under way, so that all ranks know the same.
+
+        Raises:
+            TakenError: the address is another's now.
+            StorageError: too many saves in a row have failed.
+        """
+        too_many = 0 < self._max_failed <= self._failed
+        if self._taken or too_many:
+            # Where another worker is lost this raises: then the store is not to blame.
+            dist.barrier()
+        if self._taken:
+            raise TakenError(self._problem)
+        if too_many:
+            raise StorageError(
+                f"checkpoint.max_failed_saves={self._max_failed}: {self._failed} saves in a row "
+                f"have failed, the last: {self._problem}; mend the store: the same command goes on "
+                "from the checkpoint before"
+            )
 
     def take_record(self) -> dict[str, float]:
-        """Metrics of the newest save since the last call."""
+        """Metrics of the newest save since the last call, and how many in a row have failed."""
         record, self._record = self._record, {}
-        return record
+        return {**record, "checkpoint_failed_saves": self._failed}
 
     def check_last(self) -> None:
         """At the end of the run.

@@ -1,14 +1,14 @@
 """The checkpoints of a run: every rank writes its part, then a manifest and the pointer publish.
 
-Saving goes on beside the training where it is asynchronous: what is saved is copied first, and one
-thread a rank writes, agrees with the others and publishes.
+A thread of each rank writes, agrees with the others and publishes. Training goes on meanwhile where
+saving is asynchronous: what is saved is copied first.
 """
 
 import secrets
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch.distributed
@@ -16,22 +16,34 @@ import xxhash
 from torch import Tensor
 
 from gear_dist import dist
+from gear_dist.checkpoints.contents import look
 from gear_dist.checkpoints.layout import (
+    DAMAGED,
     MANIFEST,
     POINTER,
+    DamagedCheckpointError,
     Manifest,
     PartRecord,
     Published,
+    folder_name,
     part_name,
     stored_key,
 )
+from gear_dist.checkpoints.owner import Ownership, TakenError
 from gear_dist.checkpoints.pieces import Piece
-from gear_dist.checkpoints.reading import CheckpointReader, read_manifest
+from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
+from gear_dist.checkpoints.slow_work import Patience, work_together
 from gear_dist.errors import DataError, UserError
 from gear_dist.run_folder import to_json
-from gear_dist.storage import Storage
+from gear_dist.storage import MissingObjectError, Storage
 from gear_dist.tensor_file import Sink, write_tensors
+
+_LOOK_S = 0.2
+
+
+class UnusableCheckpointsError(DataError):
+    """There are checkpoints, and none can be used."""
 
 
 class SaveResult(NamedTuple):
@@ -47,59 +59,126 @@ class SaveResult(NamedTuple):
     """From its start to its publication."""
     part_bytes: int
     """Of this rank's part."""
+    taken: bool = False
+    """Whether the problem is that the address is another's."""
+    notice: str = ""
+    """What went wrong besides, with the checkpoints before it."""
 
 
 class CheckpointStore:
-    """Writes and finds the checkpoints of one run. Made and used by all ranks alike."""
+    """Writes and finds the checkpoints of one run. Made and used by all ranks alike.
 
-    def __init__(self, storage: Storage, retention: Retention, *, asynchronous: bool = False):
+    Attributes:
+        passed_over: what was wrong with checkpoints that `open_newest` did not open, a line each.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        retention: Retention,
+        ownership: Ownership | None,
+        *,
+        asynchronous: bool = False,
+        beat: Callable[[], None] = lambda: None,
+    ):
         """Look for what is there. Collective.
 
+        Args:
+            ownership: of the address, on rank 0.
+            beat: called while a save is waited for and moves on.
+
         Raises:
-            DataError: the store cannot be reached.
+            DataError: what is there cannot be read.
         """
         self._storage = storage
         self._retention = retention
+        self._ownership = ownership
         self._asynchronous = asynchronous
+        self._beat = beat
         self._group: Any = None
         if dist.world_size() > 1:
             # A group of its own, because the thread's collectives run beside the training's.
             self._group = torch.distributed.new_group(backend="gloo")
-        newest = self.published()[-1:] if dist.rank() == 0 else []
-        self._sequence = dist.broadcast_object(newest[0].manifest.sequence if newest else 0)
+        self._run, self._sequence = dist.from_rank_0(self._find_out)
+        self.passed_over: list[str] = []
+        self._failed: list[str] = []
         self._thread: threading.Thread | None = None
         self._results: list[SaveResult] = []
+        self._written_bytes = 0
+        self._activity = 0
+
+    def _find_out(self) -> tuple[str, int]:
+        """The run's id, and the newest checkpoint's number. On rank 0."""
+        assert self._ownership is not None, "rank 0 holds the address"
+        newest = look(self._storage).all_published()[-1:]
+        return self._ownership.owner.run, newest[0].manifest.sequence if newest else 0
 
     @property
     def address(self) -> str:
         """Where the checkpoints are."""
         return self._storage.address
 
+    def close(self) -> None:
+        """Let go of the address."""
+        if self._ownership is not None:
+            self._ownership.close()
+
     # -- finding ----------------------------------------------------------------------------
 
     def published(self) -> list[Published]:
-        """Published checkpoints, oldest first. Unreadable manifests are warned of and left out.
+        """This run's whole checkpoints, oldest first, without a look into their parts.
 
         Raises:
-            DataError: the store cannot be reached.
+            DataError: something could not be read.
         """
-        return find_published(self._storage)
+        return look(self._storage).usable(self._run)
 
     def open_newest(self) -> CheckpointReader | None:
-        """The newest good checkpoint; None: there is none. Collective.
+        """The newest good checkpoint; None: there is none at all. Collective.
 
         All ranks open the same one: a checkpoint that fails its checksums on any rank is passed
-        over on all, with a warning.
+        over on all; see `passed_over`.
+
+        Raises:
+            UnusableCheckpointsError: there are some, and all are damaged.
+            UserError: one could not be read.
         """
-        found = dist.broadcast_object(
-            [item.folder for item in self.published()] if dist.rank() == 0 else None
-        )
-        for folder in reversed(found):
-            reader, problem = open_verified(self._storage, folder)
+        folders, problems = dist.from_rank_0(self._list_candidates)
+        self.passed_over, self._failed = problems, []
+        for folder in reversed(folders):
+            reader, problem = open_verified(self._storage, folder, self._beat)
             if reader is not None:
+                # Not before one is good: else this machine may be what damages all it reads.
+                self.mark_damaged()
                 return reader
-            warnings.warn(f"{folder} passed over: {problem}", stacklevel=2)
+            problems.append(problem)
+            self._failed.append(folder)
+        if problems:
+            raise UnusableCheckpointsError(
+                f"{self.address}: none of the {len(problems)} checkpoints there can be used "
+                f"({problems[-1]}): restore one, or leave them and start anew by run.resume=none"
+            )
         return None
+
+    def _list_candidates(self) -> tuple[list[str], list[str]]:
+        """Folders of whole checkpoints, oldest first, and what is wrong with the others."""
+        contents = look(self._storage)
+        problems = [*contents.unreadable.values(), *(text for _, text in contents.damaged)]
+        return [item.folder for item in contents.usable(self._run)], problems
+
+    def mark_damaged(self) -> None:
+        """Checkpoints that `open_newest` has found damaged take no other one's place from now on.
+
+        Collective.
+        """
+        dist.on_rank_0(self._mark_failed)
+
+    def _mark_failed(self) -> None:
+        for folder in self._failed:
+            try:
+                self._storage.write(f"{folder}/{DAMAGED}", to_json({"run": self._run}).encode())
+            except UserError as error:
+                warnings.warn(f"{folder} was not marked as damaged: {error}", stacklevel=2)
 
     # -- saving -----------------------------------------------------------------------------
 
@@ -114,24 +193,35 @@ class CheckpointStore:
         """
         started = time.monotonic()
         self.wait()
-        folder = dist.broadcast_object(f"step-{step:08d}-{secrets.token_hex(3)}")
+        attempt = dist.broadcast_object(secrets.token_hex(3))
+        folder = folder_name(step, self._run, attempt)
         self._sequence += 1
-        manifest = Manifest(step, self._sequence, [], facts)
+        manifest = Manifest(step, self._sequence, [], facts, self._run, folder)
         tensors = self._snapshot(pieces)
-        if self._asynchronous:
-            arguments = (folder, manifest, tensors, started, time.monotonic())
-            self._thread = threading.Thread(
-                target=self._publish, args=arguments, name="checkpoint", daemon=True
-            )
-            self._thread.start()
-        else:
-            self._publish(folder, manifest, tensors, started)
+        released = time.monotonic() if self._asynchronous else None
+        self._thread = threading.Thread(
+            target=self._publish,
+            args=(manifest, tensors, started, released),
+            name="checkpoint",
+            daemon=True,
+        )
+        self._thread.start()
+        if not self._asynchronous:
+            self.wait()
 
     def wait(self) -> None:
-        """Until no save is under way."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Until no save is under way. One that moves on is no hang, however slow."""
+        patience = Patience(self._beat)
+        while self._thread is not None:
+            self._thread.join(_LOOK_S)
+            if not self._thread.is_alive():
+                self._thread = None
+            patience.see(self._activity)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save may be under way; the same on every rank."""
+        return self._thread is not None
 
     def take_results(self) -> list[SaveResult]:
         """Saves that have ended since the last call, oldest first."""
@@ -155,111 +245,133 @@ class CheckpointStore:
 
     def _publish(
         self,
-        folder: str,
         manifest: Manifest,
         tensors: dict[str, Tensor],
         started: float,
-        released: float | None = None,
+        released: float | None,
     ) -> None:
-        part, problem = None, ""
+        part, problem, taken, notice = None, "", False, ""
         try:
-            part, problem = self._write_and_agree(folder, manifest, tensors)
+            part, notice = self._write_and_agree(manifest, tensors)
+        except TakenError as error:
+            problem, taken = _one_line(error), True
         except Exception as error:  # a lost peer: training ends by it, and must not trust this
             problem = _one_line(error)
         now = time.monotonic()
         blocked = (released or now) - started
         size = part.bytes if part else 0
-        result = SaveResult(manifest.step, folder, problem, blocked, now - started, size)
+        result = SaveResult(
+            manifest.step, manifest.folder, problem, blocked, now - started, size, taken, notice
+        )
         self._results.append(result)
 
     def _write_and_agree(
-        self, folder: str, manifest: Manifest, tensors: dict[str, Tensor]
-    ) -> tuple[PartRecord | None, str]:
-        """Returns: this rank's part, and what went wrong on any rank."""
-        part, problem = self._write_part(folder, tensors)
-        found = dist.gather_objects((part, problem), self._group)
-        problem = next((text for _, text in found if text), "")
-        if not problem and dist.rank() == 0:
-            parts = [record for record, _ in found if record]
-            problem = self._write_manifest(folder, manifest._replace(parts=parts))
-        told = dist.gather_objects(problem, self._group)[0]
-        return part, problem or told
+        self, manifest: Manifest, tensors: dict[str, Tensor]
+    ) -> tuple[PartRecord, str]:
+        """Returns: this rank's part, and what went wrong besides.
 
-    def _write_part(self, folder: str, tensors: dict[str, Tensor]) -> tuple[PartRecord | None, str]:
+        Raises:
+            Exception: what went wrong on any rank, on all of them.
+        """
+        parts = self._together(lambda: self._write_part(manifest.folder, tensors))
+        whole = manifest._replace(parts=parts)
+        notices = self._together(lambda: self._write_manifest(whole) if dist.rank() == 0 else "")
+        return parts[dist.rank()], notices[0]
+
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        def see(activity: int) -> None:
+            self._activity = activity
+
+        return work_together(
+            work, lambda: self._written_bytes + self._storage.activity, see, self._group
+        )
+
+    def _write_part(self, folder: str, tensors: dict[str, Tensor]) -> PartRecord:
         name = part_name(dist.rank())
-        try:
-            with self._storage.writer(f"{folder}/{name}") as stream:
-                sink = _HashingSink(stream)
-                write_tensors(sink, tensors.items(), {})
-        except Exception as error:  # whatever it is, the other ranks must learn of it
-            return None, _one_line(error)
-        return PartRecord(name, sink.bytes, sink.xxh3.hexdigest()), ""
+        with self._storage.writer(f"{folder}/{name}") as stream:
+            sink = _HashingSink(stream, self._count_written)
+            write_tensors(sink, tensors.items(), {})
+        return PartRecord(name, sink.bytes, sink.xxh3.hexdigest())
 
-    def _write_manifest(self, folder: str, manifest: Manifest) -> str:
+    def _count_written(self, count: int) -> None:
+        self._written_bytes += count
+
+    def _write_manifest(self, manifest: Manifest) -> str:
+        """What makes the parts a checkpoint; then what it replaces goes. On rank 0.
+
+        Returns: why that did not go.
+        """
+        assert self._ownership is not None
+        self._ownership.check()
+        folder = manifest.folder
+        self._storage.write(f"{folder}/{MANIFEST}", manifest.encode())
+        self._storage.write(POINTER, to_json({"folder": folder, "step": manifest.step}).encode())
         try:
-            self._storage.write(f"{folder}/{MANIFEST}", to_json(manifest.to_dict()).encode())
-            self._storage.write(
-                POINTER, to_json({"folder": folder, "step": manifest.step}).encode()
-            )
+            self._ownership.check()
+            self._retention.prune(self._storage, self._run)
+        except TakenError:
+            raise
         except Exception as error:
-            return _one_line(error)
-        try:
-            self._prune()
-        except Exception as error:
-            warnings.warn(f"old checkpoints stay: {_one_line(error)}", stacklevel=2)
+            return f"old checkpoints stay: {_one_line(error)}"
         return ""
 
-    def _prune(self) -> None:
-        """Remove what is not kept; manifest first, so that a folder never looks whole."""
-        kept = self._retention.kept(self.published())
-        folders = {item.key.split("/")[0] for item in self._storage.list()} - {POINTER}
-        for folder in sorted(folders - kept):
-            self._storage.delete(f"{folder}/{MANIFEST}")
-            self._storage.delete_folder(folder)
 
-
-def find_published(storage: Storage) -> list[Published]:
-    """Published checkpoints at an address, oldest first; see `CheckpointStore.published`."""
-    found = []
-    for item in storage.list():
-        folder, _, name = item.key.rpartition("/")
-        if name != MANIFEST:
-            continue
-        try:
-            found.append(Published(folder, read_manifest(storage, folder)))
-        except DataError as error:
-            warnings.warn(f"{error}; passed over", stacklevel=2)
-    return sorted(found, key=lambda item: (item.manifest.sequence, item.folder))
-
-
-def open_verified(storage: Storage, folder: str) -> tuple[CheckpointReader | None, str]:
+def open_verified(
+    storage: Storage, folder: str, beat: Callable[[], None] = lambda: None
+) -> tuple[CheckpointReader | None, str]:
     """A checkpoint whose parts all match their checksums, else what is wrong. Collective.
 
     The ranks share out the parts.
+
+    Args:
+        beat: called while the parts are read.
+
+    Raises:
+        UserError: it could not be read, which says nothing about it.
     """
-    reader, problem = None, ""
+    opened: list[CheckpointReader] = []
+
+    def verify() -> str:
+        try:
+            reader = CheckpointReader(storage, folder)
+            opened.append(reader)
+            reader.verify(range(dist.rank(), reader.manifest.world_size, dist.world_size()))
+        except (MissingObjectError, DamagedCheckpointError) as error:
+            return str(error)
+        return ""
+
+    def activity() -> int:
+        return opened[0].activity if opened else 0
+
     try:
-        reader = CheckpointReader(storage, folder)
-        reader.verify(range(dist.rank(), reader.manifest.world_size, dist.world_size()))
-    except DataError as error:
-        problem = str(error)
-    problems = [text for text in dist.gather_objects(problem) if text]
-    if problems and reader is not None:
+        problems = [text for text in work_together(verify, activity, Patience(beat).see) if text]
+    except BaseException:
+        _close(opened)
+        raise
+    if problems:
+        _close(opened)
+        return None, problems[0]
+    return opened[0], ""
+
+
+def _close(readers: list[CheckpointReader]) -> None:
+    for reader in readers:
         reader.close()
-    return (None, problems[0]) if problems else (reader, "")
 
 
 class _HashingSink:
     """Passes bytes on; counts and sums them up."""
 
-    def __init__(self, stream: Sink):
+    def __init__(self, stream: Sink, count: Callable[[int], None]):
         self._stream = stream
+        self._count = count
         self.bytes = 0
         self.xxh3 = xxhash.xxh3_128()
 
     def write(self, data: Any) -> None:
         self._stream.write(data)
         self.bytes += len(data)
+        self._count(len(data))
         self.xxh3.update(data)
 
 

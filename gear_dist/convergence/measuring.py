@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from gear_dist.checkpoints.address import checkpoint_storage
 from gear_dist.checkpoints.consolidating import consolidated
-from gear_dist.checkpoints.resuming import checkpoint_storage
-from gear_dist.checkpoints.store import find_published
+from gear_dist.checkpoints.contents import find_published
 from gear_dist.convergence.study import Point
 from gear_dist.engines import resolve_precision
 from gear_dist.errors import DataError

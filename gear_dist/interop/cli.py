@@ -45,7 +45,7 @@ def add_commands(subparsers: Any) -> None:
         "export",
         help="write a run's networks for others, with a model card",
         epilog="Examples: gear-dist export runs/demo --out demo-model --layout public; "
-        "gear-dist export runs/demo/checkpoints/step-00001000-1a2b3c --out demo-1000",
+        "gear-dist export runs/demo/checkpoints/step-00001000-5e1f09ab-1a2b3c --out demo-1000",
     )
     export.add_argument(
         "model",

@@ -14,7 +14,7 @@ from ray_nodes import Nodes, kill_group
 from ray_training_case import GEAR_DIST, Case
 from survival_case import Driver, driver, step_of
 
-from gear_dist.checkpoints.layout import MANIFEST, POINTER
+from gear_dist.checkpoints.layout import MANIFEST, is_folder
 from gear_dist.storage import open_storage
 
 CHECKPOINT_STEPS = 3
@@ -140,5 +140,5 @@ def await_moment(kill: Kill, checkpoints: str) -> bool:
 def list_unfinished(address: str) -> set[str]:
     """Folders of checkpoints without a manifest; those of earlier kills stay for a while."""
     keys = {item.key for item in open_storage(address).list()}
-    folders = {key.split("/")[0] for key in keys} - {POINTER}
+    folders = {key.split("/")[0] for key in keys if is_folder(key.split("/")[0])}
     return {folder for folder in folders if f"{folder}/{MANIFEST}" not in keys}

@@ -27,7 +27,7 @@ def test_thirty_kills_change_nothing(tmp_path: Path, object_store: StoreEndpoint
     environment = case.environment | object_store.environment()
     draw = random.Random(5)
     struck: list[Struck] = []
-    saved = (tmp_path / "saved").as_uri()
+    saved = tmp_path.with_name(f"{tmp_path.name}-saved").as_uri()  # beside the run folders
     with ray_nodes(environment) as nodes:
         soak = Soak(nodes, case, tmp_path)
         soak.run("straight", [], checkpoints=saved)

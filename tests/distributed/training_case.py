@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
+from gear_dist.checkpoints.address import checkpoint_storage
+from gear_dist.checkpoints.contents import find_published
 from gear_dist.checkpoints.layout import split_key
-from gear_dist.checkpoints.resuming import checkpoint_storage
-from gear_dist.checkpoints.store import find_published
 from gear_dist.config import RunConfig
 from gear_dist.config_files import load_config, save_config
 from gear_dist.host import Outcome, Progress

@@ -3,20 +3,24 @@
 import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 import torch
-from torch import Tensor
 
-from gear_dist.checkpoints.layout import POINTER
+from checkpoint_states import RUN, make_store, pieces, read
+from gear_dist.checkpoints import slow_work
+from gear_dist.checkpoints.layout import OWNER, POINTER
+from gear_dist.checkpoints.owner import Owner, Ownership
 from gear_dist.checkpoints.pieces import Piece, whole
 from gear_dist.checkpoints.reading import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
-from gear_dist.checkpoints.store import CheckpointStore
+from gear_dist.checkpoints.store import CheckpointStore, UnusableCheckpointsError
 from gear_dist.config import CheckpointConfig
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage import FileStorage, Storage, open_storage
+
+OWN = {POINTER, OWNER}
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -25,29 +29,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         return open_storage(str(tmp_path / "checkpoints"))
     request.getfixturevalue("object_store")
     return open_storage(f"s3://gear-tests-checkpoints/{request.node.name}")
-
-
-def make_store(storage: Storage, asynchronous: bool = False, **config: Any) -> CheckpointStore:
-    return CheckpointStore(
-        storage, Retention(CheckpointConfig(**config)), asynchronous=asynchronous
-    )
-
-
-def pieces() -> list[Piece]:
-    numbers = torch.arange(10.0)
-    return [
-        Piece("net.weights.a", 4, numbers[4:].clone()),
-        Piece("net.weights.a", 0, numbers[:4].clone()),
-        whole("net.buffers.n", torch.tensor(7)),
-        whole("net.buffers.bytes", torch.arange(3, dtype=torch.uint8)),
-        whole("net.buffers.empty", torch.zeros(0)),
-    ]
-
-
-def read(reader: CheckpointReader, start: int, count: int) -> Tensor:
-    values = torch.full((count,), -1.0)
-    reader.fill([Piece("net.weights.a", start, values)])
-    return values
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -98,18 +79,19 @@ def test_a_damaged_or_lost_part_is_passed_over(storage: Storage) -> None:
     data = bytearray(storage.read(part))
     data[-1] ^= 1
     storage.write(part, bytes(data))
-    with pytest.warns(UserWarning, match=f"{folders[2]} passed over: .*do not match"):
-        reader = store.open_newest()
+    reader = store.open_newest()
+    assert folders[2] in store.passed_over[0]
     assert reader is not None
     assert reader.manifest.step == 2
     storage.delete(f"{folders[1]}/part-00000.safetensors")
-    with pytest.warns(UserWarning, match="passed over"):
-        reader = store.open_newest()
+    reader = store.open_newest()
+    assert len(store.passed_over) == 2
     assert reader is not None
     assert reader.manifest.step == 1
-    storage.write(f"{folders[0]}/manifest.json", b'{"format": 1}')
-    with pytest.warns(UserWarning, match="not a checkpoint manifest of this version"):
-        assert [item.manifest.step for item in store.published()] == [2, 3]
+    storage.write(f"{folders[0]}/manifest.json", b"{")
+    with pytest.raises(UnusableCheckpointsError, match=r"run\.resume=none"):
+        store.open_newest()
+    assert len({item.key.split("/")[0] for item in storage.list()} - OWN) == 3
 
 
 def test_a_refused_write_leaves_the_one_before(tmp_path: Path) -> None:
@@ -133,7 +115,7 @@ def test_a_refused_write_leaves_the_one_before(tmp_path: Path) -> None:
     store.wait()
     steps = [item.manifest.step for item in store.published()]
     assert steps == [2, 3]
-    kept = {item.folder for item in store.published()} | {POINTER}
+    kept = {item.folder for item in store.published()} | OWN
     assert {path.name for path in tmp_path.iterdir()} - kept == set()
 
 
@@ -145,7 +127,7 @@ def test_what_is_kept(storage: Storage) -> None:
         store.save(step, {"metrics": {"l1": loss, "other": -loss}}, pieces())
     assert [item.manifest.step for item in store.published()] == [3, 4, 6, 7]
     folders = {item.key.split("/")[0] for item in storage.list()}
-    assert folders == {item.folder for item in store.published()} | {POINTER}
+    assert folders == {item.folder for item in store.published()} | OWN
 
 
 def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
@@ -186,3 +168,32 @@ class RefusingStorage(FileStorage):
     def _check(self, key: str) -> None:
         if self.refused and self.refused in key:
             raise StorageError(f"{key}: the disk is full; free some space and run again")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_save_that_moves_on_is_told_as_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """Beats come while the storage is active, and none once it has been still for long."""
+    monkeypatch.setattr(slow_work, "STALL_S", 0.5)
+    monkeypatch.setattr(slow_work, "ROUND_S", 0.05)
+    storage = SlowStorage(tmp_path)
+    beats: list[bool] = []
+    still = threading.Event()
+
+    def beat() -> None:
+        beats.append(still.is_set())
+        storage.activity += not still.is_set()
+        if len(beats) == 20:
+            still.set()  # from here on nothing moves
+            threading.Timer(3.0, storage.go.set).start()
+
+    held = Ownership.take(storage, Owner.here(RUN))
+    retention = Retention(CheckpointConfig())
+    store = CheckpointStore(storage, retention, held, asynchronous=asynchronous, beat=beat)
+    store.save(1, {}, pieces())
+    store.wait()
+    [result] = store.take_results()
+    assert result.problem == ""
+    assert beats.count(False) >= 20
+    assert beats.count(True) < 10, "0.5 s of beats at five a second, and one at the end"

@@ -1,0 +1,75 @@
+"""Where a run's checkpoints are, and what that place must not touch. No torch."""
+
+import os
+from collections.abc import Iterator
+
+from gear_dist.addresses import join_address
+from gear_dist.checkpoints.layout import OWNER
+from gear_dist.config import RunConfig
+from gear_dist.errors import ConfigError
+from gear_dist.run_folder import RunFolder
+from gear_dist.storage import FileStorage, Storage, open_storage
+
+
+def checkpoint_storage(config: RunConfig) -> Storage:
+    """Where a run's checkpoints are."""
+    if not config.checkpoint.address:
+        return open_storage(str(RunFolder(config.run.folder).checkpoints))
+    address = join_address(config.checkpoint.address, config.run.name, "checkpoint.address")
+    return open_storage(address, config.data.endpoint)
+
+
+def check_address(config: RunConfig) -> None:
+    """Refuse a place for checkpoints that holds a corpus or run folders, or lies in one.
+
+    Raises:
+        ConfigError: names both settings.
+    """
+    storage = checkpoint_storage(config)
+    for setting, value in _neighbours(config):
+        if overlap(storage, open_storage(value, config.data.endpoint)):
+            named = "checkpoint.address" if config.checkpoint.address else "run.root"
+            value_given = config.checkpoint.address or config.run.root
+            raise ConfigError(
+                f"{named}={value_given}: this run's checkpoints would be at {storage.address}, "
+                f"which overlaps {setting}={value}: give checkpoints a place of their own by "
+                f"another {named} or run.name"
+            )
+
+
+def _neighbours(config: RunConfig) -> Iterator[tuple[str, str]]:
+    data = config.data
+    if data.train:
+        yield "data.train", data.train
+    yield from (("data.mixture", address) for address in data.mixture)
+    if data.validation:
+        yield "data.validation", data.validation
+    if config.checkpoint.address:  # else they belong into the run's folder
+        yield "run.root", config.run.root
+
+
+def overlap(one: Storage, other: Storage) -> bool:
+    """Whether two addresses are the same, or one is above the other."""
+    a, b = _steps(one), _steps(other)
+    length = min(len(a), len(b))
+    return a[:length] == b[:length]
+
+
+def _steps(storage: Storage) -> list[str]:
+    """An address in its parts; of a folder without links, which would hide where it is."""
+    if isinstance(storage, FileStorage):
+        return ["file", *os.path.realpath(storage.root).strip("/").split("/")]
+    return storage.address.split("/")
+
+
+def owners_above(storage: Storage) -> Iterator[tuple[Storage, str]]:
+    """Where owners of the addresses above one would be, the nearest first: storage and key."""
+    if isinstance(storage, FileStorage):
+        yield from ((FileStorage(folder), OWNER) for folder in storage.root.parents)
+        return
+    scheme, _, path = storage.address.partition("://")
+    bucket, *names = path.split("/")
+    # One storage, because each has a client of its own, which takes time to make.
+    root = open_storage(f"{scheme}://{bucket}", getattr(storage, "endpoint", ""))
+    for count in range(len(names) - 1, -1, -1):
+        yield root, "/".join([*names[:count], OWNER])

@@ -1,0 +1,283 @@
+"""Whose a checkpoint address is: one run's, and of that run one process's at a time.
+
+ADDRESS/owner.json names the run and its newest process. Who starts takes the address; who has lost
+it since learns so before it next publishes or deletes. Not every store honours conditional writes,
+so two that race may both believe they were first: what they wrote is read back, and read again
+before anything is published or deleted, when one of them is told. No torch.
+"""
+
+import datetime
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gear_dist.checkpoints.address import owners_above
+from gear_dist.checkpoints.contents import Contents, look
+from gear_dist.checkpoints.layout import ALIVE, OWNER, POINTER, run_of
+from gear_dist.errors import ConfigError, DataError, UserError
+from gear_dist.run_folder import to_json
+from gear_dist.storage import MissingObjectError, Storage
+
+HEARTBEAT_S = 10.0
+"""Between signs of life of the process that owns an address."""
+GONE_S = 2.5 * HEARTBEAT_S
+"""Without a sign of life in this time an owner is gone; no clocks are compared."""
+
+
+class TakenError(ConfigError):
+    """The address is another's."""
+
+
+class Owner(NamedTuple):
+    """What owner.json says."""
+
+    run: str
+    """Id of the run."""
+    name: str
+    folder: str
+    host: str
+    pid: int
+    started: str
+    """ISO 8601."""
+    attempt: str
+    """Tells processes of one run apart."""
+
+    @classmethod
+    def here(cls, run: str, name: str = "", folder: str = "") -> "Owner":
+        """This process, for a run."""
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        return cls(
+            run, name, folder, socket.gethostname(), os.getpid(), started, secrets.token_hex(4)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run} ({self.folder or self.name} on {self.host}, process {self.pid}, "
+            f"since {self.started})"
+        )
+
+
+class Claim(NamedTuple):
+    """Who asks for an address."""
+
+    run: str
+    """Id that the run's folder has; empty: the folder is new."""
+    name: str
+    folder: str
+    take_over: str = ""
+    """Id of the run that may be taken over."""
+    shared: bool = False
+    """Whether others may use the address: then signs of life are left there."""
+
+
+class Ownership:
+    """An address that is held, by rank 0 of a run."""
+
+    def __init__(self, storage: Storage, owner: Owner) -> None:
+        self._storage = storage
+        self.owner = owner
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def take(cls, storage: Storage, owner: Owner, *, over: bool = True) -> "Ownership":
+        """Write the owner down.
+
+        Args:
+            over: whoever was it before; else another that was faster stays it.
+
+        Raises:
+            TakenError: another was faster.
+            UserError: the store refuses.
+        """
+        taken = cls(storage, owner)
+        if over:
+            storage.write(OWNER, _encode(owner._asdict()))
+        else:
+            storage.create(OWNER, _encode(owner._asdict()))
+        taken.check()  # what is there counts: an answer can be lost, and a store not honour this
+        return taken
+
+    def check(self) -> None:
+        """Before each publication and deletion.
+
+        Raises:
+            TakenError: the address is another run's, or another process's of this run.
+            UserError: that could not be found out.
+        """
+        found = read_owner(self._storage)
+        if found is None and self._storage.create(OWNER, _encode(self.owner._asdict())):
+            found = read_owner(self._storage)
+        if found is None or found.attempt != self.owner.attempt:
+            raise TakenError(
+                f"{self._storage.address} has been taken by {found or 'nobody'}: this run "
+                f"({self.owner.run}) publishes and deletes nothing there any more; set another "
+                "checkpoint.address or run.name"
+            )
+
+    def show_life(self) -> None:
+        """Leave a sign of life now and then, until `close`."""
+        self._thread = threading.Thread(target=self._beat, name="checkpoint-owner", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._ended.wait(HEARTBEAT_S if count else 0):
+            count += 1
+            try:
+                self._storage.write(ALIVE, _encode({"attempt": self.owner.attempt, "beat": count}))
+            except UserError:
+                continue  # who takes this for a death is found out by `check`
+
+    def close(self) -> None:
+        """The process lets go of the address, which stays its run's."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        self._thread = None
+        try:
+            self._storage.delete(ALIVE)
+        except UserError:
+            return  # it looks alive for another moment
+
+
+def read_owner(storage: Storage, key: str = OWNER) -> Owner | None:
+    """Whose an address is; None: nobody's.
+
+    Raises:
+        DataError: that cannot be read.
+    """
+    for _ in range(2):  # an answer can be torn
+        try:
+            node = json.loads(storage.read(key))
+            return Owner(**{name: node[name] for name in Owner._fields})
+        except MissingObjectError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            continue
+    raise DataError(
+        f"{storage.address}/{key}: does not say whose the checkpoints are; remove it if no run "
+        "uses them"
+    )
+
+
+def claim_address(
+    storage: Storage, claim: Claim, differing: Callable[[dict[str, Any]], list[str]]
+) -> Ownership:
+    """Make an address this run's, unless it is or holds something else's.
+
+    It is this run's where the ids are equal. Where the run's folder is new (lost, or on another
+    machine), a run of the same configuration that is gone is this one.
+
+    Args:
+        differing: settings by which a checkpoint's configuration is that of another run.
+
+    Raises:
+        ConfigError: the address is another run's, or holds what no run has written.
+        UserError: the store cannot be read or written.
+    """
+    contents = look(storage)
+    _check_above(storage, claim)
+    if contents.foreign:
+        _refuse_others(storage, contents.foreign)
+    owner = read_owner(storage)
+    run = _choose_run(storage, claim, contents, owner, differing)
+    if others := contents.others(run):
+        _refuse_others(storage, others)
+    here = Owner.here(run, claim.name, claim.folder)
+    taken = Ownership.take(storage, here, over=owner is not None)
+    if claim.shared:
+        taken.show_life()
+    return taken
+
+
+def _choose_run(
+    storage: Storage,
+    claim: Claim,
+    contents: Contents,
+    owner: Owner | None,
+    differing: Callable[[dict[str, Any]], list[str]],
+) -> str:
+    """The id under which the address is claimed."""
+    present = contents.runs()
+    holder = owner.run if owner else min(present, default="")
+    if claim.take_over and claim.take_over in {holder, *present}:
+        return claim.take_over
+    if holder in ("", claim.run):
+        return claim.run or secrets.token_hex(4)
+    whose = owner or f"run {holder}"
+    if owner and _is_alive(storage, owner):
+        _refuse_owner(storage, f"is in use by {whose}", holder)
+    if holder not in present and not contents.unreadable:
+        return claim.run or secrets.token_hex(4)  # it ended before its first checkpoint
+    newest = [item for item in contents.all_published() if item.manifest.run == holder][-1:]
+    if claim.run or not newest:
+        _refuse_owner(storage, f"is that of {whose}", holder)
+    if settings := differing(newest[0].manifest.facts.get("config", {})):
+        _refuse_owner(storage, f"is that of {whose}, whose {', '.join(settings)}", holder)
+    return holder
+
+
+def _refuse_owner(storage: Storage, what: str, holder: str) -> None:
+    raise TakenError(
+        f"checkpoint.address: {storage.address} {what}: set another run.name or "
+        f"checkpoint.address; to take it over, checkpoint.take_over={holder}"
+    )
+
+
+def _refuse_others(storage: Storage, names: list[str]) -> None:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ConfigError(
+        f"checkpoint.address: {storage.address} holds what this run has not written "
+        f"({', '.join(names[:3])}{more}): set another run.name or checkpoint.address, or move that "
+        "away"
+    )
+
+
+def _check_above(storage: Storage, claim: Claim) -> None:
+    """Refuse an address that lies in another run's."""
+    for above, key in owners_above(storage) if claim.shared else ():
+        try:
+            owner = read_owner(above, key)
+        except UserError:
+            continue  # a place that may not be read, or a file that is no run's
+        if owner is not None:
+            raise TakenError(
+                f"checkpoint.address: {storage.address} lies in another run's, that of {owner} "
+                f"({above.address}/{key}): set another run.name or checkpoint.address"
+            )
+
+
+def _is_alive(storage: Storage, owner: Owner) -> bool:
+    """Whether an owner gives a sign of life. Waits for one where there was one before."""
+    before = _read_sign(storage)
+    deadline = time.monotonic() + GONE_S
+    while before and before.get("attempt") == owner.attempt and time.monotonic() < deadline:
+        time.sleep(GONE_S / 10)
+        now = _read_sign(storage)
+        if now != before:
+            return bool(now)
+    return False
+
+
+def _read_sign(storage: Storage) -> dict[str, Any]:
+    try:
+        node = json.loads(storage.read(ALIVE))
+    except (MissingObjectError, ValueError):
+        return {}
+    return node if isinstance(node, dict) else {}
+
+
+def _encode(node: dict[str, Any]) -> bytes:
+    return to_json(node, indent=2).encode()
+
+
+def is_written_by(run: str) -> Callable[[str], bool]:
+    """Whether a key at an address is one that a run writes."""
+    return lambda key: run_of(key.partition("/")[0]) == run or key in (OWNER, ALIVE, POINTER)
