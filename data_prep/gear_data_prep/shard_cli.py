@@ -213,7 +213,10 @@ def _shard(args: argparse.Namespace) -> int:
     start = time.monotonic()
     parse_address(args.destination, "DESTINATION")
     settings = _corpus_settings(args)
-    spec = make_spec(args.source, args.kind, _source_options(args), args.endpoint)
+    notes: list[str] = []
+    spec = make_spec(
+        args.source, args.kind, _source_options(args), args.endpoint, tell=notes.append
+    )
     summary: dict[str, Any] = {"source": spec.address, "kind": spec.kind, "splits": {}}
     if spec.kind == "urls":
         fetched = args.fetched or join_address(args.destination, "fetched", "DESTINATION")
@@ -222,8 +225,12 @@ def _shard(args: argparse.Namespace) -> int:
         summary["fetch"] = _fetch(args, spec)
     source = open_source(spec)
     summary["source"] = source.address
-    if source.num_ignored and not args.json:
-        print(f"shard: {source.num_ignored:,} files are no images: left out", flush=True)
+    notes += source.notes
+    if source.num_ignored:
+        notes.append(f"{source.num_ignored:,} files are no images: left out")
+    summary["notes"] = notes
+    for note in () if args.json else notes:
+        print(f"shard: {note}", flush=True)
     for split in source.splits:
         storage = open_storage(join_address(args.destination, split, "DESTINATION"), args.endpoint)
         dropped = None
@@ -234,6 +241,10 @@ def _shard(args: argparse.Namespace) -> int:
         summary["splits"][split] = _summarise(storage.address, result, contents)
         if not args.json:
             print(_tell(split, summary["splits"][split], contents), flush=True)
+    if line := _unknown_to_train(summary["splits"]):
+        summary["warnings"] = [line]
+        if not args.json:
+            print(f"WARNING: shard: {line}", flush=True)
     summary["seconds"] = round(time.monotonic() - start, 3)
     if args.json:
         print(json.dumps(summary, indent=1))
@@ -276,6 +287,18 @@ def _summarise(address: str, result: Any, contents: Any) -> dict[str, Any]:
         "images_per_second": 0 if result.reused else round(facts.num_samples / seconds, 1),
         "megabytes_per_second": 0 if result.reused else round(result.num_bytes / seconds / 1e6, 1),
     }
+
+
+def _unknown_to_train(splits: dict[str, Any]) -> str:
+    """A warning where numbers of classes come up in validation alone."""
+    known = splits.get("train", {}).get("classes", 0)
+    found = splits.get("validation", {}).get("classes", 0)
+    if not 0 < known < found:
+        return ""
+    return (
+        f"validation has {found:,} classes and train {known:,}: those from {known} on were never "
+        "trained; see --class-column, or shard the splits from one numbering"
+    )
 
 
 def _surprises(contents: Any) -> list[str]:

@@ -1,15 +1,20 @@
 """What can be sharded: a source a file; `open_source` finds the one that an address needs."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import Place, SourceOptions, open_root
+from gear_data_prep.sources.splits import folder_split
 from gear_dist.addresses import parse_address
+from gear_dist.data.tar_samples import IMAGE_SUFFIXES as _NAMES
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.paths import expand_user, local_path
 from gear_dist.storage import FileStorage, Storage
 
+IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES)
 Opener = Callable[[Place, SourceOptions], Source]
 
 
@@ -73,16 +78,28 @@ class SourceSpec(NamedTuple):
         return cls(node["address"], node["kind"], SourceOptions(**options), endpoint)
 
 
-def make_spec(address: str, kind: str, options: SourceOptions, endpoint: str = "") -> SourceSpec:
+def make_spec(
+    address: str,
+    kind: str,
+    options: SourceOptions,
+    endpoint: str = "",
+    *,
+    tell: Callable[[str], None] | None = None,
+) -> SourceSpec:
     """The spec of a source; `auto` looks at what is there.
 
+    Args:
+        tell: hears why, where `auto` had a choice.
+
     Raises:
-        ConfigError: an unknown kind, or no address.
+        ConfigError: an unknown kind, no address, or one where `auto` cannot tell.
         DataError: nothing is there.
     """
     parsed = parse_address(address, "SOURCE")
     if kind == "auto":
-        kind = _guess(open_root(address, endpoint))
+        kind, why = _guess(open_root(address, endpoint))
+        if why and tell is not None:
+            tell(why)
     if kind not in KINDS:
         raise ConfigError(f"--kind {kind}: use auto, {', '.join(KINDS)}")
     if not parsed.bucket:
@@ -99,18 +116,60 @@ def open_source(spec: SourceSpec) -> Source:
     return KINDS[spec.kind](open_root(spec.address, spec.endpoint), spec.options)
 
 
+_LOOKED_AT, _DEPTH = 20, 3
+"""Folders of a folder, and levels, that are looked into for a picture."""
 _KIND_BY_SUFFIX = {".tar": "webdataset", ".parquet": "parquet", ".csv": "urls", ".tsv": "urls"}
 
 
-def _guess(place: Place) -> str:
-    """The kind, by the first file names; a table of URLs is asked for by name."""
+def _guess(place: Place) -> tuple[str, str]:
+    """The kind, by the first file names, and why where there was a choice.
+
+    Pictures decide: tables beside them are notes about them. Tars decide over the tables that
+    downloaders write beside them.
+
+    Raises:
+        ConfigError: pictures and tars.
+    """
     names = [place.only] if place.only else _some_names(place.storage)
     if any("ilsvrc2012_img_" in name.lower() for name in names):
-        return "imagenet"
-    for suffix, kind in _KIND_BY_SUFFIX.items():
-        if any(name.lower().endswith(suffix) for name in names):
-            return kind
-    return "folder"
+        return "imagenet", ""
+    found = {suffix: _first_with(names, suffix) for suffix in _KIND_BY_SUFFIX}
+    found = {suffix: name for suffix, name in found.items() if name}
+    picture = "" if place.only else _first_with(names, IMAGE_SUFFIXES) or _first_picture(place)
+    if picture and ".tar" in found:
+        raise ConfigError(
+            f"SOURCE {place.storage.address}: holds pictures, such as {picture}, and tars, such as "
+            f"{found['.tar']}: say which by --kind folder or --kind webdataset"
+        )
+    if picture:
+        others = ", ".join(found.values())
+        why = f"taken for a folder of pictures ({picture}); {others} is left alone (see --kind)"
+        return "folder", why if others else ""
+    if not found:
+        return "folder", ""
+    suffix = next(iter(found))
+    kind = _KIND_BY_SUFFIX[suffix]
+    others = ", ".join(name for name in list(found.values())[1:])
+    why = f"taken for {kind} ({found[suffix]}); {others} is left alone (see --kind)"
+    return kind, why if others else ""
+
+
+def _first_with(names: list[str], suffixes: str | tuple[str, ...]) -> str:
+    return next((name for name in names if name.lower().endswith(suffixes)), "")
+
+
+def _first_picture(place: Place) -> str:
+    """A picture in the first folders of a local tree, three levels deep; empty: none."""
+    if not isinstance(place.storage, FileStorage):
+        return ""
+    root = place.storage.root
+    for folder, folders, names in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = shown[:_LOOKED_AT] if depth < _DEPTH else []
+        if found := _first_with(sorted(n for n in names if n[0] != "."), IMAGE_SUFFIXES):
+            return (Path(folder) / found).relative_to(root).as_posix()
+    return ""
 
 
 def _some_names(storage: Storage) -> list[str]:
@@ -123,6 +182,6 @@ def _some_names(storage: Storage) -> list[str]:
     names = []
     for entry in sorted(storage.root.iterdir())[:1000]:
         names.append(entry.name)
-        if entry.is_dir() and entry.name in ("train", "val", "validation", "data", "shards"):
+        if entry.is_dir() and (folder_split(entry.name) or entry.name in ("data", "shards")):
             names += [path.name for path, _ in zip(entry.iterdir(), range(100), strict=False)]
     return names

@@ -8,7 +8,7 @@ units through the reader and shuffles the samples within the shard.
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -82,6 +82,8 @@ class Source(NamedTuple):
     """What the listing could not read: parts of broken tars."""
     num_ignored: int = 0
     """Files that are no part of any sample."""
+    notes: tuple[str, ...] = ()
+    """What else is left out, and what may not be meant, for people."""
     missing: Mapping[str, int] = {}
     """Samples that the source never got, by reason: they count towards --max-bad-share."""
 
@@ -139,20 +141,6 @@ def make_splits(
         "train": list_units(Subset(train, np.flatnonzero(~held))),
         "validation": list_units(Subset(train, np.flatnonzero(held))),
     }
-
-
-def split_of(name: str) -> str:
-    """`validation` where a file or folder is called so, else `train`."""
-    words = name.lower().replace("/", "-").replace("_", "-").replace(".", "-").split("-")
-    return "validation" if {"val", "valid", "validation"} & set(words) else "train"
-
-
-def group_by_split(names: Iterable[str]) -> dict[str, list[str]]:
-    """Files by split, from their names; all of one kind are `train`."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(split_of(name), []).append(name)
-    return groups if "train" in groups else {"train": groups.get("validation", [])}
 
 
 def _hash_share(name: str) -> float:

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,19 @@ from gear_data_prep.samples import (
 )
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions
+from gear_data_prep.sources.labels import read_labels
+from gear_data_prep.sources.splits import (
+    TEST,
+    check_validation_classes,
+    class_name,
+    folder_split,
+    similar_names,
+)
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES as SUFFIXES
+from gear_dist.data.tar_samples import sample_key
 from gear_dist.errors import DataError
 from gear_dist.storage import FileStorage, Storage
-
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid")}
 
 
 class TreeImage(NamedTuple):
@@ -80,15 +88,27 @@ class TreeReader(NamedTuple):
         ]
 
 
+class _Tree(NamedTuple):
+    """The images of a tree by split."""
+
+    depth: int
+    """Of the class folders: 1 below folders of splits."""
+    splits: dict[str, list[str]]
+    flat: list[str]
+    """Images of validation outside class folders."""
+    notes: tuple[str, ...]
+
+
 def open_image_folder(place: Place, options: SourceOptions) -> Source:
     """List an ImageFolder tree.
 
     ROOT/{train,val}/CLASS/... gives the two splits; ROOT/CLASS/... (or ROOT/train/CLASS/... alone)
     is divided by a hash of each image's relative path. Classes are those that have images, in
-    the order of their names, the same for both splits.
+    the order of their names, the same for both splits. Images of validation outside class folders
+    have their classes in a file of labels. A test split, and what is in none, is left out.
 
     Raises:
-        DataError: no such folder, no class folders, no images.
+        DataError: no such folder, no class folders, no images, splits that contradict each other.
     """
     storage, only = place.storage, place.only
     local = isinstance(storage, FileStorage)
@@ -98,59 +118,140 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
         raise DataError(
             f"{storage.address}: no such folder; SOURCE is an ImageFolder tree, CLASS/NAME.jpg"
         )
-    files = _walk(storage.root) if local else _listed(storage)  # type: ignore[attr-defined]
-    sizes = {path: size for path, size in files if path.count("/")}
-    splits = _split(sizes)
-    classes = sorted({_class_of(path, depth) for depth, paths in splits.values() for path in paths})
+    sizes = dict(_walk(storage.root) if local else _listed(storage))  # type: ignore[attr-defined]
+    tree = _split(storage.address, sizes)
+    found = {
+        split: {_class_of(path, tree.depth) for path in paths}
+        for split, paths in tree.splits.items()
+    }
+    classes = sorted(set().union(*found.values()))
     if not classes:
         raise DataError(
             f"{storage.address}: no images in class folders: expected CLASS/NAME.jpg below it (or "
             f"{', '.join(SUFFIXES)}); other kinds of source are chosen by --kind"
         )
+    if not tree.splits["train"]:
+        raise DataError(f"{storage.address}/train: no images in class folders")
+    check_validation_classes(storage.address, found["train"], found.get("validation", set()))
     index = {name: number for number, name in enumerate(classes)}
     units = {
-        split: [_unit(path, index[_class_of(path, depth)], sizes) for path in sorted(paths)]
-        for split, (depth, paths) in splits.items()
+        split: [_unit(path, index[_class_of(path, tree.depth)], sizes) for path in sorted(paths)]
+        for split, paths in tree.splits.items()
     }
-    if not units["train"]:
-        raise DataError(f"{storage.address}/train: no images in class folders")
+    if tree.flat:
+        units["validation"] = _flat_units(storage.address, tree.flat, options.labels, index, sizes)
     units = {split: listed for split, listed in units.items() if listed}
-    used = sum(1 + sum(s >= 0 for s in unit.sizes[1:]) for part in units.values() for unit in part)
     return Source(
         storage.address,
         TreeReader(storage, not local),
         tuple(classes),
         make_splits(units, options.validation_share),
-        num_ignored=max(0, sum(map(_in_a_class, sizes)) - used),
+        num_ignored=_num_ignored(tree, sizes, units),
+        notes=(*tree.notes, *similar_names(classes)),
     )
 
 
-def _split(sizes: dict[str, int]) -> dict[str, tuple[int, list[str]]]:
-    """Image paths by split, and at what depth their class folder is."""
+def _split(address: str, sizes: dict[str, int]) -> _Tree:
+    """Image paths by split.
+
+    Raises:
+        DataError: two folders of one split, or validation without train.
+    """
     images = [path for path in sizes if path.rpartition(".")[2].lower() in SUFFIXES]
-    tops = {path.partition("/")[0] for path in sizes}
-    folders = {
-        split: next((name for name in names if name in tops), None)
-        for split, names in SPLIT_FOLDERS.items()
-    }
-    if folders["train"] is None:
-        return {"train": (0, images)}
-    return {
-        split: (1, [p for p in images if p.startswith(f"{name}/") and p.count("/") > 1])
+    folders = _split_folders(address, images)
+    if "train" not in folders:
+        if "validation" in folders:
+            raise DataError(
+                f"{address}: {folders['validation']}/ is there, and no train/: add it, rename the "
+                "folder, or give the folder itself as SOURCE"
+            )
+        nested = [path for path in images if "/" in path]
+        return _Tree(0, {"train": nested}, [], _left_out(address, images, nested))
+    splits = {
+        split: [p for p in images if p.startswith(f"{name}/") and p.count("/") > 1]
         for split, name in folders.items()
-        if name is not None
+        if split != TEST
     }
+    flat = []
+    if name := folders.get("validation"):
+        flat = sorted(p for p in images if p.startswith(f"{name}/") and p.count("/") == 1)
+    if flat and splits["validation"]:
+        raise DataError(
+            f"{address}/{name}: {len(flat):,} of its images are outside its class folders, such as "
+            f"{flat[0]}: move them into one, or away"
+        )
+    used = [*flat, *(path for paths in splits.values() for path in paths)]
+    return _Tree(1, splits, flat, _left_out(address, images, used))
 
 
-def _in_a_class(path: str) -> bool:
-    """Whether a file lies in a class folder, so that it should have been part of a sample."""
-    top = path.partition("/")[0]
-    nested = any(top in names for names in SPLIT_FOLDERS.values())
-    return path.count("/") > nested
+def _split_folders(address: str, images: list[str]) -> dict[str, str]:
+    """Top folders with images that are called like a split, by split."""
+    found: dict[str, str] = {}
+    for name in sorted({path.partition("/")[0] for path in images if "/" in path}):
+        split = folder_split(name)
+        if split in found and split != TEST:
+            raise DataError(
+                f"{address}: {found[split]}/ and {name}/ are both folders of the {split} split: "
+                "rename or remove one"
+            )
+        if split:
+            found.setdefault(split, name)
+    # Without train/ a folder called test is a class like others.
+    return found if set(found) != {TEST} else {}
+
+
+def _left_out(address: str, images: list[str], used: list[str]) -> tuple[str, ...]:
+    """A note for each place that has images which are in no split."""
+    places: Counter[str] = Counter()
+    for path in set(images) - set(used):
+        top, slash, _ = path.partition("/")
+        places[f"{top}/" if slash else "its top"] += 1
+    return tuple(
+        f"{count:,} images in {place} are left out: in no class folder of a split"
+        if folder_split(place.rstrip("/")) != TEST
+        else f"{count:,} images in {place} are left out: a test split"
+        for place, count in sorted(places.items())
+    )
+
+
+def _flat_units(
+    address: str, paths: list[str], labels: str, index: dict[str, int], sizes: dict[str, int]
+) -> list[TreeImage]:
+    """Validation images of a file of labels.
+
+    Raises:
+        DataError: there is none, or it does not fit.
+    """
+    folder = paths[0].partition("/")[0]
+    if not labels:
+        raise DataError(
+            f"{address}/{folder}: {len(paths):,} images outside class folders: give their classes "
+            "by --labels FILE, or move them into class folders"
+        )
+    keys = [sample_key(path.rpartition("/")[2]) for path in paths]
+    class_of = read_labels(labels, keys, index)
+    return [_unit(path, class_of[key], sizes) for path, key in zip(paths, keys, strict=True)]
+
+
+def _num_ignored(tree: _Tree, sizes: dict[str, int], units: Mapping[str, list[TreeImage]]) -> int:
+    """Files in class folders that are neither images nor sidecars of one."""
+    inside = [
+        path
+        for path in sizes
+        if path.count("/") > tree.depth
+        and (tree.depth == 0 or folder_split(path.partition("/")[0]) in units)
+    ]
+    listed = [unit for part in units.values() for unit in part]
+    used = sum(
+        1 + sum(size >= 0 for size in unit.sizes[1:])
+        for unit in listed
+        if unit.path.count("/") > tree.depth
+    )
+    return max(0, len(inside) - used)
 
 
 def _class_of(path: str, depth: int) -> str:
-    return path.split("/")[depth]
+    return class_name(path.split("/")[depth])
 
 
 def _unit(path: str, class_index: int, sizes: dict[str, int]) -> TreeImage:
@@ -177,22 +278,33 @@ def _is_circle(entry: os.DirEntry[str]) -> bool:
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
     """Relative path and size of every file that is not hidden.
 
-    Links to folders are followed; a folder is walked once, so that a link to its own parent ends.
+    Links to folders are followed; one that leads back to a folder it is in ends there.
+
+    Raises:
+        DataError: two names of one folder, whose images would be in two places.
     """
-    pending = [(os.fspath(root), "")]
-    seen = set()
+    pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [
+        (os.fspath(root), "", frozenset())
+    ]
+    seen: dict[tuple[int, int], str] = {}
     while pending:
-        folder, prefix = pending.pop()
+        folder, prefix, above = pending.pop()
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        number = (status.st_dev, status.st_ino)
+        if number in above:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        if number in seen:
+            raise DataError(
+                f"{root}: {prefix} and {seen[number]} are one folder, by a link: its images would "
+                "be in two places; remove the link"
+            )
+        seen[number] = prefix
         for entry in os.scandir(folder):
             if entry.name.startswith("."):
                 continue
             if _is_circle(entry):
                 continue
             if entry.is_dir():
-                pending.append((entry.path, f"{prefix}{entry.name}/"))
+                pending.append((entry.path, f"{prefix}{entry.name}/", above | {number}))
             elif entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size

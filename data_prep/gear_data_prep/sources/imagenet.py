@@ -21,8 +21,8 @@ from gear_data_prep.sources.files import (
     is_remote,
     open_seekable,
     read_at,
-    read_lines,
 )
+from gear_data_prep.sources.labels import read_labels
 from gear_data_prep.sources.tar_runs import (
     FIELDS,
     TarRun,
@@ -128,7 +128,7 @@ def _list_validation(
             if not is_hidden(member.name) and member.size <= MAX_SAMPLE_BYTES
         )
     keys = sorted(sample_key(member.name) for member in members)
-    class_of = _read_labels(labels, keys, names) if labels else {}
+    class_of = read_labels(labels, keys, names) if labels else {}
     rows = [
         (0, m.start, m.end - m.start, number, 1, class_of.get(sample_key(m.name), -1))
         for number, m in enumerate(members)
@@ -150,18 +150,3 @@ def _collect(members: Iterator[Member]) -> tuple[list[Member], str]:
 
 def _class_name(member: Member) -> str:
     return member.name.rpartition("/")[2].rpartition(".")[0]
-
-
-def _read_labels(path: str, keys: list[str], names: dict[str, int]) -> dict[str, int]:
-    """Class index by the image's key."""
-    lines = [line.replace(",", " ").split() for line in read_lines(path)]
-    if all(len(words) == 1 for words in lines):
-        if len(lines) != len(keys):
-            raise DataError(f"{path}: {len(lines)} labels for {len(keys)} images")
-        pairs = dict(zip(keys, (words[0] for words in lines), strict=True))
-    else:
-        pairs = {sample_key(words[0]): words[1] for words in lines if len(words) > 1}
-    missing = next((key for key in keys if pairs.get(key) not in names), None)
-    if missing is not None:
-        raise DataError(f"{path}: no class, or none of the training classes, for {missing}")
-    return {key: names[pairs[key]] for key in keys}

@@ -10,15 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gear_data_prep.samples import MAX_SIDECAR_BYTES, BadSampleError, RawSample
-from gear_data_prep.sources.base import Source, group_by_split, make_splits
+from gear_data_prep.sources.base import Source, make_splits
+from gear_data_prep.sources.class_column import ClassColumn, make_class_column, read_label
 from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_remote, open_seekable
+from gear_data_prep.sources.splits import check_validation_classes, group_by_split
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.storage import FileStorage, Storage
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences", "prompt")
-CLASS_COLUMNS = ("label", "cls", "class_index", "fine_label")
+CLASS_COLUMNS = ("label", "cls", "class_index", "fine_label", "labels", "class", "class_name")
 MAX_RUN_BYTES = 64 << 20
 """Row groups are cut into runs of about this size, that one does not fill a shard."""
 
@@ -66,6 +68,8 @@ class ParquetReader(NamedTuple):
     storage: Storage
     remote: bool
     columns: Columns
+    labels: ClassColumn | None = None
+    """What cells of the class column stand for; None: they are indices."""
 
     def read(self, unit: RowRun) -> list[RawSample]:
         """The run's rows; DataError where the file changed since it was listed."""
@@ -81,7 +85,7 @@ class ParquetReader(NamedTuple):
 
     def _sample(self, name: str, row: dict[str, Any]) -> RawSample:
         image, suffix = _image(row[self.columns.image])
-        class_index = row.get(self.columns.class_index)
+        label = read_label(row.get(self.columns.class_index))
         captions = caption_texts(row.get(self.columns.caption))
         problem = None
         if any(not isinstance(text, str | bytes) for text in captions):
@@ -89,34 +93,73 @@ class ParquetReader(NamedTuple):
         elif sum(map(len, captions)) > MAX_SIDECAR_BYTES:
             reason = f"its texts exceed {MAX_SIDECAR_BYTES} bytes"
             problem, captions = BadSampleError("sidecar", reason), ()
-        index = class_index if isinstance(class_index, int) and class_index >= 0 else -1
+        if self.labels is not None:
+            index = self.labels.class_of(label)
+        else:
+            index = label if isinstance(label, int) else -1
         return RawSample(name, image, suffix, index, captions, problem=problem)
 
 
 def open_parquet(place: Place, options: SourceOptions) -> Source:
-    """List parquet files by their footers; `validation-*.parquet` and `val-*` are that split.
+    """List parquet files by their footers; `validation-*.parquet` and `val-*` are that split, and
+    `test-*.parquet` is left out.
 
     Raises:
-        DataError: no parquet files, or broken ones.
+        DataError: no parquet files, broken ones, or ones whose columns differ.
         ConfigError: no column of images, or a column that is not there.
     """
     storage, only = place.storage, place.only
     files = find_files(storage, only, (".parquet",))
-    columns, classes = _read_schema(storage, files[0].key, options)
+    groups = group_by_split((item.key for item in files), only=bool(only))
+    table = _read_schema(storage, groups.splits["train"][0], options)
+    columns = table.columns
     splits = {
-        split: [unit for key in keys for unit in _list_file(storage, key, columns)]
-        for split, keys in group_by_split(item.key for item in files).items()
+        split: [unit for key in keys for unit in _list_file(storage, key, table)]
+        for split, keys in groups.splits.items()
     }
     if not splits["train"]:
         raise DataError(f"{storage.address}: its parquet files hold no rows")
-    reader = ParquetReader(storage, is_remote(storage), columns)
+    names = options.classes or table.classes
+    labels = None
+    if table.has_names:
+        keys = {split: [run.key for run in runs] for split, runs in splits.items()}
+        labels = _read_labels(storage, keys, columns.class_index, names)
+        names = labels.classes
+    reader = ParquetReader(storage, is_remote(storage), columns, labels)
     units = {split: found for split, found in splits.items() if found}
     return Source(
         storage.address,
         reader,
-        options.classes or classes,
+        names,
         make_splits(units, options.validation_share),
+        notes=(*groups.notes, *table.notes),
     )
+
+
+def _read_labels(
+    storage: Storage, keys: dict[str, list[str]], column: str, names: tuple[str, ...]
+) -> ClassColumn:
+    """What the cells of a class column stand for that has no integers.
+
+    Raises:
+        DataError: see `make_class_column`; classes that only validation has.
+    """
+    found: dict[str, set[Any]] = {}
+    for split, listed in keys.items():
+        labels = found.setdefault(split, set())
+        for key in dict.fromkeys(listed):
+            with open_parquet_file(storage, key) as file:
+                for batch in file.iter_batches(columns=[column], use_threads=False):
+                    # Of a dictionary the values, else what is there once.
+                    labels |= {read_label(cell_value(one)) for one in batch.column(0).unique()}
+    made = make_class_column(set().union(*found.values()), names, column)
+    if made.classes and "validation" in found:
+        in_use = {
+            split: {made.classes[made.class_of(label)] for label in labels - {None}}
+            for split, labels in found.items()
+        }
+        check_validation_classes(storage.address, in_use["train"], in_use["validation"])
+    return made
 
 
 def _read_rows(file: pq.ParquetFile, unit: RowRun, wanted: list[str]) -> Iterator[dict[str, Any]]:
@@ -152,10 +195,25 @@ def _open_file(storage: Storage, key: str) -> Any:
     return open_seekable(storage, key)
 
 
-def _read_schema(
-    storage: Storage, key: str, options: SourceOptions
-) -> tuple[Columns, tuple[str, ...]]:
-    """The columns to use, and the class names that Hugging Face keeps in the metadata."""
+class _Table(NamedTuple):
+    """What the first file says of all."""
+
+    key: str
+    schema: pa.Schema
+    columns: Columns
+    classes: tuple[str, ...]
+    """Names that Hugging Face keeps in the metadata."""
+    has_names: bool
+    """Whether the class column has no integers, so that all of it must be looked at."""
+    notes: tuple[str, ...]
+
+
+def _read_schema(storage: Storage, key: str, options: SourceOptions) -> _Table:
+    """The columns to use.
+
+    Raises:
+        ConfigError: no column of images, or one of classes that cannot be.
+    """
     with open_parquet_file(storage, key) as file:
         schema = file.schema_arrow
         columns_found = list(schema.names)
@@ -175,7 +233,42 @@ def _read_schema(
         names = list(features[columns.class_index]["names"])
     except (KeyError, TypeError, ValueError):
         names = []
-    return columns, tuple(map(str, names))
+    kind = schema.field(columns.class_index).type if columns.class_index else pa.int64()
+    notes: tuple[str, ...] = ()
+    if not _may_be_labels(kind):
+        what = f"column {columns.class_index} is of type {kind}: no column of classes"
+        if options.class_column:
+            raise ConfigError(f"--class-column: {key}: {what}")
+        columns, kind = columns._replace(class_index=""), pa.int64()
+        notes = (f"{what}; --class-column names another",)
+    has_names = not pa.types.is_integer(kind)
+    return _Table(key, schema, columns, tuple(map(str, names)), has_names, notes)
+
+
+def _may_be_labels(kind: pa.DataType) -> bool:
+    """Whether cells of this type can say a class."""
+    if pa.types.is_dictionary(kind):
+        return _may_be_labels(kind.value_type)
+    tests = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+    )
+    return any(test(kind) for test in tests)
+
+
+def _check_columns(storage: Storage, key: str, schema: pa.Schema, first: _Table) -> None:
+    for name in first.columns:
+        found = schema.field(name).type if name in schema.names else None
+        if name and found != first.schema.field(name).type:
+            what = "has no column" if found is None else f"{found} in column"
+            raise DataError(
+                f"{storage.address}/{key}: {what} {name}, of which {first.key} has "
+                f"{first.schema.field(name).type}: shard files of other columns apart"
+            )
 
 
 def pick_column(names: list[str], wanted: str, usual: tuple[str, ...]) -> str:
@@ -192,14 +285,15 @@ def pick_column(names: list[str], wanted: str, usual: tuple[str, ...]) -> str:
     return ""
 
 
-def _list_file(storage: Storage, key: str, columns: Columns) -> list[RowRun]:
+def _list_file(storage: Storage, key: str, table: _Table) -> list[RowRun]:
     runs = []
     with open_parquet_file(storage, key) as file:
+        _check_columns(storage, key, file.schema_arrow, table)
         file_first = 0
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
             sizes = [group.column(i) for i in range(group.num_columns)]
-            wanted = tuple(f"{name}." for name in columns if name)
+            wanted = tuple(f"{name}." for name in table.columns if name)
             claims = [group.total_byte_size, *(c.total_uncompressed_size for c in sizes)]
             if max(claims) > MAX_GROUP_BYTES:
                 raise DataError(

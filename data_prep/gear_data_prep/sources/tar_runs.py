@@ -100,8 +100,14 @@ def _index(file: SourceFile, block_samples: int) -> TarIndex:
         return index_runs(group_samples(members), block_samples)
 
 
-def list_runs(files: Sequence[SourceFile], block_samples: int) -> tuple[TarRuns, list[BadSample]]:
-    """Index tars, several at a time where they are remote, in the files' order."""
+def list_runs(
+    files: Sequence[SourceFile], block_samples: int, class_of: Sequence[int] = ()
+) -> tuple[TarRuns, list[BadSample]]:
+    """Index tars, several at a time where they are remote, in the files' order.
+
+    Args:
+        class_of: class index of each file's samples, -1: they say it themselves; empty: all do.
+    """
 
     def index(file: SourceFile) -> TarIndex:
         return TarIndex(
@@ -114,6 +120,9 @@ def list_runs(files: Sequence[SourceFile], block_samples: int) -> tuple[TarRuns,
     damaged = []
     with ThreadPoolExecutor(threads) as pool:
         for number, (found, bad) in enumerate(pool.map(index, files)):
-            tables.append(np.array([(number, *row) for row in found], FIELDS))
+            table = np.array([(number, *row) for row in found], FIELDS)
+            if class_of:
+                table["class_index"] = class_of[number]
+            tables.append(table)
             damaged += [BadSample(files[number].key, *item) for item in bad]
     return TarRuns([file.key for file in files], np.concatenate(tables)), damaged

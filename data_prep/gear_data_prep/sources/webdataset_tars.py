@@ -11,14 +11,21 @@ from gear_data_prep.samples import (
     Sidecar,
     parse_sidecar,
 )
-from gear_data_prep.sources.base import Source, group_by_split, make_splits
+from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import (
     Place,
     SourceFile,
     SourceOptions,
     find_files,
     is_remote,
+    open_seekable,
     read_at,
+)
+from gear_data_prep.sources.splits import (
+    check_validation_classes,
+    class_name,
+    group_by_split,
+    similar_names,
 )
 from gear_data_prep.sources.tar_runs import TarRun, list_runs
 from gear_dist.data.tar_members import TarDamageError, walk_members
@@ -62,7 +69,7 @@ class TarReader(NamedTuple):
         parts = {**parts, **own}
         try:
             captions, attributes = self._texts(parts)
-            class_index = _class_index(parts)
+            class_index = _class_index(parts) if unit.class_index < 0 else unit.class_index
         except BadSampleError as error:
             return RawSample(name, parts[suffix], "", problem=error)
         return RawSample(name, parts[suffix], claim, class_index, captions, attributes, odd=odd)
@@ -97,17 +104,23 @@ def parse_run(unit: TarRun, data: bytes) -> list[TarSample]:
 
 
 def open_webdataset(place: Place, options: SourceOptions) -> Source:
-    """List tars; those whose names or folders say `val` or `validation` are that split.
+    """List tars; those whose names or folders say `val` or `validation` are that split, those of a
+    test split are left out. Tars that are called like the images in them, such as n01440764.tar
+    with n01440764_18.JPEG, are classes.
 
     Raises:
-        DataError: no tars, or none with a sample.
+        DataError: no tars, none with a sample, or classes that only validation has.
     """
     storage, only = place.storage, place.only
     found = {item.key: item.bytes for item in find_files(storage, only, (".tar",))}
+    groups = group_by_split(found, only=bool(only))
+    classes = _tar_classes(storage, found, groups.splits)
+    index = {name: number for number, name in enumerate(classes)}
     splits, damaged = {}, []
-    for split, keys in group_by_split(found).items():
+    for split, keys in groups.splits.items():
         files = [SourceFile(storage, key, found[key]) for key in keys]
-        splits[split], broken = list_runs(files, options.block_samples)
+        class_of = [index.get(_stem(key), -1) for key in keys]
+        splits[split], broken = list_runs(files, options.block_samples, class_of)
         damaged += broken
     if not len(splits["train"]):
         why = f": {damaged[0].name}: {damaged[0].reason}" if damaged else ""
@@ -116,10 +129,45 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
     return Source(
         storage.address,
         reader,
-        options.classes,
+        options.classes or classes,
         make_splits({k: v for k, v in splits.items() if len(v)}, options.validation_share),
         tuple(damaged),
+        notes=(*groups.notes, *similar_names(classes)),
     )
+
+
+def _stem(key: str) -> str:
+    return class_name(key.rpartition("/")[2].rpartition(".")[0])
+
+
+def _tar_classes(
+    storage: Storage, sizes: dict[str, int], splits: dict[str, list[str]]
+) -> tuple[str, ...]:
+    """Names of the tars where each is a class, sorted; else none.
+
+    Raises:
+        DataError: classes that only validation has.
+    """
+    names = {split: {_stem(key) for key in keys} for split, keys in splits.items()}
+    keys = [key for listed in splits.values() for key in listed]
+    if len(keys) < 2 or not all(
+        _is_class_tar(SourceFile(storage, key, sizes[key])) for key in keys
+    ):
+        return ()
+    check_validation_classes(storage.address, names["train"], names.get("validation", set()))
+    return tuple(sorted(set().union(*names.values())))
+
+
+def _is_class_tar(file: SourceFile) -> bool:
+    """Whether the first sample is called after its tar, and says no class of its own."""
+    try:
+        with open_seekable(file.storage, file.key) as stream:
+            first = next(group_samples(walk_members(read_at(stream), 0, file.bytes)), None)
+    except TarDamageError:
+        return False
+    if first is None or "cls" in first.members:
+        return False
+    return class_name(first.key.rpartition("/")[2]).startswith(f"{_stem(file.key)}_")
 
 
 def _oddities(found: TarSample, further: list[str]) -> dict[str, str]:

@@ -1,0 +1,30 @@
+"""Classes of images that lie in no class folder, from a file of labels."""
+
+from gear_data_prep.sources.files import read_lines
+from gear_dist.data.tar_samples import sample_key
+from gear_dist.errors import DataError
+
+
+def read_labels(path: str, keys: list[str], names: dict[str, int]) -> dict[str, int]:
+    """Class index by the image's key.
+
+    Args:
+        path: of a text file: one class name a line in the order of the keys, or lines of a file
+            name and its class, separated by a comma or blanks, of which the rest is passed over.
+        keys: names of the images without their suffix, in order.
+        names: class index by class name.
+
+    Raises:
+        DataError: it cannot be read, or gives an image no class.
+    """
+    lines = [line.replace(",", " ").split() for line in read_lines(path)]
+    if all(len(words) == 1 for words in lines):
+        if len(lines) != len(keys):
+            raise DataError(f"{path}: {len(lines)} labels for {len(keys)} images")
+        pairs = dict(zip(keys, (words[0] for words in lines), strict=True))
+    else:
+        pairs = {sample_key(words[0]): words[1] for words in lines if len(words) > 1}
+    missing = next((key for key in keys if pairs.get(key) not in names), None)
+    if missing is not None:
+        raise DataError(f"{path}: no class, or none of the training classes, for {missing}")
+    return {key: names[pairs[key]] for key in keys}

@@ -1,0 +1,338 @@
+"""Which image lands in which split and class, of sources as people have them."""
+
+import io
+import json
+import os
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gear_data_prep.sources.splits import folder_split, split_of
+from gear_dist.cli import main
+from gear_dist.data.manifest import load_manifest, load_samples
+from gear_dist.storage import FileStorage
+from loader_cases import tar_of
+
+
+def jpeg(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize((40, 36)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def put(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def put_tree(root, *folders, count=3):
+    for place, folder in enumerate(folders):
+        for i in range(count):
+            put(root / folder / f"{place}-{i}.jpg", jpeg(100 * place + i))
+
+
+def put_parquet(path, labels, name="label", first=0):
+    images = [{"bytes": jpeg(first + i), "path": f"{first + i}.JPEG"} for i in range(len(labels))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": images, name: labels}), path)
+
+
+class Sharded:
+    """What `gear-dist shard` made, by split."""
+
+    def __init__(self, out, capsys):
+        self.summary = json.loads(capsys.readouterr().out)
+        self.classes, self.counts = (), {}
+        for split in self.summary["splits"]:
+            storage = FileStorage(out / split)
+            self.classes = load_manifest(storage).facts.classes
+            rows = load_samples(storage)["class_index"].to_pylist()
+            self.counts[split] = dict(Counter(rows))
+
+
+@pytest.fixture
+def shard(tmp_path, capsys):
+    def run(source, *options):
+        out = tmp_path / f"out-{source.name}"
+        words = ["shard", str(source), str(out), "--workers", "1", "--json", *options]
+        code = main(words)
+        if code:
+            assert not list(out.rglob("*.tar")), "refused before a shard was made"
+            return code, capsys.readouterr().err
+        return code, Sharded(out, capsys)
+
+    return run
+
+
+# -- folders --------------------------------------------------------------------------------
+
+
+def test_flat_validation_needs_labels(tmp_path, shard):
+    root = tmp_path / "in"
+    put_tree(root, "train/n01443537", "train/n02124075", count=6)
+    for i in range(6):
+        put(root / f"val/ILSVRC2012_val_{i + 1:08d}.JPEG", jpeg(900 + i))
+    code, error = shard(root)
+    assert code == 3
+    assert "--labels" in error
+    labels = tmp_path / "labels.txt"
+    labels.write_text("n02124075\n" * 5 + "n01443537\n")
+    code, found = shard(root, "--labels", str(labels))
+    assert code == 0
+    assert found.counts == {"train": {0: 6, 1: 6}, "validation": {1: 5, 0: 1}}
+
+
+def test_flat_images_beside_class_folders_of_validation_are_refused(tmp_path, shard):
+    put_tree(tmp_path / "in", "train/a", "val/a", "val")
+    assert shard(tmp_path / "in")[0] == 3
+
+
+@pytest.mark.parametrize("folders", [["val/images"], ["val/a", "val/c"]])
+def test_classes_that_only_validation_has_are_refused(tmp_path, shard, folders):
+    put_tree(tmp_path / "in", "train/a", "train/b", *folders)
+    code, error = shard(tmp_path / "in")
+    assert code == 3
+    assert folders[-1].removeprefix("val/") in error
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"), [("Train", "Val"), ("train2017", "val2017"), ("training", "VALID")]
+)
+def test_split_folders_in_other_words(tmp_path, shard, train, validation):
+    put_tree(tmp_path / "in", f"{train}/a", f"{train}/b", f"{validation}/a")
+    code, found = shard(tmp_path / "in")
+    assert code == 0
+    assert found.classes == ("a", "b")
+    assert found.counts == {"train": {0: 3, 1: 3}, "validation": {0: 3}}
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [["val/a", "val/b"], ["Train/a", "train/a"], ["train/a", "val/a", "valid/a"], ["val/a", "b"]],
+)
+def test_splits_that_contradict_each_other_are_refused(tmp_path, shard, folders):
+    put_tree(tmp_path / "in", *folders)
+    assert shard(tmp_path / "in")[0] == 3
+
+
+def test_validation_that_is_a_link_to_train_is_refused(tmp_path, shard):
+    put_tree(tmp_path / "in", "train/a", "train/b")
+    os.symlink("train", tmp_path / "in" / "val")
+    assert shard(tmp_path / "in")[0] == 3
+
+
+def test_what_is_in_no_split_is_told_of(tmp_path, shard):
+    put_tree(tmp_path / "in", "train/a", "train/b", "val/a", "test/a", "extra", "", count=2)
+    code, found = shard(tmp_path / "in")
+    assert code == 0
+    assert found.counts == {"train": {0: 2, 1: 2}, "validation": {0: 2}}
+    assert sum("2 images" in note for note in found.summary["notes"]) == 3
+
+
+def test_without_train_a_folder_called_test_is_a_class(tmp_path, shard):
+    put_tree(tmp_path / "in", "control", "test")
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.classes == ("control", "test")
+
+
+def test_two_unicode_forms_of_a_name_are_one_class(tmp_path, shard):
+    forms = [unicodedata.normalize(form, "Malm\u00f6") for form in ("NFC", "NFD")]
+    put_tree(tmp_path / "in", f"train/{forms[0]}", f"val/{forms[1]}")
+    _, found = shard(tmp_path / "in")
+    assert found.classes == (forms[0],)
+    assert found.counts == {"train": {0: 3}, "validation": {0: 3}}
+
+
+def test_names_that_differ_by_case_are_warned_of(tmp_path, shard):
+    put_tree(tmp_path / "in", "Cat", "cat", "dog")
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.classes == ("Cat", "cat", "dog")
+    assert [note for note in found.summary["notes"] if "Cat and cat" in note]
+
+
+# -- tables ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "classes", "counts"),
+    [
+        (["cat", "dog", "cat", None], "label", ("cat", "dog"), {0: 2, 1: 1, -1: 1}),
+        ([0.0, 1.0, 2.0, None], "label", ("0", "1", "2"), {0: 1, 1: 1, 2: 1, -1: 1}),
+        ([True, False, True, True], "label", ("0", "1"), {0: 1, 1: 3}),
+        ([0, 1, 0, 1], "labels", ("0", "1"), {0: 2, 1: 2}),
+        (["10", "2", "2", "10"], "class", tuple(map(str, range(11))), {10: 2, 2: 2}),
+    ],
+)
+def test_class_columns_of_many_types(tmp_path, shard, labels, name, classes, counts):
+    put_parquet(tmp_path / "in/a.parquet", labels, name)
+    code, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert code == 0
+    assert (found.classes, found.counts["train"]) == (classes, counts)
+
+
+def test_a_column_of_categories_has_classes(tmp_path, shard):
+    values = pa.array(["dog", "cat", "cat", None]).dictionary_encode()
+    put_parquet(tmp_path / "in/a.parquet", values)
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.classes == ("cat", "dog")
+    assert found.counts["train"] == {0: 2, 1: 1, -1: 1}
+
+
+def test_names_are_the_same_in_all_files_and_splits(tmp_path, shard):
+    put_parquet(tmp_path / "in/train-0.parquet", ["dog"] * 3)
+    put_parquet(tmp_path / "in/train-1.parquet", ["cat"] * 2, first=10)
+    put_parquet(tmp_path / "in/validation-0.parquet", ["dog"], first=20)
+    _, found = shard(tmp_path / "in")
+    assert found.counts == {"train": {0: 2, 1: 3}, "validation": {1: 1}}
+    put_parquet(tmp_path / "in2/train-0.parquet", ["dog"] * 3)
+    put_parquet(tmp_path / "in2/validation-0.parquet", ["owl"], first=20)
+    assert shard(tmp_path / "in2")[0] == 3
+
+
+def test_lists_are_no_classes(tmp_path, shard):
+    put_parquet(tmp_path / "in/a.parquet", [[1], [2], [1, 2]], "labels")
+    code, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert (code, found.classes) == (0, ())
+    assert [note for note in found.summary["notes"] if "--class-column" in note]
+    other = (tmp_path / "in").rename(tmp_path / "named")
+    code, error = shard(other, "--class-column", "labels")
+    assert code == 2
+    assert "labels" in error
+
+
+@pytest.mark.parametrize("second", [{"img": True}, {"labels": ["a", "b"]}])
+def test_files_of_other_columns_are_refused(tmp_path, shard, second):
+    put_parquet(tmp_path / "in/a.parquet", [0, 1])
+    if "labels" in second:
+        put_parquet(tmp_path / "in/b.parquet", second["labels"])
+    else:
+        pq.write_table(pa.table({"img": [jpeg(9)], "label": [1]}), tmp_path / "in/b.parquet")
+    code, error = shard(tmp_path / "in")
+    assert code == 3
+    assert "b.parquet" in error
+
+
+# -- tars and test splits -------------------------------------------------------------------
+
+
+def put_tar(path, names, first=0, label=None):
+    members = {}
+    for i, name in enumerate(names):
+        members[f"{name}.jpg"] = jpeg(first + i)
+        if label is not None:
+            members[f"{name}.cls"] = str(label).encode()
+    put(path, tar_of(members))
+
+
+def test_tars_that_are_classes(tmp_path, shard):
+    for split in ("train", "val"):
+        for number, name in enumerate(("n01440764", "n01443537")):
+            names = [f"{name}_{i}" for i in range(4)]
+            put_tar(tmp_path / f"in/{split}/{name}.tar", names, 100 * number)
+    code, found = shard(tmp_path / "in")
+    assert code == 0
+    assert found.classes == ("n01440764", "n01443537")
+    assert found.counts == {"train": {0: 4, 1: 4}, "validation": {0: 4, 1: 4}}
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_tars_that_are_no_classes(tmp_path, shard, label):
+    """Their samples say their class, or are not called after them."""
+    for number, name in enumerate(("a", "b")):
+        names = [f"{name}_{i}" if label else f"{number}{i}" for i in range(4)]
+        put_tar(tmp_path / f"in/{name}.tar", names, 100 * number, label)
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.counts["train"] == {-1 if label is None else label: 8}
+
+
+def test_test_splits_do_not_become_training_data(tmp_path, shard):
+    put_parquet(tmp_path / "in/data/train-00000-of-00001.parquet", [0, 1, 2] * 2)
+    put_parquet(tmp_path / "in/data/validation-00000-of-00001.parquet", [0, 1, 2], first=10)
+    put_parquet(tmp_path / "in/data/test-00000-of-00001.parquet", [-1] * 6, first=20)
+    _, found = shard(tmp_path / "in")
+    assert {split: sum(n.values()) for split, n in found.counts.items()} == {
+        "train": 6,
+        "validation": 3,
+    }
+    put_tar(tmp_path / "tars/train-0000.tar", ["0", "1", "2"])
+    put_tar(tmp_path / "tars/test-0000.tar", ["3", "4"], 50)
+    _, found = shard(tmp_path / "tars", "--validation-share", "0")
+    assert sum(found.counts["train"].values()) == 3
+    assert [note for note in found.summary["notes"] if "test-0000.tar" in note]
+
+
+def test_a_single_file_is_what_it_is_given_as(tmp_path, shard):
+    put_tar(tmp_path / "in/val-0.tar", ["0", "1", "2"])
+    assert shard(tmp_path / "in")[0] == 3
+    source = tmp_path / "in/val-0.tar"
+    _, found = shard(source, "--validation-share", "0")
+    assert sum(found.counts["train"].values()) == 3
+
+
+def test_numbers_that_only_validation_has_are_warned_of(tmp_path, shard):
+    put_parquet(tmp_path / "in/train-0.parquet", [0, 1])
+    put_parquet(tmp_path / "in/validation-0.parquet", [0, 5], first=9)
+    _, found = shard(tmp_path / "in")
+    assert len(found.summary["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/train-00000-of-00001.parquet", "train"),
+        ("coco_val2017.tar", "validation"),
+        ("Test/0.tar", "test"),
+        ("latest-contest/0.tar", "train"),
+        ("interval/0.tar", "train"),
+        ("train/test-tubes.tar", "train"),
+        ("my-val/train-000.tar", "validation"),
+    ],
+)
+def test_splits_by_name(name, split):
+    assert split_of(name) == split
+
+
+def test_folders_that_are_no_splits():
+    assert [folder_split(n) for n in ("2017", "", "values", "trainer", "Valid")] == [
+        "",
+        "",
+        "",
+        "",
+        "validation",
+    ]
+
+
+# -- which kind a source is -----------------------------------------------------------------
+
+
+def test_a_table_beside_pictures_does_not_decide(tmp_path, shard):
+    put_tree(tmp_path / "in", "a", "b")
+    (tmp_path / "in/metadata.csv").write_text("url,caption\nhttp://127.0.0.1/x.jpg,x\n")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "in/notes.parquet")
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.summary["kind"] == "folder"
+    assert found.counts["train"] == {0: 3, 1: 3}
+    assert [note for note in found.summary["notes"] if "metadata.csv" in note]
+
+
+def test_tables_beside_tars_do_not_decide(tmp_path, shard):
+    put_tar(tmp_path / "in/00000.tar", ["0", "1"])
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "in/00000.parquet")
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.summary["kind"] == "webdataset"
+    assert [note for note in found.summary["notes"] if "00000.parquet" in note]
+
+
+def test_pictures_and_tars_are_asked_about(tmp_path, shard):
+    put_tree(tmp_path / "in", "a", "b")
+    put_tar(tmp_path / "in/x.tar", ["0", "1"])
+    code, error = shard(tmp_path / "in")
+    assert code == 2
+    assert "--kind" in error
+    assert shard(tmp_path / "in", "--kind", "folder")[0] == 0
