@@ -6,7 +6,7 @@ from gear_cluster.rendezvous import read_processes
 from gear_dist.checkpoints.address import check_address
 from gear_dist.config import RunConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
-from gear_dist.data.corpus import open_corpus
+from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.errors import DataError
 from gear_dist.memory_estimate import format_estimate
 from gear_dist.run_folder import RunFolder
@@ -32,10 +32,7 @@ def dry_run(config: RunConfig) -> None:
     world_size, device = _placement(config)
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")
-    num_samples = sum(
-        check_corpus(config, address, config.num_label_classes).num_samples
-        for address in config.data.train_addresses
-    )
+    num_samples = sum(contents.num_samples for contents in _check_training(config))
     filled_up = config.data.tail == "repeat"
     steps = (num_samples - filled_up) // config.engine.global_batch + filled_up
     if steps == 0:
@@ -45,12 +42,33 @@ def dry_run(config: RunConfig) -> None:
         )
     epochs = config.stages.total_steps * config.engine.global_batch / num_samples
     print(f"{config.stages.total_steps} steps, {steps} an epoch, {epochs:.1f} epochs")
-    if config.data.validation:
-        check_corpus(config, config.data.validation, None)  # for pictures
     if config.alignment.enabled and config.stages.has_generator:
         load_teachers(config)
     _print_memory(config, world_size, on_cuda=device == "cuda")
     print("dry run: nothing was trained or written")
+
+
+def _check_training(config: RunConfig) -> list[Contents]:
+    """Check all corpora, and that their classes are the same."""
+    data = config.data
+    found = {
+        address: check_corpus(config, address, config.num_label_classes)
+        for address in data.train_addresses
+    }
+    first, *others = found.items()
+    needs_classes = data.captions == "off" and config.num_label_classes is not None
+    for address, contents in others if needs_classes else ():
+        check_same_classes(first[0], first[1].classes, address, contents.classes)
+    if data.validation:
+        held_out = check_corpus(config, data.validation, None)  # for pictures
+        if held_out.classes != first[1].classes:
+            print(
+                f"WARNING: data.validation={data.validation}: its classes are not those of "
+                "data.train, which `gear-dist evaluate` refuses: shard both from one source"
+            )
+    if data.validation in found:
+        print(f"WARNING: data.validation={data.validation} is trained on as well")
+    return list(found.values())
 
 
 def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:

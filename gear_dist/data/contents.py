@@ -81,7 +81,7 @@ def _check_classes(address: str, contents: Contents, num_classes: int) -> list[s
     if contents.num_without_class:
         raise DataError(
             f"{address}: {contents.num_without_class:,} of {contents.num_samples:,} images have no "
-            "class, and the generator is trained on classes: shard again with --labels, "
+            "class (a number), and the generator is trained on classes: shard again with --labels, "
             "--class-column or folders of classes, leave such images out with "
             "--policy no-class=skip, or train on captions (data.captions=first)"
         )

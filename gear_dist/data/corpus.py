@@ -15,11 +15,13 @@ from gear_dist.cache_folder import cache_folder
 from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
+from gear_dist.data.split_names import split_of
 from gear_dist.data.tar_samples import READ_SUFFIXES
 from gear_dist.errors import DataError
 from gear_dist.storage import Storage, open_storage, write_file
 
 _COUNT_THREADS = 4
+_SPLITS = ("train", "validation")
 _COUNT_VERSION = 3
 """Of what counts as a sample: counts of another version are made anew."""
 
@@ -62,6 +64,10 @@ def open_corpus(address: str, endpoint: str = "") -> Corpus:
     storage = open_storage(address, endpoint)
     if storage.exists(DATASET_KEY) or storage.exists("manifest/plan.json"):
         return Corpus(storage, load_manifest(storage))
+    if nested := [split for split in _SPLITS if storage.exists(f"{split}/{DATASET_KEY}")]:
+        raise DataError(
+            f"{storage.address}: holds a corpus for each split: use {storage.address}/{nested[0]}"
+        )
     tars = {item.key: item.bytes for item in storage.list() if item.key.endswith(".tar")}
     if not tars:
         return Corpus(storage, load_manifest(storage))  # which says what is missing
@@ -69,10 +75,10 @@ def open_corpus(address: str, endpoint: str = "") -> Corpus:
 
 
 def check_same_classes(
-    address: str, facts: DatasetFacts, other_address: str, other: DatasetFacts
+    address: str, classes: tuple[str, ...], other_address: str, others: tuple[str, ...]
 ) -> None:
     """Raise DataError where class indices of two corpora do not mean the same classes."""
-    if facts.classes != other.classes:
+    if classes != others:
         raise DataError(
             f"{other_address}: its classes are not those of {address}; shard both from one source "
             "folder"
@@ -89,6 +95,14 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
             with ThreadPoolExecutor(_COUNT_THREADS) as pool:
                 counted = list(pool.map(lambda name: _count(storage, name), tars))
             write_file(path, json.dumps(counted).encode())
+    others = [name for name in tars if split_of(name) != "train"]
+    if others and len(others) < len(tars):
+        warnings.warn(
+            f"{storage.address}: {len(others)} of {len(tars)} tars are called those of another "
+            f"split, such as {others[0]}, and are read as all others: keep each split under a "
+            "prefix of its own",
+            stacklevel=2,
+        )
     shards = tuple(LooseShard(number, *row[:4]) for number, row in enumerate(counted))
     num_classes = max(row.num_classes for row in counted)
     left_out = sum(row.left_out for row in counted)
@@ -125,13 +139,15 @@ def _count(storage: Storage, name: str) -> _Counted:
 
 
 def _count_texts(shard: Shard) -> tuple[int, int, int, int]:
-    """The last fields of `_Counted`. What cannot be read is there: training says what it is."""
+    """The last fields of `_Counted`. A class that is no number is none."""
     largest, without_class, without_caption = -1, 0, 0
     for row in range(len(shard.keys)):
-        with contextlib.suppress(UnreadableSampleError):
+        try:
             label = shard.class_index(row)
-            largest = max(largest, label)
-            without_class += label < 0
+        except UnreadableSampleError:
+            label = -1
+        largest = max(largest, label)
+        without_class += label < 0
         with contextlib.suppress(UnreadableSampleError):
             without_caption += not shard.captions(row)
     return largest + 1, shard.num_left_out, without_class, without_caption

@@ -191,7 +191,9 @@ def _check_corpus(
     if facts.num_samples == 0:
         raise DataError(f"{address}: the corpus is empty: shard it again")
     if corpus is not first and data.captions == "off" and num_classes is not None:
-        check_same_classes(first.storage.address, first.manifest.facts, address, facts)
+        check_same_classes(
+            first.storage.address, first.manifest.facts.classes, address, facts.classes
+        )
     contents = read_contents(corpus.storage, facts)
     return check_contents(address, contents, data, num_classes)
 

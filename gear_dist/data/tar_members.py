@@ -11,6 +11,9 @@ ReadAt = Callable[[int, int], bytes]
 """Bytes from a position, of a length; fewer at the end."""
 
 _BLOCK = 512
+_RECORD_BYTES = 20 * _BLOCK
+"""Tars are filled up to whole records, by some programs with anything."""
+_WINDOW_BYTES = 1 << 20
 _REGULAR = b"0\0"
 _LONG_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
 _MAX_EXTENDED_BYTES = 1 << 20
@@ -63,7 +66,7 @@ def walk_members(
         begin: where the tar starts.
         end: where it ends.
         trusted: leave out the headers' own checksums, because that of the tar is right.
-        needs_end: whether a missing end marker is damage.
+        needs_end: whether a missing end marker is damage, and anything behind it.
 
     Raises:
         TarDamageError: no header where one should be, or a member beyond the end.
@@ -73,6 +76,8 @@ def walk_members(
     while position + _BLOCK <= end:
         header = read(position, _BLOCK)
         if header[:1] == b"\0" and not header.strip(b"\0"):
+            if needs_end:
+                _check_rest(read, position, end)
             return
         size, kind = _parse(header, position, trusted)
         data = position + _BLOCK
@@ -93,6 +98,18 @@ def walk_members(
         raise TarDamageError("the tar breaks off at its beginning: it has 0 bytes")
     if position != end or needs_end:
         raise TarDamageError(f"the tar breaks off at byte {end}: it has no end marker")
+
+
+def _check_rest(read: ReadAt, position: int, end: int) -> None:
+    """Raise TarDamageError where more than a record's padding stands behind the end marker."""
+    if end - position <= _RECORD_BYTES:
+        return
+    for start in range(position, end, _WINDOW_BYTES):
+        if read(start, min(_WINDOW_BYTES, end - start)).strip(b"\0"):
+            raise TarDamageError(
+                f"the tar ends at byte {position}, and {end - position} bytes stand behind that: "
+                "were two tars joined?"
+            )
 
 
 def _parse(header: bytes, position: int, trusted: bool) -> tuple[int, bytes]:

@@ -180,7 +180,7 @@ def prepare_judge(
     """
     train = open_corpus(data.train, data.endpoint).manifest.facts
     held_out = open_corpus(data.validation or data.train, data.endpoint).manifest.facts
-    check_same_classes(data.train, train, data.validation, held_out)
+    check_same_classes(data.train, train.classes, data.validation, held_out.classes)
     if len(train.classes) < 2:
         return None
     recipe = ClassifierRecipe(data.image_size, train.plan_hash, held_out.plan_hash, steps)

@@ -68,7 +68,7 @@ def run_teacher(args: argparse.Namespace) -> int:
     facts = open_corpus(args.corpus, args.endpoint).manifest.facts
     if args.validation:
         held_out = open_corpus(args.validation, args.endpoint).manifest.facts
-        check_same_classes(args.corpus, facts, args.validation, held_out)
+        check_same_classes(args.corpus, facts.classes, args.validation, held_out.classes)
     recipe = TeacherRecipe(
         image_size=args.image_size,
         grid_size=args.grid_size,

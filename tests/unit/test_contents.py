@@ -169,3 +169,40 @@ def test_samples_are_of_the_classes_that_the_corpus_has():
     assert parse_classes("", 4) == [0, 1, 2, 3]
     assert parse_classes("7,dog", 1000, names) == [7, 1]
     assert [_class_name(i, names) for i in (2, 7)] == ["owl", "class 7"]
+
+
+def test_the_folder_of_both_splits_is_no_corpus(corpus, capsys):
+    assert dry_run(Path(corpus).parent) == 3
+    assert f"{Path(corpus).as_uri()}" in capsys.readouterr().err
+
+
+def test_stock_tars_of_several_splits_are_warned_of(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}-0.tar").write_bytes(tar_of({"0.jpg": jpeg(1), "0.cls": b"0"}))
+    with pytest.warns(UserWarning, match="test-0.tar"):
+        open_corpus(str(tmp_path))
+
+
+def test_classes_that_are_no_numbers_are_none(tmp_path):
+    members = {"0.jpg": jpeg(1), "0.cls": b"cat", "1.jpg": jpeg(2), "1.cls": b"1"}
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    found = open_corpus(str(tmp_path))
+    assert found.manifest.facts.num_without_class == 1
+
+
+def test_corpora_whose_classes_differ_are_not_combined(tmp_path, capsys):
+    addresses = []
+    for number, names in enumerate((("a", "b"), ("b", "c"))):
+        for name in names:
+            folder = tmp_path / f"in{number}" / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                (folder / f"{i}.jpg").write_bytes(jpeg(40 * number + i))
+        addresses.append(shard(tmp_path / f"in{number}", tmp_path / f"out{number}"))
+    first, second = addresses
+    mixture = [f"data.mixture=[{second}]", "data.mixture_weights=[1,1]"]
+    assert dry_run(first, *mixture) == 3
+    capsys.readouterr()
+    for validation in (first, second):
+        assert dry_run(first, f"data.validation={validation}") == 0
+        assert "WARNING: data.validation" in capsys.readouterr().out

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from gear_data_prep.sources.splits import folder_split, split_of
 from gear_dist.cli import main
 from gear_dist.data.manifest import load_manifest, load_samples
+from gear_dist.data.split_names import folder_split, split_of
 from gear_dist.storage import FileStorage
 from loader_cases import tar_of
 
@@ -156,6 +156,21 @@ def test_names_that_differ_by_case_are_warned_of(tmp_path, shard):
     assert [note for note in found.summary["notes"] if "Cat and cat" in note]
 
 
+def test_links_to_nothing_are_told_of_and_archives_companions_are_not_classes(tmp_path, shard):
+    put_tree(tmp_path / "in", "cat", "dog", "__MACOSX/cat")
+    os.symlink("nowhere.jpg", tmp_path / "in/dog/gone.jpg")
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.counts["train"] == {0: 3, 1: 3}
+    assert [note for note in found.summary["notes"] if "dog/gone.jpg" in note]
+
+
+def test_splits_one_folder_further_down_are_refused(tmp_path, shard):
+    put_tree(tmp_path / "in", "ds/train/cat", "ds/val/cat")
+    code, error = shard(tmp_path / "in")
+    assert code == 3
+    assert "ds/" in error
+
+
 # -- tables ---------------------------------------------------------------------------------
 
 
@@ -249,6 +264,15 @@ def test_tars_that_are_no_classes(tmp_path, shard, label):
         put_tar(tmp_path / f"in/{name}.tar", names, 100 * number, label)
     _, found = shard(tmp_path / "in", "--validation-share", "0")
     assert found.counts["train"] == {-1 if label is None else label: 8}
+
+
+def test_joined_tars_are_no_half_of_a_corpus(tmp_path, capsys):
+    for number in range(2):
+        put_tar(tmp_path / f"{number}.tar", [f"{number}{i}" for i in range(20)], 50 * number)
+    joined = b"".join((tmp_path / f"{number}.tar").read_bytes() for number in range(2))
+    put(tmp_path / "in/a.tar", joined)
+    assert main(["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]) == 3
+    assert "a.tar" in capsys.readouterr().err
 
 
 def test_test_splits_do_not_become_training_data(tmp_path, shard):

@@ -18,13 +18,12 @@ from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions
 from gear_data_prep.sources.labels import read_labels
 from gear_data_prep.sources.splits import (
-    TEST,
     check_validation_classes,
     class_name,
-    folder_split,
     similar_names,
 )
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
+from gear_dist.data.split_names import TEST, folder_split
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES as SUFFIXES
 from gear_dist.data.tar_samples import sample_key
 from gear_dist.errors import DataError
@@ -118,7 +117,9 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
         raise DataError(
             f"{storage.address}: no such folder; SOURCE is an ImageFolder tree, CLASS/NAME.jpg"
         )
-    sizes = dict(_walk(storage.root) if local else _listed(storage))  # type: ignore[attr-defined]
+    dangling: list[str] = []
+    walk = _walk(storage.root, dangling) if local else _listed(storage)  # type: ignore[attr-defined]
+    sizes = dict(walk)
     tree = _split(storage.address, sizes)
     found = {
         split: {_class_of(path, tree.depth) for path in paths}
@@ -147,8 +148,14 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
         tuple(classes),
         make_splits(units, options.validation_share),
         num_ignored=_num_ignored(tree, sizes, units),
-        notes=(*tree.notes, *similar_names(classes)),
+        notes=(*tree.notes, *similar_names(classes), *_dangling_note(dangling)),
     )
+
+
+def _dangling_note(links: list[str]) -> tuple[str, ...]:
+    if not links:
+        return ()
+    return (f"{len(links):,} links lead to nothing, such as {min(links)}: left out",)
 
 
 def _split(address: str, sizes: dict[str, int]) -> _Tree:
@@ -166,6 +173,7 @@ def _split(address: str, sizes: dict[str, int]) -> _Tree:
                 "folder, or give the folder itself as SOURCE"
             )
         nested = [path for path in images if "/" in path]
+        _check_level(address, nested)
         return _Tree(0, {"train": nested}, [], _left_out(address, images, nested))
     splits = {
         split: [p for p in images if p.startswith(f"{name}/") and p.count("/") > 1]
@@ -182,6 +190,17 @@ def _split(address: str, sizes: dict[str, int]) -> _Tree:
         )
     used = [*flat, *(path for paths in splits.values() for path in paths)]
     return _Tree(1, splits, flat, _left_out(address, images, used))
+
+
+def _check_level(address: str, images: list[str]) -> None:
+    """Raise DataError where the splits are one folder further down."""
+    tops = {path.partition("/")[0] for path in images}
+    below = {path.split("/")[1] for path in images if path.count("/") > 1}
+    if len(tops) == 1 and any(folder_split(name) == "train" for name in below):
+        raise DataError(
+            f"{address}: its splits are in {min(tops)}/, one folder further down: give that as "
+            "SOURCE"
+        )
 
 
 def _split_folders(address: str, images: list[str]) -> dict[str, str]:
@@ -260,9 +279,14 @@ def _unit(path: str, class_index: int, sizes: dict[str, int]) -> TreeImage:
     return TreeImage(path, class_index, (sizes[path], *sidecars))
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own, such as what macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _listed(storage: Storage) -> Iterator[tuple[str, int]]:
     for item in storage.list():
-        if not any(part.startswith(".") for part in item.key.split("/")):
+        if not any(map(_is_hidden, item.key.split("/"))):
             yield item.key, item.bytes
 
 
@@ -275,8 +299,8 @@ def _is_circle(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _walk(root: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and size of every file that is not hidden.
+def _walk(root: Path, dangling: list[str]) -> Iterator[tuple[str, int]]:
+    """Relative path and size of every file that is not hidden; links to nothing go to `dangling`.
 
     Links to folders are followed; one that leads back to a folder it is in ends there.
 
@@ -300,9 +324,10 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
             )
         seen[number] = prefix
         for entry in os.scandir(folder):
-            if entry.name.startswith("."):
+            if _is_hidden(entry.name):
                 continue
-            if _is_circle(entry):
+            if _is_circle(entry) or not os.path.exists(entry.path):
+                dangling.append(prefix + entry.name)
                 continue
             if entry.is_dir():
                 pending.append((entry.path, f"{prefix}{entry.name}/", above | {number}))

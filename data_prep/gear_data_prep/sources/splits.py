@@ -1,22 +1,12 @@
-"""Which split a file or folder belongs to, by its name, and what splits owe each other."""
+"""Files by split, and what splits and names of classes owe each other."""
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from gear_dist.data.split_names import TEST, TRAIN, VALIDATION, split_of
 from gear_dist.errors import DataError
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-_WORDS = {
-    "train": TRAIN,
-    "training": TRAIN,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "validation": VALIDATION,
-    "test": TEST,
-    "testing": TEST,
-}
 _SHOWN = 5
 
 
@@ -27,23 +17,6 @@ class FileGroups(NamedTuple):
     """`train`, and `validation` where there is one."""
     notes: tuple[str, ...]
     """What is left out, for people."""
-
-
-def folder_split(name: str) -> str:
-    """The split of a folder that is called like one, in any case, such as `Val` or `val2017`;
-    else empty."""
-    return _WORDS.get(name.casefold().rstrip("0123456789"), "")
-
-
-def split_of(name: str) -> str:
-    """The split that a word of a file's path names, of its outermost folder that has such a word;
-    `train` where none does."""
-    for part in name.split("/"):
-        found = {folder_split(word) for word in re.split(r"[-_. ]+", part)}
-        for split in (TEST, VALIDATION, TRAIN):
-            if split in found:
-                return split
-    return TRAIN
 
 
 def group_by_split(names: Iterable[str], *, only: bool = False) -> FileGroups:
