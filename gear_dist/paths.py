@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gear_dist.addresses import parse_address
 from gear_dist.errors import ConfigError
+from gear_dist.redaction import redact_text
 
 
 def local_path(text: str | Path, what: str = "") -> Path:
@@ -27,7 +28,7 @@ def local_path(text: str | Path, what: str = "") -> Path:
     bucket, name = parse_address(address, what)
     if bucket:
         raise ConfigError(
-            f"{named}{address} is an object store's address, where only a path of this machine (or "
+            f"{named}{redact_text(address)} is an object store's address, where only a path of this machine (or "
             "of a file system that it shares) works: give a path"
         )
     try:

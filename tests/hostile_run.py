@@ -123,6 +123,7 @@ def hostile_environment(root: Path) -> dict[str, str]:
         "HOME": str(root / "home"),
         "XDG_CACHE_HOME": str(root / "home"),
         "TMPDIR": str(root / "tmp"),
+        "TORCHINDUCTOR_CACHE_DIR": str(root / "tmp"),  # importing torch makes it
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "nothing",

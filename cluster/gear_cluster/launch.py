@@ -26,10 +26,11 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
         UserError: of any worker, with its class and message; a crash of a worker as one line.
         ConfigError: another command trains in the run folder.
     """
-    if worker is None and _is_first(config):
+    if checked := worker is None and _is_first(config):
         check_address(config)
-        _check_corpora(config)
     with _alone(config):
+        if checked:
+            _check_corpora(config)
         with _settled_status(config):
             outcome = _dispatch(config, worker or train, verbose)
         if outcome.state == "interrupted":

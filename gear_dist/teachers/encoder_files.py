@@ -139,10 +139,10 @@ def _check_sizes(
 
 def _source(config: TeacherConfig, setting: str) -> str:
     """A local folder, or a hub name as it is given."""
-    path = expand_user(local_path(config.path, "teacher.path"))
-    if config.path and path.is_dir():
+    path = expand_user(local_path(config.path, f"{setting}.path"))
+    if path.is_dir():
         return str(path)
-    if not config.path or config.path.startswith((".", "/", "~")) or path.exists():
+    if config.path.startswith((".", "/", "~")) or path.exists():
         raise ConfigError(
             f"{setting}.path={config.path}: no such folder; give a folder with config.json and "
             "model.safetensors, or a hub name such as facebook/dinov2-base"

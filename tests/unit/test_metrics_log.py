@@ -94,6 +94,7 @@ def test_records_reach_every_sink(folder, config, fake):
 
 @pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("secret", "online")])
 def test_without_a_key_it_is_offline(folder, config, fake, monkeypatch, key, mode):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     module = fake()
     WandbSink(folder, config)
