@@ -28,8 +28,8 @@ def local_path(text: str | Path, what: str = "") -> Path:
     bucket, name = parse_address(address, what)
     if bucket:
         raise ConfigError(
-            f"{named}{redact_text(address)} is an object store's address, where only a path of this machine (or "
-            "of a file system that it shares) works: give a path"
+            f"{named}{redact_text(address)} is an object store's address, where only a path of "
+            "this machine (or of a file system that it shares) works: give a path"
         )
     try:
         os.lstat(name)
