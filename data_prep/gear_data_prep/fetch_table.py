@@ -131,6 +131,8 @@ def fetch_table(
                 pending.append(_Chunk(number, chunk, before, futures))
                 while len(pending) >= _CHUNKS_AHEAD:
                     settler.settle(pending.popleft())
+            if not settler.num_chunks and not pending:
+                raise DataError(f"{address}: has no rows")
             while pending:
                 settler.settle(pending.popleft())
         except BaseException:
@@ -147,7 +149,7 @@ class _Settler:
         self._target, self._options = target, options
         self._max_bad_share = max_bad_share
         self._progress = Progress("fetch", 0)
-        self._num_chunks = 0
+        self.num_chunks = 0
         self.result = FetchResult(0, 0, 0, Counter())
 
     def settle(self, chunk: _Chunk) -> None:
@@ -163,7 +165,7 @@ class _Settler:
         ]
         _write_rows(self._target, table_key(self._options, chunk.number), joined)
         self._progress.advance(len(lines), timed=bool(chunk.futures))
-        self._num_chunks += 1
+        self.num_chunks += 1
         num_fetched = sum("sha256" in line for line in lines)
         self.result = FetchResult(
             self.result.num_rows + len(lines),
@@ -183,7 +185,7 @@ class _Settler:
         """Remove joined rows of a longer table that was here before."""
         self._progress.finish()
         for item in list(self._target.list(_table_prefix(self._options))):
-            if item.key >= table_key(self._options, self._num_chunks):
+            if item.key >= table_key(self._options, self.num_chunks):
                 self._target.delete(item.key)
         return self.result
 

@@ -1,10 +1,9 @@
 """Rows of tables of URLs: only the columns that are used are read, and text stays text."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from gear_data_prep.csv_lines import CsvFile
 from gear_data_prep.sources.class_column import Label, read_label
 from gear_data_prep.sources.files import SourceOptions, find_files, open_seekable
 from gear_data_prep.sources.parquet_rows import (
@@ -15,7 +14,7 @@ from gear_data_prep.sources.parquet_rows import (
     open_parquet_file,
     pick_column,
 )
-from gear_dist.errors import ConfigError, DataError
+from gear_dist.errors import ConfigError
 from gear_dist.storage import Storage
 
 URL_COLUMNS = ("url", "image_url", "img_url", "link")
@@ -64,7 +63,7 @@ def read_url_rows(
     """
     told: set[str] = set()
     for item in find_files(storage, only, TABLE_SUFFIXES):
-        for names, columns, rows in _open_table(storage, item.key, options):
+        for names, columns, rows in _open_table(storage, item.key, options, tell):
             line = _describe(names, columns)
             if line not in told:
                 tell(f"{item.key}: {line}")
@@ -75,7 +74,9 @@ def read_url_rows(
 _Table = tuple[list[str], UrlColumns, Iterator[UrlRow]]
 
 
-def _open_table(storage: Storage, key: str, options: SourceOptions) -> Iterator[_Table]:
+def _open_table(
+    storage: Storage, key: str, options: SourceOptions, tell: Tell
+) -> Iterator[_Table]:
     """One table, as a stage that closes its file at the end."""
     if key.lower().endswith(".parquet"):
         with open_parquet_file(storage, key) as file:
@@ -85,18 +86,15 @@ def _open_table(storage: Storage, key: str, options: SourceOptions) -> Iterator[
         return
     delimiter = "\t" if key.lower().endswith(".tsv") else ","
     with open_seekable(storage, key) as stream:
-        raw: Any = stream
-        # Bytes that are not UTF-8 stay what they are, and are found when captions are checked.
-        text = io.TextIOWrapper(
-            io.BufferedReader(raw), encoding="utf-8-sig", errors="surrogateescape", newline=""
-        )
-        reader = csv.reader(text, delimiter=delimiter)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-        except csv.Error as error:
-            raise DataError(f"{storage.address}/{key}: no header line: {error}") from None
-        columns = _pick(names, key, options)
-        yield names, columns, _csv_rows(reader, key, names, columns)
+        file = CsvFile(f"{storage.address}/{key}", stream, delimiter)
+        columns = _pick(file.names, key, options)
+        yield file.names, columns, _csv_rows(file, key, columns)
+        if file.num_swallowed:
+            tell(
+                f"WARNING: {key}: {file.num_swallowed:,} lines within quotes look like rows, the "
+                f"first in what begins at line {file.first_swallowed}: if a quote is missing "
+                "there, they are rows that are lost"
+            )
 
 
 def _pick(names: list[str], key: str, options: SourceOptions) -> UrlColumns:
@@ -126,22 +124,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _csv_rows(reader: Any, key: str, names: list[str], columns: UrlColumns) -> Iterator[UrlRow]:
+def _csv_rows(file: CsvFile, key: str, columns: UrlColumns) -> Iterator[UrlRow]:
     """Rows whose number of fields is wrong are told as such: their fields are another's."""
+    names = file.names
     places = [names.index(name) if name else -1 for name in columns]
-    while True:
-        place = f"{key}:{reader.line_num + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield UrlRow(place, problem=f"cannot be read from its table: {error}")
-            continue
-        if cells and len(cells) != len(names):
+    for line, cells, problem in file.records():
+        if problem:
+            yield UrlRow(f"{key}:{line}", problem=f"cannot be read from its table: {problem}")
+        elif len(cells) != len(names):
             problem = f"its table's line has {len(cells)} fields instead of {len(names)}"
-            yield UrlRow(place, problem=problem)
-        elif cells:
+            yield UrlRow(f"{key}:{line}", problem=problem)
+        else:
             yield _row(*(cells[i] if i >= 0 else None for i in places))
 
 

@@ -23,7 +23,10 @@ def read(values: list, names: tuple[str, ...] = ()) -> tuple[tuple[str, ...], li
         ([-1, 3, None], (), [-1, 3, -1]),
         (["dog", "cat", " dog ", None, ""], ("cat", "dog"), [1, 0, 1, -1, -1]),
         (["dog", "7", "-1"], ("-1", "7", "dog"), [2, 1, 0]),
-        ([0.5, 1.5], ("0.5", "1.5"), [0, 1]),
+        (["2", "-1", "0.0", "-1.0", "1e0"], (), [2, -1, 0, -1, 1]),
+        (["2", "nan", "NaN", "null", "None", "", "0"], (), [2, -1, -1, -1, -1, -1, 0]),
+        (["dog", "nan", "none"], ("dog", "none"), [0, -1, 1]),
+        ([float("inf"), 1.0], (), [-1, 1]),
         ([[1], {"a": 1}, b"\xff"], (), [-1, -1, -1]),
         (["²", "1"], ("1", "²"), [1, 0]),
         ([], (), []),
@@ -43,3 +46,13 @@ def test_names_that_are_given_decide_the_order() -> None:
 def test_numbers_that_are_no_classes_are_refused() -> None:
     with pytest.raises(DataError, match="--class-column"):
         read([3, 1 << 40])
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.25], ["0.5", "1"], ["1e-05", "nan", "2"]])
+def test_fractions_are_no_classes(values: list) -> None:
+    with pytest.raises(DataError, match="--class-column"):
+        read(values)
+    labels = [read_label(value) for value in values]
+    guessed = make_class_column(labels, (), "label", named=False)
+    assert (guessed.classes, guessed.indices) == ((), {})
+    assert "label" in guessed.note

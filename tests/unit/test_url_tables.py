@@ -243,6 +243,55 @@ def test_lines_with_another_number_of_fields(
     assert "fields" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_a_quote_that_is_never_closed_is_an_error(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    """Whether the file's end or a field's greatest length ends it."""
+    lines = [f"{site.url}/image/{k},a cat" for k in range(size)]
+    lines[3] = f'{site.url}/image/3,"a cat'
+    (tmp_path / "t.csv").write_text("\n".join(["url,caption", *lines, ""]))
+    assert shard(tmp_path / "t.csv", tmp_path / "out", "--max-bad-share", "1") == 3
+    assert "t.csv:5:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_rows_within_quotes_are_counted(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    """Line breaks in captions alone are nothing odd."""
+    lines = [f'{site.url}/image/{k},"a cat\non a mat"' for k in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["url,caption", *lines]) + end)
+    assert shard(tmp_path / "t.csv", tmp_path / "a") == 0
+    assert "WARNING: t.csv" not in capsys.readouterr().out
+    assert samples(tmp_path / "a", "txt") == ["a cat\non a mat"] * 6
+    lines = [f"{site.url}/image/{k},a cat" for k in range(6)]
+    lines[1], lines[4] = f'{site.url}/image/1,"a cat', lines[4] + '"'
+    (tmp_path / "t.csv").write_text("\n".join(["url,caption", *lines]) + end)
+    assert shard(tmp_path / "t.csv", tmp_path / "b") == 0
+    assert "WARNING: t.csv: 3 lines" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"url,caption\n", "no rows"),
+        (b"", "is empty"),
+        ("url,caption\nhttp://a,b\n".encode("utf-16"), "UTF-16"),
+        ("url,caption\nhttp://a,b\n".encode("utf-16-le"), "UTF-16"),
+        (b"url;caption\nhttp://a;b\n", "semicolons"),
+    ],
+)
+def test_files_that_are_no_tables_say_what_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, word: str
+) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    assert shard(tmp_path / "t.csv", tmp_path / "out") == 3
+    error = capsys.readouterr().err
+    assert word in error
+    assert "t.csv" in error
+
+
 def test_text_that_is_not_utf8_is_its_rows_fault(site: Site, tmp_path: Path) -> None:
     lines = [f"{site.url}/image/{k},cat {k}".encode() for k in range(3)]
     lines[1] += b"\xff"

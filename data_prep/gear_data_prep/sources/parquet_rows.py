@@ -123,7 +123,8 @@ def open_parquet(place: Place, options: SourceOptions) -> Source:
     labels = None
     if table.has_names:
         keys = {split: [run.key for run in runs] for split, runs in splits.items()}
-        labels = _read_labels(storage, keys, columns.class_index, names)
+        named = bool(options.class_column)
+        labels = _read_labels(storage, keys, columns.class_index, names, named=named)
         names = labels.classes
     reader = ParquetReader(storage, is_remote(storage), columns, labels)
     units = {split: found for split, found in splits.items() if found}
@@ -132,12 +133,17 @@ def open_parquet(place: Place, options: SourceOptions) -> Source:
         reader,
         names,
         make_splits(units, options.validation_share),
-        notes=(*groups.notes, *table.notes),
+        notes=(*groups.notes, *table.notes, *([labels.note] if labels and labels.note else [])),
     )
 
 
 def _read_labels(
-    storage: Storage, keys: dict[str, list[str]], column: str, names: tuple[str, ...]
+    storage: Storage,
+    keys: dict[str, list[str]],
+    column: str,
+    names: tuple[str, ...],
+    *,
+    named: bool,
 ) -> ClassColumn:
     """What the cells of a class column stand for that has no integers.
 
@@ -152,10 +158,10 @@ def _read_labels(
                 for batch in file.iter_batches(columns=[column], use_threads=False):
                     # Of a dictionary the values, else what is there once.
                     labels |= {read_label(cell_value(one)) for one in batch.column(0).unique()}
-    made = make_class_column(set().union(*found.values()), names, column)
+    made = make_class_column(set().union(*found.values()), names, column, named=named)
     if made.classes and "validation" in found:
         in_use = {
-            split: {made.classes[made.class_of(label)] for label in labels - {None}}
+            split: {made.classes[made.indices[label]] for label in labels if label in made.indices}
             for split, labels in found.items()
         }
         check_validation_classes(storage.address, in_use["train"], in_use["validation"])

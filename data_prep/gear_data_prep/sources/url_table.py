@@ -107,7 +107,7 @@ def open_url_table(place: Place, options: SourceOptions) -> Source:
             "`gear-dist shard` on the table"
         )
     name = options.class_column or "of classes"
-    column = make_class_column(labels, options.classes, name)
+    column = make_class_column(labels, options.classes, name, named=bool(options.class_column))
     return Source(
         f"{place.storage.address}/{place.only}".rstrip("/"),
         FetchedReader(fetched, column),
@@ -116,6 +116,7 @@ def open_url_table(place: Place, options: SourceOptions) -> Source:
         make_splits(
             {"train": units}, options.validation_share, lambda unit: f"{unit.chunk} {unit.first}"
         ),
+        notes=(column.note,) if column.note else (),
         missing=missing,
     )
 
