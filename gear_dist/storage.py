@@ -144,6 +144,20 @@ def open_storage(address: str, endpoint: str = "") -> Storage:
     return S3Storage(str(parsed), endpoint)
 
 
+def overlap(one: Storage, other: Storage) -> bool:
+    """Whether two addresses are the same, or one is above the other."""
+    a, b = _steps(one), _steps(other)
+    length = min(len(a), len(b))
+    return a[:length] == b[:length]
+
+
+def _steps(storage: Storage) -> list[str]:
+    """An address in its parts; of a folder without links, which would hide where it is."""
+    if isinstance(storage, FileStorage):
+        return ["file", *os.path.realpath(storage.root).strip("/").split("/")]
+    return storage.address.split("/")
+
+
 def checksum_of(storage: Storage, key: str, *, trust_store: bool = True) -> str:
     """The CRC-64/NVME of an object, 16 hex digits, in bounded memory.
 

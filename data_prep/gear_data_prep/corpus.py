@@ -5,6 +5,7 @@ and checksums, and the final objects are byte-identical to an undisturbed run's.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,7 +18,6 @@ from gear_data_prep.publish import (
     Tally,
     load_quarantine,
     publish,
-    remove_all,
     remove_parts,
     write_quarantine,
 )
@@ -32,6 +32,13 @@ from gear_dist.storage import Storage
 
 Dropped = dict[int, tuple[int, ...]]
 """Samples that a plan leaves out, by unit."""
+
+
+_OURS = re.compile(
+    r"shards/\d{6,}\.tar|manifest/(plan|dataset|quarantine)\.json|manifest/shards\.parquet"
+    r"|manifest/samples-\d{5,}\.parquet|manifest/parts/\d{6,}\.json"
+)
+"""Names of what a corpus consists of: nothing else is ever removed."""
 
 
 class CorpusSettings(NamedTuple):
@@ -71,6 +78,7 @@ def make_corpus(
     *,
     spec: SourceSpec,
     dropped: Dropped | None = None,
+    repairing: bool = False,
 ) -> CorpusResult:
     """Shard one split of a source, or recognise it as done.
 
@@ -81,6 +89,7 @@ def make_corpus(
         settings: how.
         spec: how the source is opened again, which `repair` does.
         dropped: samples that are left out.
+        repairing: the place is known as ours, though its manifest is gone.
 
     Raises:
         DataError: another corpus is there, too many bad samples, an unreadable source.
@@ -88,6 +97,8 @@ def make_corpus(
     """
     _check_missing(source, settings.max_bad_share)
     plan = make_plan(source.splits[split], source.classes, settings.plan, dropped)
+    if not repairing:
+        _check_destination(storage)
     done = _recognise(storage, plan, settings.overwrite)
     if done is not None:
         remove_parts(storage)
@@ -173,17 +184,38 @@ def _refuse(storage: Storage, what: str) -> NoReturn:
 
 
 def _clear(storage: Storage) -> None:
-    """Remove a corpus; the facts first, so that no half of it passes for a whole one."""
+    """Remove a corpus: the facts first, so that no half of it passes for a whole one, and last the
+    plan, by which what is left is known as ours. Files of others stay."""
     storage.delete(DATASET_KEY)
-    for prefix in ("manifest/", "shards/"):
-        remove_all(storage, prefix)
+    for prefix in ("shards/", "manifest/"):
+        for item in list(storage.list(prefix)):
+            if _OURS.fullmatch(item.key) and item.key != PLAN_KEY:
+                storage.delete(item.key)
+    storage.delete(PLAN_KEY)
+
+
+def _check_destination(storage: Storage) -> None:
+    """Refuse a destination that holds what no plan of ours has put there.
+
+    Raises:
+        DataError: there is something below shards/ or manifest/, and no plan.
+    """
+    if storage.exists(PLAN_KEY) or storage.exists(DATASET_KEY):
+        return
+    for prefix in ("shards/", "manifest/"):
+        found = next(iter(storage.list(prefix)), None)
+        if found is not None:
+            raise DataError(
+                f"{storage.address}: holds {found.key}, which is of no corpus of this command, and "
+                "shards are written beside it: choose another destination, or move it away"
+            )
 
 
 def _remove_strays(storage: Storage, plan: Plan) -> None:
     """Remove shards that an interrupted --overwrite of a longer corpus has left."""
     planned = {f"shards/{shard.name}" for shard in plan.shards}
     for item in list(storage.list("shards/")):
-        if item.key not in planned:
+        if item.key not in planned and _OURS.fullmatch(item.key):
             storage.delete(item.key)
 
 

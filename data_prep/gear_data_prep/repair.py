@@ -99,7 +99,15 @@ def _remake(storage: Storage, recipe: _Recipe, workers: int) -> None:
     storage.delete(DATASET_KEY)
     storage.delete(PLAN_KEY)
     settings = CorpusSettings(recipe.plan, max_bad_share=1.0, workers=workers)
-    make_corpus(storage, source, recipe.split, settings, spec=recipe.spec, dropped=recipe.dropped)
+    make_corpus(
+        storage,
+        source,
+        recipe.split,
+        settings,
+        spec=recipe.spec,
+        dropped=recipe.dropped,
+        repairing=True,
+    )
 
 
 def _remake_shards(

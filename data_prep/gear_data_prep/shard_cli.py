@@ -217,6 +217,7 @@ def _shard(args: argparse.Namespace) -> int:
     spec = make_spec(
         args.source, args.kind, _source_options(args), args.endpoint, tell=notes.append
     )
+    _check_places(spec.address, args.destination, args.endpoint)
     summary: dict[str, Any] = {"source": spec.address, "kind": spec.kind, "splits": {}}
     if spec.kind == "urls":
         fetched = args.fetched or join_address(args.destination, "fetched", "DESTINATION")
@@ -249,6 +250,31 @@ def _shard(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary, indent=1))
     return 0
+
+
+def _check_places(source: str, destination: str, endpoint: str) -> None:
+    """Refuse what would overwrite the source, be read as a part of it, or lie in a corpus.
+
+    Raises:
+        ConfigError: names both places.
+    """
+    from gear_dist.addresses import join_address
+    from gear_dist.data.manifest import DATASET_KEY
+    from gear_dist.storage import open_storage, overlap
+
+    for name in ("train", "validation"):
+        place = open_storage(join_address(destination, name, "DESTINATION"), endpoint)
+        if overlap(open_storage(source, endpoint), place):
+            raise ConfigError(
+                f"DESTINATION {destination}: {place.address} and SOURCE {source} lie in one "
+                "another: shards would overwrite or become part of what they are made of; give "
+                "shards a place of their own"
+            )
+    if open_storage(destination, endpoint).exists(DATASET_KEY):
+        raise ConfigError(
+            f"DESTINATION {destination}: is one split of a corpus, and shards would lie inside it: "
+            "give the folder above it, or another place"
+        )
 
 
 def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:

@@ -1,6 +1,5 @@
 """Where a run's checkpoints are, and what that place must not touch. No torch."""
 
-import os
 from collections.abc import Iterator
 
 from gear_dist.addresses import join_address
@@ -8,7 +7,7 @@ from gear_dist.checkpoints.layout import OWNER
 from gear_dist.config import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.run_folder import RunFolder
-from gear_dist.storage import FileStorage, Storage, open_storage
+from gear_dist.storage import FileStorage, Storage, open_storage, overlap
 
 
 def checkpoint_storage(config: RunConfig) -> Storage:
@@ -46,20 +45,6 @@ def _neighbours(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "data.validation", data.validation
     if config.checkpoint.address:  # else they belong into the run's folder
         yield "run.root", config.run.root
-
-
-def overlap(one: Storage, other: Storage) -> bool:
-    """Whether two addresses are the same, or one is above the other."""
-    a, b = _steps(one), _steps(other)
-    length = min(len(a), len(b))
-    return a[:length] == b[:length]
-
-
-def _steps(storage: Storage) -> list[str]:
-    """An address in its parts; of a folder without links, which would hide where it is."""
-    if isinstance(storage, FileStorage):
-        return ["file", *os.path.realpath(storage.root).strip("/").split("/")]
-    return storage.address.split("/")
 
 
 def owners_above(storage: Storage) -> Iterator[tuple[Storage, str]]:

@@ -1,0 +1,131 @@
+"""What `gear-dist shard` removes and writes over: its own corpus, and nothing else."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gear_cluster.object_store import StoreEndpoint
+from gear_dist.cli import main
+from gear_dist.data.manifest import load_manifest
+from gear_dist.storage import FileStorage, Storage, open_storage
+from loader_cases import tar_of
+
+
+def jpeg(seed):
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 36), (seed * 9 % 256, seed * 5 % 256, 99)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(jpeg(i + 50 * (name == "dog")))
+    return tmp_path / "photos"
+
+
+def shard(source, destination, *options):
+    words = ["shard", str(source), str(destination), "--workers", "1", "--shard-samples", "4"]
+    return main([*words, "--validation-share", "0", *options])
+
+
+def everything(storage: Storage) -> dict[str, bytes]:
+    return {item.key: storage.read(item.key) for item in storage.list()}
+
+
+@pytest.fixture(params=["file", "s3"])
+def place(request, tmp_path, object_store: StoreEndpoint, monkeypatch):
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    if request.param == "file":
+        return f"file://{tmp_path}/out"
+    return f"s3://gear-tests-destination/{tmp_path.name}"
+
+
+@pytest.mark.parametrize("key", ["shards/000001.tar", "shards/readme.txt", "manifest/mine.json"])
+@pytest.mark.parametrize("option", [(), ("--overwrite",)])
+def test_a_place_with_files_of_others_is_refused(place, photos, key, option):
+    storage = open_storage(f"{place}/train")
+    storage.write(key, b"somebody's")
+    before = everything(storage)
+    assert shard(photos, place, *option) == 3
+    assert everything(storage) == before
+
+
+def test_what_is_put_beside_a_corpus_later_stays(place, photos):
+    storage = open_storage(f"{place}/train")
+    assert shard(photos, place) == 0
+    num_shards = len(load_manifest(storage).shards)
+    strangers = {"shards/readme.txt": b"a", "shards/old/000001.tar": b"b", "notes.txt": b"c"}
+    for key, data in strangers.items():
+        storage.write(key, data)
+    assert shard(photos, place, "--overwrite", "--shard-samples", "12") == 0
+    assert len(load_manifest(storage).shards) < num_shards
+    found = everything(storage)
+    assert {key: found[key] for key in strangers} == strangers
+    ours = [key for key in found if key.startswith("shards/0")]
+    assert len(ours) == len(load_manifest(storage).shards), "shards of the longer one are gone"
+
+
+def test_an_overwrite_that_was_killed_is_taken_up(tmp_path, photos, monkeypatch):
+    """Between the removal of the old corpus and the new plan nothing but shards may be there."""
+    out = f"file://{tmp_path}/out"
+    storage = open_storage(f"{out}/train")
+    assert shard(photos, out) == 0
+    delete = FileStorage.delete
+    deleted = []
+
+    def dying(self, key):
+        if len(deleted) == 2:
+            raise KeyboardInterrupt
+        deleted.append(key)
+        delete(self, key)
+
+    monkeypatch.setattr(FileStorage, "delete", dying)
+    assert shard(photos, out, "--overwrite", "--seed", "5") == 130
+    monkeypatch.undo()
+    assert storage.exists("manifest/plan.json")
+    assert shard(photos, out, "--overwrite", "--seed", "5") == 0
+    assert load_manifest(storage).facts.num_samples == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("o/train/shards", "o"),
+        ("o", "o"),
+        ("photos", "photos"),
+        ("photos", "photos/cat"),
+        ("o/train", "o"),
+    ],
+)
+def test_source_and_destination_that_overlap_are_refused(
+    tmp_path, photos, monkeypatch, source, destination
+):
+    monkeypatch.chdir(tmp_path)
+    assert shard(photos, "o") == 0
+    storage = FileStorage(tmp_path)
+    before = everything(storage)
+    for kind in ("auto", "webdataset", "folder"):
+        assert shard(source, destination, "--overwrite", "--kind", kind) == 2
+    assert everything(storage) == before
+
+
+def test_a_link_does_not_hide_an_overlap(tmp_path, photos):
+    (tmp_path / "link").symlink_to(photos)
+    assert shard(tmp_path / "link", photos / "out") == 2
+
+
+def test_a_corpus_in_a_corpus_is_refused(tmp_path, photos):
+    assert shard(photos, tmp_path / "o") == 0
+    assert shard(photos, tmp_path / "o/train") == 2
+
+
+def test_a_file_may_lie_beside_its_shards(tmp_path):
+    Path(tmp_path / "a.tar").write_bytes(tar_of({f"{i}.jpg": jpeg(i) for i in range(4)}))
+    assert shard(tmp_path / "a.tar", tmp_path) == 0
+    assert (tmp_path / "a.tar").is_file()
