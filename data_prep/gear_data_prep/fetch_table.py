@@ -10,19 +10,17 @@ stay are not fetched again. Sharding reads the joined rows and the objects alone
 the same bytes however often, and whatever the web has become.
 """
 
+import functools
 import hashlib
 import itertools
 import json
-import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
-
 from gear_data_prep.fetch import Fetcher, FetchError, FetchLimits
+from gear_data_prep.ledgers import Ledgers, ledger_key, shown_url
 from gear_data_prep.progress import Progress
 from gear_data_prep.samples import common_reasons
 from gear_data_prep.sources.files import SourceOptions, open_root
@@ -62,11 +60,6 @@ class _Chunk(NamedTuple):
         if row.problem:
             return {"url": url, "error": row.problem}
         return self.futures[url].result() if url in self.futures else self.before[url]
-
-
-def ledger_key(chunk: int) -> str:
-    """Where the fate of a chunk of rows is written."""
-    return f"ledger/{chunk:06d}.json"
 
 
 def table_key(options: SourceOptions, chunk: int) -> str:
@@ -116,13 +109,15 @@ def fetch_table(
     target = open_storage(options.fetched, endpoint)
     fetcher = Fetcher(limits, connections)
     settler = _Settler(target, options, max_bad_share)
-    rows = read_url_rows(place.storage, place.only, options, tell)
+    read = functools.partial(read_url_rows, place.storage, place.only, options)
+    known = _Known(target, read)
+    rows = read(tell)
     pending: deque[_Chunk] = deque()
     with ThreadPoolExecutor(connections) as pool:
         try:
             for number, chunk in enumerate(_chunks(rows)):
-                before = _load_ledger(target, number, chunk)
                 asked = {shown_url(row.url): row.url for row in chunk if not row.problem}
+                before = known.of_chunk(number, asked, again)
                 futures = {
                     shown: pool.submit(_fetch_row, fetcher, target, url)
                     for shown, url in asked.items()
@@ -140,6 +135,44 @@ def fetch_table(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return settler.finish()
+
+
+class _Known:
+    """What became of addresses that were asked for before."""
+
+    def __init__(self, target: Storage, read: Callable[[Tell], Iterator[UrlRow]]) -> None:
+        self._target, self._read = target, read
+        self._ledgers = Ledgers(target)
+        self._is_same_table = False
+
+    def of_chunk(self, number: int, asked: dict[str, str], again: bool) -> dict[str, Any]:
+        """Ledger lines by address: the chunk's own, and of rows that came from another chunk.
+
+        Args:
+            number: of the chunk.
+            asked: its addresses.
+            again: whether an error is worth another look.
+
+        Raises:
+            DataError: the ledgers know none of the table's addresses.
+        """
+        own = self._ledgers.of_chunk(number)
+        wanted = [url for url in asked if url not in own or (again and "error" in own[url])]
+        lines = own | self._ledgers.find(wanted) if wanted else own
+        if own and asked and not self._is_same_table and lines.keys().isdisjoint(asked):
+            self._check_table()
+        return lines
+
+    def _check_table(self) -> None:
+        """Rows may come and go; ledgers none of whose addresses is left are another table's."""
+        rows = self._read(lambda _: None)
+        if not any(
+            self._ledgers.find(shown_url(row.url) for row in part) for part in _chunks(rows)
+        ):
+            raise DataError(
+                f"{self._target.address}: was fetched from another table: choose another --fetched"
+            )
+        self._is_same_table = True
 
 
 class _Settler:
@@ -213,49 +246,6 @@ def _fetch_row(fetcher: Fetcher, target: Storage, url: str) -> dict[str, Any]:
     if not target.exists(key):
         target.write(key, data)
     return {**line, "sha256": digest, "bytes": len(data)}
-
-
-def _load_ledger(target: Storage, chunk: int, rows: list[UrlRow]) -> dict[str, dict[str, Any]]:
-    """Ledger lines of a chunk by address, an image before an error.
-
-    Rows may come and go; a ledger none of whose addresses is left is that of another table.
-    """
-    if not target.exists(ledger_key(chunk)):
-        return {}
-    lines: dict[str, dict[str, Any]] = {}
-    for line in load_rows(target, ledger_key(chunk)):
-        url = shown_url(line["url"])
-        if "sha256" not in lines.get(url, {}):
-            kept = [name for name in ("sha256", "bytes", "error") if name in line]
-            lines[url] = {"url": url} | {name: line[name] for name in kept}
-    if lines.keys().isdisjoint(shown_url(row.url) for row in rows):
-        raise DataError(
-            f"{target.address}: was fetched from another table: choose another --fetched"
-        )
-    return lines
-
-
-def load_rows(target: Storage, key: str) -> list[dict[str, Any]]:
-    """The rows of a ledger or joined file; DataError where it is damaged."""
-    try:
-        rows = json.loads(target.read(key))["rows"]
-        assert all(isinstance(row["url"], str) for row in rows)
-        return rows
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise DataError(f"{target.address}/{key}: damaged: delete it and fetch again") from None
-
-
-def shown_url(url: str) -> str:
-    """An address as files and messages have it: without a user name and password."""
-    if "@" not in url:
-        return url
-    try:
-        parts = parse_url(url)
-        if parts.scheme in ("http", "https") and parts.auth is None:
-            return url
-    except LocationParseError:
-        pass
-    return re.sub(r"^([a-zA-Z][\w+.-]*:/*)?.*@", r"\1***@", url, flags=re.DOTALL)
 
 
 def _chunks(rows: Iterator[UrlRow]) -> Iterator[list[UrlRow]]:

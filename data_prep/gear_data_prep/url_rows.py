@@ -74,9 +74,7 @@ def read_url_rows(
 _Table = tuple[list[str], UrlColumns, Iterator[UrlRow]]
 
 
-def _open_table(
-    storage: Storage, key: str, options: SourceOptions, tell: Tell
-) -> Iterator[_Table]:
+def _open_table(storage: Storage, key: str, options: SourceOptions, tell: Tell) -> Iterator[_Table]:
     """One table, as a stage that closes its file at the end."""
     if key.lower().endswith(".parquet"):
         with open_parquet_file(storage, key) as file:

@@ -178,6 +178,22 @@ def test_rows_that_come_and_go(site: Site, tmp_path: Path, monkeypatch: pytest.M
     assert dict(site.handler.seen) == {"/image/20": 1}
 
 
+@pytest.mark.parametrize("order", [[*range(8, -1, -1)], [*range(20, 24), *range(9)]])
+def test_images_are_found_wherever_their_rows_are(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[int]
+) -> None:
+    """Also where the web has forgotten them, and no row of the first chunk was known."""
+    monkeypatch.setattr(fetch_table, "CHUNK_ROWS", 4)
+    table, out = tmp_path / "t.csv", tmp_path / "out"
+    write_csv(table, ["url"], [[f"{site.url}/image/{k}"] for k in range(9)])
+    assert shard(table, out) == 0
+    site.handler.seen.clear()
+    write_csv(table, ["url"], [[f"{site.url}/image/{k}"] for k in order])
+    assert shard(table, out, "--overwrite") == 0
+    assert load_manifest(open_storage(str(out / "train"))).facts.num_samples == len(order)
+    assert dict(site.handler.seen) == {f"/image/{k}": 1 for k in order if k >= 20}
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "wanted"),
     [

@@ -4,7 +4,8 @@ import hashlib
 from collections import Counter
 from typing import Any, NamedTuple
 
-from gear_data_prep.fetch_table import ledger_key, load_rows, object_key, table_key
+from gear_data_prep.fetch_table import object_key, table_key
+from gear_data_prep.ledgers import ledger_key, load_rows
 from gear_data_prep.samples import NOT_FETCHED, BadSampleError, RawSample
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.class_column import ClassColumn, Label, make_class_column
