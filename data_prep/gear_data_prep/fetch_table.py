@@ -23,7 +23,7 @@ from gear_data_prep.fetch import Fetcher, FetchError, FetchLimits
 from gear_data_prep.ledgers import Ledgers, ledger_key, shown_url
 from gear_data_prep.progress import Progress
 from gear_data_prep.samples import common_reasons
-from gear_data_prep.sources.files import SourceOptions, open_root
+from gear_data_prep.sources.files import Place, SourceOptions, open_root
 from gear_data_prep.url_rows import Tell, UrlRow, read_url_rows
 from gear_dist.errors import DataError
 from gear_dist.storage import MissingObjectError, Storage, open_storage
@@ -62,13 +62,22 @@ class _Chunk(NamedTuple):
         return self.futures[url].result() if url in self.futures else self.before[url]
 
 
-def table_key(options: SourceOptions, chunk: int) -> str:
-    """Where a chunk of the joined table is written; another choice of columns is another table."""
-    return f"{_table_prefix(options)}{chunk:06d}.json"
+def table_key(table: str, options: SourceOptions, chunk: int) -> str:
+    """Where a chunk of the joined table is written.
+
+    Another table and another choice of columns are written elsewhere: two commands at a time that
+    share their images must not write into each other's rows.
+    """
+    return f"{_table_prefix(table, options)}{chunk:06d}.json"
 
 
-def _table_prefix(options: SourceOptions) -> str:
-    choice = json.dumps([options.url_column, options.caption_column, options.class_column])
+def table_address(place: Place) -> str:
+    """A table's address."""
+    return f"{place.storage.address}/{place.only}".rstrip("/")
+
+
+def _table_prefix(table: str, options: SourceOptions) -> str:
+    choice = json.dumps([table, options.url_column, options.caption_column, options.class_column])
     return f"tables/{hashlib.sha256(choice.encode()).hexdigest()[:16]}/"
 
 
@@ -108,7 +117,7 @@ def fetch_table(
     place = open_root(address, endpoint)
     target = open_storage(options.fetched, endpoint)
     fetcher = Fetcher(limits, connections)
-    settler = _Settler(target, options, max_bad_share)
+    settler = _Settler(target, table_address(place), options, max_bad_share)
     read = functools.partial(read_url_rows, place.storage, place.only, options)
     known = _Known(target, read)
     rows = read(tell)
@@ -178,8 +187,10 @@ class _Known:
 class _Settler:
     """Waits for chunks, and writes their ledgers and joined rows."""
 
-    def __init__(self, target: Storage, options: SourceOptions, max_bad_share: float) -> None:
-        self._target, self._options = target, options
+    def __init__(
+        self, target: Storage, table: str, options: SourceOptions, max_bad_share: float
+    ) -> None:
+        self._target, self._table, self._options = target, table, options
         self._max_bad_share = max_bad_share
         self._progress = Progress("fetch", 0)
         self.num_chunks = 0
@@ -196,7 +207,7 @@ class _Settler:
             {**line, "captions": row.captions, "label": row.label}
             for row, line in zip(chunk.rows, lines, strict=True)
         ]
-        _write_rows(self._target, table_key(self._options, chunk.number), joined)
+        _write_rows(self._target, table_key(self._table, self._options, chunk.number), joined)
         self._progress.advance(len(lines), timed=bool(chunk.futures))
         self.num_chunks += 1
         num_fetched = sum("sha256" in line for line in lines)
@@ -217,8 +228,8 @@ class _Settler:
     def finish(self) -> FetchResult:
         """Remove joined rows of a longer table that was here before."""
         self._progress.finish()
-        for item in list(self._target.list(_table_prefix(self._options))):
-            if item.key >= table_key(self._options, self.num_chunks):
+        for item in list(self._target.list(_table_prefix(self._table, self._options))):
+            if item.key >= table_key(self._table, self._options, self.num_chunks):
                 self._target.delete(item.key)
         return self.result
 

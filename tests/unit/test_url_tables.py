@@ -158,6 +158,22 @@ def test_corpora_of_two_caption_columns_share_what_was_fetched(site: Site, tmp_p
     assert site.handler.seen.total() == 2
 
 
+def test_tables_that_share_images_keep_their_own_captions(site: Site, tmp_path: Path) -> None:
+    """Also where one is sharded between another's fetch and its sharding, or its repair."""
+    fetched = str(tmp_path / "fetched")
+    for word in ("cat", "dog"):
+        rows: list[list[object]] = [[f"{site.url}/image/{k}", f"a {word} {k}"] for k in range(4)]
+        write_csv(tmp_path / f"{word}.csv", ["url", "caption"], rows)
+        assert shard(tmp_path / f"{word}.csv", tmp_path / word, "--fetched", fetched) == 0
+    assert site.handler.seen["/image/1"] == 1, "fetched once"
+    broken = tmp_path / "cat/train/shards/000000.tar"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-2048])
+    assert data_prep(["repair", str(tmp_path / "cat/train"), "--workers", "1"]) == 0
+    assert broken.read_bytes() == whole
+    assert samples(tmp_path / "cat", "txt") == [f"a cat {k}" for k in range(4)]
+
+
 def test_rows_that_come_and_go(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only rows that are new are fetched; those that are gone are in no shard."""
     monkeypatch.setattr(fetch_table, "CHUNK_ROWS", 4)

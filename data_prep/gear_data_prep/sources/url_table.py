@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from typing import Any, NamedTuple
 
-from gear_data_prep.fetch_table import object_key, table_key
+from gear_data_prep.fetch_table import object_key, table_address, table_key
 from gear_data_prep.ledgers import ledger_key, load_rows
 from gear_data_prep.samples import NOT_FETCHED, BadSampleError, RawSample
 from gear_data_prep.sources.base import Source, make_splits
@@ -93,7 +93,7 @@ def open_url_table(place: Place, options: SourceOptions) -> Source:
     labels: set[Label] = set()
     missing: Counter[str] = Counter()
     chunk = 0
-    while fetched.exists(key := table_key(options, chunk)):
+    while fetched.exists(key := table_key(table_address(place), options, chunk)):
         rows = load_rows(fetched, key)
         labels.update(row["label"] for row in rows)
         missing.update(row["error"] for row in rows if "error" in row)
@@ -110,7 +110,7 @@ def open_url_table(place: Place, options: SourceOptions) -> Source:
     name = options.class_column or "of classes"
     column = make_class_column(labels, options.classes, name, named=bool(options.class_column))
     return Source(
-        f"{place.storage.address}/{place.only}".rstrip("/"),
+        table_address(place),
         FetchedReader(fetched, column),
         column.classes,
         # By place: a corrected caption must not move images from one split to the other.
