@@ -95,7 +95,7 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
     """
     write_quarantine(storage, tally)
     if tally.num_samples == 0:
-        raise DataError(f"{origin.source}: no usable image; see {storage.address}/{QUARANTINE_KEY}")
+        raise DataError(_nothing_usable(storage, origin, tally))
     checksums = {key: _digest(storage.read(key)) for key in (PLAN_KEY, QUARANTINE_KEY)}
     shards = pa.Table.from_pylist([info._asdict() for info in tally.shards()], SHARDS_SCHEMA)
     checksums[SHARDS_KEY] = _write(storage, SHARDS_KEY, dump_table(shards))
@@ -118,6 +118,22 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
     )
     storage.write(DATASET_KEY, dump_facts(facts))
     return facts
+
+
+def _nothing_usable(storage: Storage, origin: Origin, tally: Tally) -> str:
+    split = origin.settings.get("split", "train")
+    kinds = Counter(item.kind for item in tally.bad) + tally.skipped
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    fix = "mend them: whatever --max-bad-share allows, a corpus needs one"
+    if split == "validation":
+        fix = (
+            "whatever --max-bad-share allows, a split needs one: mend them, or hold out more by a "
+            "larger --validation-share, or nothing by --validation-share 0, with --overwrite"
+        )
+    report = f"{storage.address}/{QUARANTINE_KEY}"
+    return (
+        f"{origin.source}: no usable image in {split} ({reasons or 'none at all'}; {report}): {fix}"
+    )
 
 
 def dump_samples(storage: Storage, shards: list[ShardInfo]) -> bytes:

@@ -16,6 +16,7 @@ from gear_dist.errors import ConfigError
 from gear_dist.paths import local_path
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MIN_RATE = 0.001
 _KINDS = ("auto", "folder", "imagenet", "webdataset", "parquet", "urls")
 _TEXT = """\
 Shards SOURCE into DESTINATION/train and, where there is one, DESTINATION/validation.
@@ -172,7 +173,7 @@ def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, default, text in (
         ("--connections", whole(1, MAX_THREADS), 32, "downloads at a time"),
-        ("--rate", number(), 10.0, "requests a second to one host; 0: no limit"),
+        ("--rate", _rate, 10.0, "requests a second to one host; 0: no limit"),
         ("--timeout", number(0.001, 86_400), 10.0, "seconds of silence that end a try"),
         (
             "--row-timeout",
@@ -187,6 +188,16 @@ def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-private", action="store_true", help="fetch from private addresses as well"
     )
+
+
+def _rate(text: str) -> float:
+    """Requests a second; fewer than one in a quarter of an hour would never end."""
+    rate = number()(text)
+    if 0 < rate < _MIN_RATE:
+        raise argparse.ArgumentTypeError(
+            f"{text} is too small: use at least {_MIN_RATE:g}, or 0 for no limit"
+        )
+    return rate
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +240,11 @@ def _shard(args: argparse.Namespace) -> int:
     notes += source.notes
     if source.num_ignored:
         notes.append(f"{source.num_ignored:,} files are no images: left out")
+    if args.validation_share and "validation" not in source.splits:
+        notes.append(
+            f"no validation split: {source.num_samples:,} samples are too few to hold out a share: "
+            "they are one block, which a smaller --block-samples may divide"
+        )
     summary["notes"] = notes
     for note in () if args.json else notes:
         print(f"shard: {note}", flush=True)
@@ -239,7 +255,9 @@ def _shard(args: argparse.Namespace) -> int:
             dropped = _find_dropped(args, source, split)
         result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
         contents = read_contents(storage, result.facts)
-        summary["splits"][split] = _summarise(storage.address, result, contents)
+        # Validation is too small to have all of them.
+        empty = _empty_classes(storage, contents) if split == "train" else []
+        summary["splits"][split] = _summarise(storage.address, result, contents, empty)
         if not args.json:
             print(_tell(split, summary["splits"][split], contents), flush=True)
     if line := _unknown_to_train(summary["splits"]):
@@ -291,7 +309,24 @@ def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
     return find_dropped(former[split], source, split, held_out=held_out)
 
 
-def _summarise(address: str, result: Any, contents: Any) -> dict[str, Any]:
+def _empty_classes(storage: Any, contents: Any) -> list[str]:
+    """A warning where classes have no image: a number that is none makes all below it classes."""
+    from gear_dist.data.contents import SHOWN_CLASSES, classes_without_images
+
+    empty = classes_without_images(storage, contents)
+    if not empty:
+        return []
+    names = ", ".join(empty[:SHOWN_CLASSES]) + (", ..." if len(empty) > SHOWN_CLASSES else "")
+    return [
+        f"{len(empty):,} of {len(contents.classes):,} classes have no image ({names}): a generator "
+        "learns nothing of them; see the report of bad images, and --class-column where the "
+        "numbers are no classes"
+    ]
+
+
+def _summarise(
+    address: str, result: Any, contents: Any, empty_classes: list[str]
+) -> dict[str, Any]:
     from gear_dist.data.contents import SHOWN_CLASSES
 
     facts, seconds = result.facts, max(result.seconds, 1e-6)
@@ -303,7 +338,7 @@ def _summarise(address: str, result: Any, contents: Any) -> dict[str, Any]:
         "first_classes": list(facts.classes[:SHOWN_CLASSES]),
         "without_class": contents.num_without_class,
         "with_caption": contents.num_with_caption,
-        "warnings": _surprises(contents),
+        "warnings": _surprises(contents) + empty_classes,
         "bytes": result.num_bytes,
         "bad": result.num_bad,
         "skipped": result.num_skipped,

@@ -11,8 +11,12 @@ from gear_data_prep.sources.parquet_rows import (
     CLASS_COLUMNS,
     caption_texts,
     cell_value,
+    may_be_labels,
+    may_be_url_captions,
     open_parquet_file,
+    other_columns,
     pick_column,
+    usable_column,
 )
 from gear_dist.errors import ConfigError
 from gear_dist.storage import Storage
@@ -64,7 +68,7 @@ def read_url_rows(
     told: set[str] = set()
     for item in find_files(storage, only, TABLE_SUFFIXES):
         for names, columns, rows in _open_table(storage, item.key, options, tell):
-            line = _describe(names, columns)
+            line = _describe(names, columns, options)
             if line not in told:
                 tell(f"{item.key}: {line}")
             told.add(line)
@@ -80,6 +84,7 @@ def _open_table(storage: Storage, key: str, options: SourceOptions, tell: Tell) 
         with open_parquet_file(storage, key) as file:
             names = list(file.schema_arrow.names)
             columns = _pick(names, key, options)
+            columns = _check_types(file.schema_arrow, key, columns, options, tell)
             yield names, columns, _parquet_rows(file, columns)
         return
     delimiter = "\t" if key.lower().endswith(".tsv") else ","
@@ -109,11 +114,34 @@ def _pick(names: list[str], key: str, options: SourceOptions) -> UrlColumns:
     return columns
 
 
-def _describe(names: list[str], columns: UrlColumns) -> str:
+def _check_types(
+    schema: Any, key: str, columns: UrlColumns, options: SourceOptions, tell: Tell
+) -> UrlColumns:
+    """The columns without those whose types say nothing; ConfigError where the user named one."""
+    caption, caption_note = usable_column(
+        key,
+        schema,
+        columns.caption,
+        may_be_url_captions,
+        "--caption-column",
+        options.caption_column,
+    )
+    label, label_note = usable_column(
+        key, schema, columns.label, may_be_labels, "--class-column", options.class_column
+    )
+    for note in filter(None, (caption_note, label_note)):
+        tell(note)
+    return columns._replace(caption=caption, label=label)
+
+
+def _describe(names: list[str], columns: UrlColumns, options: SourceOptions) -> str:
     caption = f"captions from {columns.caption}"
     if not columns.caption:
         caption = f"no caption column among {_listed(names)}"
     label = f"classes from {columns.label}" if columns.label else "no class column"
+    other = "" if options.class_column else other_columns(names, columns.label)
+    if other:
+        label = other
     return f"addresses from {columns.url}, {caption}, {label}"
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from gear_dist.config import DataConfig
 from gear_dist.data.manifest import DatasetFacts, iterate_samples
 from gear_dist.errors import DataError
@@ -45,6 +47,18 @@ def read_contents(storage: Storage, facts: DatasetFacts) -> Contents:
     if min(counts) < 0:
         counts = _count(storage)
     return Contents(facts.num_samples, facts.classes, *counts)
+
+
+def classes_without_images(storage: Storage, contents: Contents) -> list[str]:
+    """Names of the classes that no image of a corpus has; reads its samples table.
+
+    Raises:
+        DataError: the table is damaged.
+    """
+    found: set[int] = set()
+    for table in iterate_samples(storage):
+        found.update(np.unique(table["class_index"].to_numpy()).tolist())
+    return [name for index, name in enumerate(contents.classes) if index not in found]
 
 
 def check_contents(

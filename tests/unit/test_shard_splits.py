@@ -360,3 +360,39 @@ def test_pictures_and_tars_are_asked_about(tmp_path, shard):
     assert code == 2
     assert "--kind" in error
     assert shard(tmp_path / "in", "--kind", "folder")[0] == 0
+
+
+def test_classes_without_an_image_are_told(tmp_path, shard):
+    """Numbers that are none, and folders all of whose images are bad."""
+    put_parquet(tmp_path / "in/a.parquet", [5.0, 4.0, 1000.0])
+    code, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert code == 0
+    assert len(found.classes) == 1001
+    assert any("998 of 1,001" in line for line in found.summary["splits"]["train"]["warnings"])
+
+
+def test_folders_that_lost_their_images_are_told(tmp_path, shard):
+    put_tree(tmp_path / "in", "cat", "dog")
+    put(tmp_path / "in/owl/0.jpg", b"no image")
+    code, found = shard(tmp_path / "in", "--validation-share", "0", "--max-bad-share", "0.5")
+    assert code == 0
+    warnings = found.summary["splits"]["train"]["warnings"]
+    assert [line for line in warnings if "1 of 3 classes" in line and "owl" in line]
+
+
+@pytest.mark.parametrize("name", ["category", "class_id", "coarse_label"])
+def test_usual_class_columns(tmp_path, shard, name):
+    put_parquet(tmp_path / "in/a.parquet", [0, 1], name)
+    code, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert (code, found.counts["train"]) == (0, {0: 1, 1: 1})
+
+
+def test_captions_that_are_no_text(tmp_path, shard):
+    put_parquet(tmp_path / "in/a.parquet", [2020, 2021], "caption")
+    code, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert (code, found.counts["train"]) == (0, {-1: 2})
+    assert any("column caption is of type int64" in note for note in found.summary["notes"])
+    (tmp_path / "in").rename(tmp_path / "named")
+    code, error = shard(tmp_path / "named", "--caption-column", "caption")
+    assert code == 2
+    assert "--caption-column" in error

@@ -405,3 +405,82 @@ def test_limits_are_numbers(
     write_csv(tmp_path / "t.csv", ["url"], [[f"{site.url}/image/1"]])
     assert shard(tmp_path / "t.csv", tmp_path / "out", f"{option}={value}") == 2
     assert option in capsys.readouterr().err
+
+
+def test_fractions_in_a_table_are_no_classes(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[list[object]] = [[f"{site.url}/image/{k}", value] for k, value in ((0, 0.5), (1, 2))]
+    write_csv(tmp_path / "t.csv", ["url", "label"], rows)
+    assert shard(tmp_path / "t.csv", tmp_path / "a") == 0
+    assert classes(tmp_path / "a") == ()
+    assert "0.5" in capsys.readouterr().out
+    assert shard(tmp_path / "t.csv", tmp_path / "b", "--class-column", "label") == 3
+    assert "--class-column" in capsys.readouterr().err
+
+
+def test_columns_whose_type_says_nothing_are_named(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = pa.array([0, 1], pa.timestamp("s"))
+    amounts = pa.array([1, 2]).cast(pa.decimal128(19, 0))
+    urls = [f"{site.url}/image/{k}" for k in (0, 1)]
+    columns = {"url": urls, "text": times, "label": amounts, "category": [0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert shard(tmp_path / "t.parquet", tmp_path / "a") == 0
+    out = capsys.readouterr().out
+    assert "column text is of type timestamp" in out
+    assert "column label is of type decimal128" in out
+    for option, name in (("--class-column", "label"), ("--caption-column", "text")):
+        assert shard(tmp_path / "t.parquet", tmp_path / "b", option, name) == 2
+        assert f"{option} {name}" in capsys.readouterr().err
+    assert shard(tmp_path / "t.parquet", tmp_path / "c", "--class-column", "category") == 0
+    assert samples(tmp_path / "c", "cls") == ["0", "1"]
+
+
+def test_of_two_class_columns_the_one_that_is_taken_is_said(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[list[object]] = [[f"{site.url}/image/{k}", k, 1 - k] for k in (0, 1)]
+    write_csv(tmp_path / "t.csv", ["url", "coarse_label", "fine_label"], rows)
+    assert shard(tmp_path / "t.csv", tmp_path / "out") == 0
+    assert "classes from fine_label; --class-column takes coarse_label" in capsys.readouterr().out
+    assert samples(tmp_path / "out", "cls") == ["1", "0"]
+
+
+def test_a_validation_split_of_dead_rows_says_what_to_set(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--validation-share", "0.1", "--block-samples", "2", "--max-bad-share", "0.5")
+    fetched = ("--fetched", str(tmp_path / "f"))
+    rows: list[list[object]] = [[f"{site.url}/image/{k}"] for k in range(8)]
+    write_csv(tmp_path / "t.csv", ["url"], rows)
+    assert shard(tmp_path / "t.csv", tmp_path / "a", *words, *fetched) == 0
+    tars = [str(path) for path in (tmp_path / "a/validation/shards").iterdir()]
+    held = {s["jpg"] for s in webdataset.WebDataset(tars, shardshuffle=False)}
+    dead = [[f"{site.url}/{'gone' if encode(k) in held else 'image'}/{k}"] for k in range(8)]
+    write_csv(tmp_path / "t.csv", ["url"], [list(row) for row in dead])
+    capsys.readouterr()
+    assert shard(tmp_path / "t.csv", tmp_path / "b", *words, *fetched) == 3
+    error = capsys.readouterr().err
+    assert "--validation-share" in error
+    assert "--max-bad-share" in error
+    again = ("--validation-share", "0", "--overwrite")
+    assert shard(tmp_path / "t.csv", tmp_path / "b", *words, *fetched, *again) == 0
+
+
+def test_a_table_too_small_for_validation_says_so(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(tmp_path / "t.csv", ["url"], [[f"{site.url}/image/{k}"] for k in (0, 1)])
+    assert shard(tmp_path / "t.csv", tmp_path / "a", "--validation-share", "0.1", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert any("--block-samples" in note for note in summary["notes"])
+
+
+def test_a_rate_that_never_ends_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(tmp_path / "t.csv", ["url"], [["http://localhost/1"]])
+    assert shard(tmp_path / "t.csv", tmp_path / "out", "--rate", "1e-9") == 2
+    assert "--rate" in capsys.readouterr().err

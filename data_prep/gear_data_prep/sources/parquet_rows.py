@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,7 +20,18 @@ from gear_dist.storage import FileStorage, Storage
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences", "prompt")
-CLASS_COLUMNS = ("label", "cls", "class_index", "fine_label", "labels", "class", "class_name")
+CLASS_COLUMNS = (
+    "label",
+    "cls",
+    "class_index",
+    "fine_label",
+    "labels",
+    "class",
+    "class_name",
+    "class_id",
+    "category",
+    "coarse_label",
+)
 MAX_RUN_BYTES = 64 << 20
 """Row groups are cut into runs of about this size, that one does not fill a shard."""
 
@@ -239,22 +250,83 @@ def _read_schema(storage: Storage, key: str, options: SourceOptions) -> _Table:
         names = list(features[columns.class_index]["names"])
     except (KeyError, TypeError, ValueError):
         names = []
-    kind = schema.field(columns.class_index).type if columns.class_index else pa.int64()
-    notes: tuple[str, ...] = ()
-    if not _may_be_labels(kind):
-        what = f"column {columns.class_index} is of type {kind}: no column of classes"
-        if options.class_column:
-            raise ConfigError(f"--class-column: {key}: {what}")
-        columns, kind = columns._replace(class_index=""), pa.int64()
-        notes = (f"{what}; --class-column names another",)
-    has_names = not pa.types.is_integer(kind)
+    caption, caption_note = usable_column(
+        key, schema, columns.caption, _may_be_captions, "--caption-column", options.caption_column
+    )
+    label, label_note = usable_column(
+        key, schema, columns.class_index, may_be_labels, "--class-column", options.class_column
+    )
+    columns = columns._replace(caption=caption, class_index=label)
+    other = "" if options.class_column else other_columns(columns_found, label)
+    notes = tuple(note for note in (caption_note, label_note, other) if note)
+    has_names = bool(label) and not pa.types.is_integer(schema.field(label).type)
     return _Table(key, schema, columns, tuple(map(str, names)), has_names, notes)
 
 
-def _may_be_labels(kind: pa.DataType) -> bool:
+def usable_column(
+    key: str,
+    schema: pa.Schema,
+    column: str,
+    may_be: Callable[[pa.DataType], bool],
+    option: str,
+    named: str,
+) -> tuple[str, str]:
+    """The column, and no note; or no column, and a note on its type.
+
+    Raises:
+        ConfigError: its type cannot be, and the user named it.
+    """
+    # Names can be there twice; the first one counts.
+    kind = schema.field(schema.names.index(column)).type if column else None
+    if kind is None or may_be(kind):
+        return column, ""
+    needs = "text" if option == "--caption-column" else "whole numbers or text, as classes are"
+    what = f"{key}: column {column} is of type {kind}, no {needs}"
+    if named:
+        raise ConfigError(f"{option} {named}: {what}: name another one, or write it anew as such")
+    return "", f"WARNING: {what}: it is not used; {option} names another"
+
+
+def other_columns(names: list[str], taken: str) -> str:
+    """A note where other columns could be those of classes as well."""
+    usual = set(CLASS_COLUMNS)
+    others = [name for name in names if name.casefold() in usual and name != taken]
+    if not taken or not others:
+        return ""
+    return f"classes from {taken}; --class-column takes {' or '.join(others)} instead"
+
+
+def _may_be_captions(kind: pa.DataType) -> bool:
+    """Whether cells of this type can be text, or lists or structs of it."""
+    if pa.types.is_dictionary(kind) or _is_list(kind):
+        return _may_be_captions(kind.value_type)
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_struct,
+        pa.types.is_null,
+    )
+    return any(test(kind) for test in tests)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def may_be_url_captions(kind: pa.DataType) -> bool:
+    """As captions of a table of addresses, where numbers are text that looks like one."""
+    return _may_be_captions(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def may_be_labels(kind: pa.DataType) -> bool:
     """Whether cells of this type can say a class."""
     if pa.types.is_dictionary(kind):
-        return _may_be_labels(kind.value_type)
+        return may_be_labels(kind.value_type)
     tests = (
         pa.types.is_integer,
         pa.types.is_floating,
@@ -262,6 +334,7 @@ def _may_be_labels(kind: pa.DataType) -> bool:
         pa.types.is_string,
         pa.types.is_large_string,
         pa.types.is_string_view,
+        pa.types.is_null,
     )
     return any(test(kind) for test in tests)
 
