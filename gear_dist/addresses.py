@@ -5,8 +5,12 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from gear_dist.errors import ConfigError
+from gear_dist.redaction import redact_text
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_MISTYPED = re.compile(r"(s3|gs|gcs|file|https?|hdfs|az)(:|//)", re.IGNORECASE)
+"""A scheme whose colon or slashes are wrong, which would be a folder of that name."""
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 _FORMS = "use s3://BUCKET/PREFIX, file:///FOLDER or a path"
 
 
@@ -34,18 +38,26 @@ def parse_address(text: str, what: str = "") -> Address:
     Raises:
         ConfigError: it is empty, of another scheme, or names no bucket or folder.
     """
-    named = f"{what}: {text!r}" if what else repr(text)
-    if not text:
+    shown = redact_text(text)
+    named = f"{what}: {shown!r}" if what else repr(shown)
+    if not text.strip():
         raise ConfigError(f"{named} is an empty address: {_FORMS}")
+    if text != text.strip():
+        raise ConfigError(f"{named} begins or ends with blanks: {_FORMS}")
     found = _SCHEME.fullmatch(text)
+    if found is None and _MISTYPED.match(text):
+        raise ConfigError(f"{named} is no path, and no address either: {_FORMS}")
     if found is None:
         return Address("", text)
     scheme, rest = found[1].lower(), found[2]
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
-        if not bucket:
+        if not _BUCKET.fullmatch(bucket):
             raise ConfigError(f"{named} names no bucket: {_FORMS}")
-        return Address(bucket, prefix.strip("/"))
+        prefix = prefix.strip("/")
+        if prefix and {"", ".", ".."} & set(prefix.split("/")):
+            raise ConfigError(f"{named} has an empty part, or one of dots: {_FORMS}")
+        return Address(bucket, prefix)
     if scheme == "file":
         if not rest.startswith("/"):
             raise ConfigError(f"{named}: use file:///ABSOLUTE/FOLDER, with three slashes")

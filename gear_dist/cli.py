@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.metadata
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError, one_line
 from gear_dist.source_tree import use_source_tree
 
 EXIT_SIGINT = 130
+EXIT_SIGPIPE = 141
 
 # Each module has add_commands(subparsers); help lists the commands in this order.
 COMMAND_MODULES = (
@@ -41,7 +43,9 @@ def build_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
         prog="gear-dist",
         description="Train a visual tokenizer and an autoregressive generator jointly.",
         epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 numeric failure, 5 storage, "
-        "75 interrupted (run the same command to go on), 1 anything else.",
+        "75 interrupted (run the same command to go on), 130 interrupted by Ctrl-C and 143 by "
+        "SIGTERM without a checkpoint (run the same command again), 141 nobody reads the output, "
+        "1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"gear-dist {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -86,6 +90,17 @@ def _print_any_name() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as after `| head`. From then on
+    it goes nowhere, so that the interpreter's last flush does not complain either."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; unexpected exceptions keep their traceback."""
     use_source_tree()
@@ -93,10 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         args = parse(words)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"gear-dist: {one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return EXIT_SIGPIPE
     except KeyboardInterrupt:
         print("gear-dist: interrupted", file=sys.stderr)
         resumable = bool(words) and words[0] in ("train", "quickstart")

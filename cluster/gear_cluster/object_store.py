@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.json_files import build_record, parse_json
 from gear_dist.storage import write_file
 
 DEFAULT_FOLDER = Path(".gear/object_store")
@@ -28,6 +30,10 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 3.0
+
+
+_ENDPOINT = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
+_LAST_PORT = 65535
 
 
 class StoreEndpoint(NamedTuple):
@@ -84,10 +90,15 @@ def load_endpoint(folder: Path = DEFAULT_FOLDER) -> StoreEndpoint | None:
     """The store's endpoint as recorded, running or not; None where none was ever started."""
     path = Path(folder).absolute() / "credentials.json"
     try:
-        return StoreEndpoint(**json.loads(path.read_bytes()))
+        store = build_record(StoreEndpoint, parse_json(path.read_bytes()))
+        if not _ENDPOINT.fullmatch(store.endpoint) or _port(store) > _LAST_PORT:
+            raise ValueError(f"endpoint is {store.endpoint!r}, no http://127.0.0.1:PORT")
+        return store
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except NotADirectoryError:
+        raise DataError(f"{folder}: no folder; --folder names the store's") from None
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); remove it to make another") from None
 
 
@@ -124,7 +135,13 @@ def _locked(folder: Path) -> Iterator[None]:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or folder
+            raise StorageError(
+                f"{where}: {error.strerror or error}: move it away, it is in the store's place"
+            ) from None
 
 
 def _load_or_create(folder: Path) -> StoreEndpoint:
@@ -222,7 +239,7 @@ def _server_pid(folder: Path) -> int:
     """The recorded pid if that process is this folder's rclone, else 0."""
     try:
         pid = int((folder / "server.pid").read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return 0
     words = _command_line(pid)
     ours = "serve s3" in words and "rclone" in words and str(folder / "buckets") in words

@@ -3,11 +3,15 @@
 
 import argparse
 import json
+import signal
+import sys
 from typing import Any
 
 from gear_cluster import object_store
 from gear_dist.arguments import path_argument
 from gear_dist.errors import DataError, StorageError
+
+_EXIT_SIGTERM = 143
 
 
 def add_commands(subparsers: Any) -> None:
@@ -52,6 +56,8 @@ def _add_check(actions: Any) -> None:
 def _check(args: argparse.Namespace) -> int:
     from gear_cluster.store_check import check_store
 
+    # The default would leave what the check has written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_SIGTERM))
     findings = check_store(args.address, args.endpoint)
     missing = [found.name for found in findings if found.need == "required" and not found.ok]
     if args.json:

@@ -12,6 +12,8 @@ from gear_dist.paths import local_path
 from gear_dist.storage import FileStorage, open_storage
 from image_files import encode
 
+TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
+
 
 @pytest.mark.parametrize(
     ("text", "parsed"),
@@ -149,3 +151,25 @@ def test_commands_that_want_folders_refuse_object_stores(
     assert main(words) == 2
     assert "s3://bucket" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3:/b/x", "s3:b", "s3//b/x", "S3:/x", "gs:/b", "file:x", " ", "\t", " s3://b", "photos ",
+     "s3://../x", "s3://b/../x", "s3://b/./x", "s3://b/x//y", "s3://-/x"],
+)  # fmt: skip
+def test_mistyped_addresses_are_no_folders(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in/cat").mkdir(parents=True)
+    with pytest.raises(ConfigError):
+        parse_address(text, "DESTINATION")
+    assert main(["shard", "in", text]) == 2
+    assert main(["train", TINY, f"checkpoint.address={text}", "--dry-run"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    "text", ["photos/s3", "s3", "a:b", "s3-data/x", "s3://b", "s3://b/x.y/..z"]
+)
+def test_addresses_that_are_some(text):
+    assert str(parse_address(text))

@@ -75,15 +75,17 @@ def test_parquet(tmp_path: Path) -> None:
 def test_lists(tmp_path: Path, option: str) -> None:
     (tmp_path / "names.txt").write_bytes(MARK + b"cat\r\ndog\r\n")
     assert read_lines(str(tmp_path / "names.txt")) == ["cat", "dog"]
+    source = tmp_path / "source"
+    source.mkdir()
     images = {f"n{k}.JPEG": encode(k) for k in range(2)}
     if option == "--classes":
         members = {name: data for k in range(2) for name, data in
                    ((f"{k}.jpg", encode(k)), (f"{k}.cls", b"%d" % k))}  # fmt: skip
-        (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+        (source / "0.tar").write_bytes(tar_bytes(members))
     else:
         inner = {f"{name}.tar": tar_bytes({f"{name}_0.JPEG": encode(5)}) for name in ("cat", "dog")}
-        (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
-        (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(images))
-    made(tmp_path, tmp_path / "out", option, str(tmp_path / "names.txt"))
+        (source / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
+        (source / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(images))
+    made(source, tmp_path / "out", option, str(tmp_path / "names.txt"))
     facts = load_manifest(open_storage(str(tmp_path / "out/train"))).facts
     assert facts.classes == ("cat", "dog")

@@ -145,3 +145,17 @@ def test_runs_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(root / "cluster/gear_cluster/__init__.py"), (
         done.stderr
     )
+
+
+def test_a_reader_that_is_gone_ends_a_command_quietly():
+    command = f"{sys.executable} -m gear_dist WORDS | head -n 1; exit ${{PIPESTATUS[0]}}"
+    for words in ("--help", "plan configs/tiny.yaml"):
+        done = subprocess.run(
+            ["bash", "-c", command.replace("WORDS", words)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in (0, 141), done.stderr
+        assert "Traceback" not in done.stderr
+        assert "BrokenPipe" not in done.stderr

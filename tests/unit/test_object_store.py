@@ -1,6 +1,7 @@
 """The embedded object store: one server a folder, kept credentials, no secrets on show."""
 
 import argparse
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from gear_cluster import object_store, store_cli
 from gear_cluster.object_store import StoreEndpoint
+from gear_dist.cli import main
 from gear_dist.errors import DataError, StorageError
 from gear_dist.s3_client import make_client
 
@@ -212,3 +214,30 @@ def test_damaged_credentials(folder: Path) -> None:
     (folder / "credentials.json").write_text("{")
     with pytest.raises(DataError, match=r"credentials.json: .*remove it"):
         object_store.ensure_running(folder)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:x", "foo:99999", "http://127.0.0.1:99999", 5]
+)
+@pytest.mark.parametrize("command", ["start", "status", "env", "stop"])
+def test_damaged_credentials_are_told_in_one_line(tmp_path, capsys, endpoint, command):
+    node = {"endpoint": endpoint, "access_key": "a", "secret_key": "b"}
+    (tmp_path / "credentials.json").write_text(json.dumps(node))
+    code = main(["store", command, "--folder", str(tmp_path)])
+    assert code == (0 if command == "stop" else 3)
+    assert capsys.readouterr().err.count("\n") == (code != 0)
+
+
+@pytest.mark.parametrize("name", ["buckets", "server.pid"])
+def test_what_lies_in_the_stores_place_is_told_in_one_line(tmp_path, name):
+    if name == "buckets":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    assert main(["store", "start", "--folder", str(tmp_path)]) == 5
+    assert main(["store", "stop", "--folder", str(tmp_path)]) == (5 if name == "server.pid" else 0)
+
+
+def test_a_file_is_no_stores_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["store", "env", "--folder", str(tmp_path / "file")]) == 3

@@ -228,7 +228,8 @@ def test_numbers_that_are_no_class_are_left_out(tmp_path: Path) -> None:
     """Each number below a class is a class too: an id would name a billion of them."""
     table = pa.table({"image": [encode(i) for i in range(3)], "label": [0, 10**12, 2**31 - 1]})
     pq.write_table(table, tmp_path / "x.parquet")
-    shard(tmp_path, tmp_path / "out", "--max-bad-share", "1", "--validation-share=0")
+    out = tmp_path / "out"
+    shard(tmp_path / "x.parquet", out, "--max-bad-share", "1", "--validation-share=0")
     assert [s["cls"] for s in samples_of(tmp_path / "out/train")] == [b"0"]
 
 
