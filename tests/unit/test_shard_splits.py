@@ -210,6 +210,30 @@ def test_names_are_the_same_in_all_files_and_splits(tmp_path, shard):
     assert shard(tmp_path / "in2")[0] == 3
 
 
+def test_names_of_a_column_are_told_apart_as_those_of_folders(tmp_path, shard):
+    forms = [unicodedata.normalize(form, "Malm\u00f6") for form in ("NFC", "NFD")]
+    put_parquet(tmp_path / "in/a.parquet", [*forms, "Cat", "cat"])
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.classes == ("Cat", forms[0], "cat")
+    assert [note for note in found.summary["notes"] if "Cat and cat" in note]
+
+
+def test_numbers_of_one_file_may_be_whole_floats(tmp_path, shard):
+    put_parquet(tmp_path / "in/train-0.parquet", [0, 1, 2])
+    put_parquet(tmp_path / "in/validation-0.parquet", [1.0, None, 2.0], first=9)
+    code, found = shard(tmp_path / "in")
+    assert code == 0
+    assert found.counts["validation"] == {1: 1, -1: 1, 2: 1}
+
+
+def test_labels_name_classes_with_blanks(tmp_path, shard):
+    put_tree(tmp_path / "in", "train/hot dog", "train/cat")
+    put_tree(tmp_path / "in", "val")
+    (tmp_path / "labels.txt").write_text("hot dog\ncat\nhot dog\n")
+    _, found = shard(tmp_path / "in", "--labels", str(tmp_path / "labels.txt"))
+    assert found.counts["validation"] == {1: 2, 0: 1}
+
+
 def test_lists_are_no_classes(tmp_path, shard):
     put_parquet(tmp_path / "in/a.parquet", [[1], [2], [1, 2]], "labels")
     code, found = shard(tmp_path / "in", "--validation-share", "0")

@@ -197,7 +197,7 @@ def test_endpoint_that_is_no_url() -> None:
 
 @pytest.mark.parametrize("bucket", ["b", "Bad_Name!"])
 def test_impossible_bucket_name(bucket: str) -> None:
-    with pytest.raises(ConfigError, match=f"{bucket} is no bucket name"):
+    with pytest.raises(ConfigError, match=bucket):
         open_storage(f"s3://{bucket}/x").write("k", b"")
 
 

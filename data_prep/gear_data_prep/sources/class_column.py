@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from gear_data_prep.sources.splits import class_name, similar_names
 from gear_dist.errors import DataError
 
 MAX_CLASSES = 1_000_000
@@ -28,6 +29,10 @@ class ClassColumn(NamedTuple):
     note: str = ""
     """Why the column says no classes, for people."""
 
+    def notes(self) -> tuple[str, ...]:
+        """What may not be meant, for people."""
+        return (*((self.note,) if self.note else ()), *similar_names(self.classes))
+
     def class_of(self, label: Label) -> int:
         """The class index of a label; -1: it has none."""
         return self.indices.get(label, -1)
@@ -40,7 +45,7 @@ def read_label(value: Any) -> Label:
         value = None if not math.isfinite(value) else int(value) if value % 1 == 0 else str(value)
     if isinstance(value, int):
         return int(value) if value >= 0 else None
-    return (value.strip() or None) if isinstance(value, str) else None
+    return (class_name(value.strip()) or None) if isinstance(value, str) else None
 
 
 def make_class_column(
@@ -60,6 +65,7 @@ def make_class_column(
     Raises:
         DataError: a label that is not among the names given, or a number that is no class.
     """
+    names = tuple(map(class_name, names))
     found = {
         label
         for label in labels

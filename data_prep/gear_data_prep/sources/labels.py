@@ -1,6 +1,7 @@
 """Classes of images that lie in no class folder, from a file of labels."""
 
 from gear_data_prep.sources.files import read_lines
+from gear_data_prep.sources.splits import class_name
 from gear_dist.data.tar_samples import sample_key
 from gear_dist.errors import DataError
 
@@ -17,11 +18,12 @@ def read_labels(path: str, keys: list[str], names: dict[str, int]) -> dict[str, 
     Raises:
         DataError: it cannot be read, or gives an image no class.
     """
-    lines = [line.replace(",", " ").split() for line in read_lines(path)]
-    if all(len(words) == 1 for words in lines):
+    found = [class_name(line) for line in read_lines(path)]
+    lines = [line.replace(",", " ").split() for line in found]
+    if all(len(words) == 1 or line in names for line, words in zip(found, lines, strict=True)):
         if len(lines) != len(keys):
             raise DataError(f"{path}: {len(lines)} labels for {len(keys)} images")
-        pairs = dict(zip(keys, (words[0] for words in lines), strict=True))
+        pairs = dict(zip(keys, found, strict=True))
     else:
         pairs = {sample_key(words[0]): words[1] for words in lines if len(words) > 1}
     missing = next((key for key in keys if pairs.get(key) not in names), None)

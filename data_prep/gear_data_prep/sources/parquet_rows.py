@@ -144,7 +144,7 @@ def open_parquet(place: Place, options: SourceOptions) -> Source:
         reader,
         names,
         make_splits(units, options.validation_share),
-        notes=(*groups.notes, *table.notes, *([labels.note] if labels and labels.note else [])),
+        notes=(*groups.notes, *table.notes, *(labels.notes() if labels else ())),
     )
 
 
@@ -342,7 +342,13 @@ def may_be_labels(kind: pa.DataType) -> bool:
 def _check_columns(storage: Storage, key: str, schema: pa.Schema, first: _Table) -> None:
     for name in first.columns:
         found = schema.field(name).type if name in schema.names else None
-        if name and found != first.schema.field(name).type:
+        wanted = first.schema.field(name).type if name else found
+        # One gap in a file's column of integers makes it one of floats.
+        numbers = name == first.columns.class_index and all(
+            kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+            for kind in (found, wanted)
+        )
+        if found != wanted and not numbers:
             what = "has no column" if found is None else f"{found} in column"
             raise DataError(
                 f"{storage.address}/{key}: {what} {name}, of which {first.key} has "

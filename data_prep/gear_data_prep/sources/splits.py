@@ -44,9 +44,9 @@ def group_by_split(names: Iterable[str], *, only: bool = False) -> FileGroups:
     return FileGroups(groups, (note,))
 
 
-def class_name(folder: str) -> str:
-    """The class that a folder's name stands for: what looks alike in Unicode is one class."""
-    return unicodedata.normalize("NFC", folder)
+def class_name(text: str) -> str:
+    """The class that a name stands for: what looks alike in Unicode is one class."""
+    return unicodedata.normalize("NFC", text)
 
 
 def check_validation_classes(address: str, train: set[str], validation: set[str]) -> None:
@@ -55,8 +55,8 @@ def check_validation_classes(address: str, train: set[str], validation: set[str]
     if extra:
         names = ", ".join(extra[:_SHOWN]) + (", ..." if len(extra) > _SHOWN else "")
         raise DataError(
-            f"{address}: validation has {len(extra):,} classes that train has not: {names}; its "
-            "folders are CLASS/NAME.jpg as train's are"
+            f"{address}: validation has {len(extra):,} classes that train has not: {names}; a "
+            "class has one name in both (in folders, CLASS/NAME.jpg)"
         )
 
 

@@ -117,7 +117,7 @@ def open_url_table(place: Place, options: SourceOptions) -> Source:
         make_splits(
             {"train": units}, options.validation_share, lambda unit: f"{unit.chunk} {unit.first}"
         ),
-        notes=(column.note,) if column.note else (),
+        notes=column.notes(),
         missing=missing,
     )
 
