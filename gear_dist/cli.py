@@ -90,15 +90,29 @@ def _print_any_name() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _flush() -> None:
+    if sys.stdout is not None:  # it is None where standard output is closed
+        sys.stdout.flush()
+
+
 def _reader_is_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more, as after `| head`. From then on
     it goes nowhere, so that the interpreter's last flush does not complain either."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # without a buffer nothing is left that a flush could fail on
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        args = parse(words)
+        return args.run(args)
+    except SystemExit:  # of --help and --version
+        _flush()
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,9 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_any_name()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = parse(words)
-        code = args.run(args)
-        sys.stdout.flush()
+        code = _run(words)
+        _flush()
         return code
     except UserError as error:
         print(f"gear-dist: {one_line(error)}", file=sys.stderr)

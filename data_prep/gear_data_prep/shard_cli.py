@@ -276,10 +276,14 @@ def _check_places(source: str, destination: str, endpoint: str) -> None:
     Raises:
         ConfigError: names both places.
     """
-    from gear_dist.addresses import join_address
+    from gear_dist.addresses import join_address, parse_address
     from gear_dist.data.manifest import DATASET_KEY
     from gear_dist.storage import open_storage, overlap
 
+    if parse_address(destination, "DESTINATION").path.strip("/") == "" and "s3:" not in destination:
+        raise ConfigError(
+            f"DESTINATION {destination}: is the root of the file system: name a folder"
+        )
     for name in ("train", "validation"):
         place = open_storage(join_address(destination, name, "DESTINATION"), endpoint)
         if overlap(open_storage(source, endpoint), place):

@@ -1,5 +1,6 @@
 """The command line: what it lists, how it fails."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,14 @@ def test_a_reader_that_is_gone_ends_a_command_quietly():
         assert done.returncode in (0, 141), done.stderr
         assert "Traceback" not in done.stderr
         assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_is_closed_or_unread_is_no_fault(unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = f"{sys.executable} -m gear_dist train --help"
+    for shell, codes in ((f"{command} >&-", (0,)), (f"{command} | true", (0, 141))):
+        words = ["bash", "-c", f"set -o pipefail; {shell}"]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode in codes, done.stderr
+        assert "Traceback" not in done.stderr
