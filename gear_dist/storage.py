@@ -213,7 +213,8 @@ def atomic_file(
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        publish(temporary, path)
+            # Still locked: once it is not, whoever tidies takes it for abandoned.
+            publish(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         if temporary != path:
