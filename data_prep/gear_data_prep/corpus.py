@@ -5,7 +5,6 @@ and checksums, and the final objects are byte-identical to an undisturbed run's.
 """
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,6 +15,7 @@ from gear_data_prep.publish import (
     QUARANTINE_KEY,
     Origin,
     Tally,
+    is_corpus_object,
     load_quarantine,
     publish,
     remove_parts,
@@ -32,13 +32,6 @@ from gear_dist.storage import Storage
 
 Dropped = dict[int, tuple[int, ...]]
 """Samples that a plan leaves out, by unit."""
-
-
-_OURS = re.compile(
-    r"shards/\d{6,}\.tar|manifest/(plan|dataset|quarantine)\.json|manifest/shards\.parquet"
-    r"|manifest/samples-\d{5,}\.parquet|manifest/parts/\d{6,}\.json"
-)
-"""Names of what a corpus consists of: nothing else is ever removed."""
 
 
 class CorpusSettings(NamedTuple):
@@ -189,7 +182,7 @@ def _clear(storage: Storage) -> None:
     storage.delete(DATASET_KEY)
     for prefix in ("shards/", "manifest/"):
         for item in list(storage.list(prefix)):
-            if _OURS.fullmatch(item.key) and item.key != PLAN_KEY:
+            if is_corpus_object(item.key) and item.key != PLAN_KEY:
                 storage.delete(item.key)
     storage.delete(PLAN_KEY)
 
@@ -215,7 +208,7 @@ def _remove_strays(storage: Storage, plan: Plan) -> None:
     """Remove shards that an interrupted --overwrite of a longer corpus has left."""
     planned = {f"shards/{shard.name}" for shard in plan.shards}
     for item in list(storage.list("shards/")):
-        if item.key not in planned and _OURS.fullmatch(item.key):
+        if item.key not in planned and is_corpus_object(item.key):
             storage.delete(item.key)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -28,6 +29,17 @@ from gear_dist.storage import Storage
 
 PLAN_KEY = "manifest/plan.json"
 QUARANTINE_KEY = "manifest/quarantine.json"
+
+
+_CORPUS_OBJECT = re.compile(
+    r"shards/\d{6,}\.tar|manifest/(plan|dataset|quarantine)\.json|manifest/shards\.parquet"
+    r"|manifest/samples-\d{5,}\.parquet|manifest/parts/\d{6,}\.json"
+)
+
+
+def is_corpus_object(key: str) -> bool:
+    """Whether an object is called like one of a corpus: nothing else is ever removed."""
+    return _CORPUS_OBJECT.fullmatch(key) is not None
 
 
 class Origin(NamedTuple):

@@ -95,6 +95,21 @@ def test_planted_faults_are_found_and_repaired(
         assert len(touched) <= num_shards, "just the broken shards are made again"
 
 
+def test_repair_leaves_files_of_others_alone(corpus: Path) -> None:
+    strangers = ("shards/readme.txt", "shards/mine/000001.tar", "manifest/notes.json", "x.txt")
+    for key in strangers:
+        (corpus / key).parent.mkdir(exist_ok=True)
+        (corpus / key).write_bytes(b"somebody's")
+    assert data_prep(["verify", str(corpus)]) == 0
+    (corpus / "shards/000001.tar").write_bytes(b"")
+    (corpus / "shards/000009.tar").write_bytes(b"left by a longer corpus")
+    assert data_prep(["repair", str(corpus), "--workers", "1"]) == 0
+    assert {key: (corpus / key).read_bytes() for key in strangers} == dict.fromkeys(
+        strangers, b"somebody's"
+    )
+    assert not (corpus / "shards/000009.tar").exists()
+
+
 def test_repair_of_several_and_of_none(corpus: Path) -> None:
     before = contents(corpus)
     assert data_prep(["repair", str(corpus)]) == 0
