@@ -57,6 +57,11 @@ lint: $(STAMP) ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+.PHONY: docs
+docs: $(STAMP) ## the pages that are written from the code: docs/configuration.md, docs/ARCHITECTURE.md
+	$(BIN)/python -m gear_dist.config_docs > docs/configuration.md
+	$(BIN)/python docs/architecture.py > docs/ARCHITECTURE.md
+
 .PHONY: reproduce
 reproduce: $(STAMP) ## the method's arms beside each other, curves and a table; ARGS='...' as reproduce takes
 	OMP_NUM_THREADS=1 $(BIN)/gear-dist reproduce configs/convergence.yaml $(ARGS)

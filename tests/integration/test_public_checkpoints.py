@@ -1,4 +1,4 @@
-"""Every command of README's section on public checkpoints, in order, on small files."""
+"""Every command of docs/public-checkpoints.md, in order, on small files."""
 
 import json
 import subprocess
@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import public_files as files
+from documented_commands import ROOT, documented_commands, words_of
 from gear_dist.cli import main
 from gear_dist.config_files import load_config
 from gear_dist.generator import build_generator
 from gear_dist.generator.aligned import build_projector
 from gear_dist.interop.importing import import_checkpoints
 from gear_dist.run_folder import RunFolder
-from readme_commands import ROOT, readme_commands, words_of
 from sample_shards import SampleShards
 
 SMALL_RUN = [
@@ -36,7 +36,7 @@ SMALL_RUN = [
     "engine.global_batch=4",
     "log.every_steps=1",
 ]
-# What makes a command of README small, by its beginning.
+# What makes a command of that page small, by its beginning.
 EXTRA = {
     "train": SMALL_RUN,
     "train configs/stage/joint.yaml": ["stages.joint.steps=2"],
@@ -87,7 +87,7 @@ def workplace(tmp_path, monkeypatch, sample_tree: Path) -> Path:
 
 
 def test_every_command_of_the_readme_runs(workplace, capsys):
-    listed = readme_commands("Public checkpoints")
+    listed = documented_commands("public-checkpoints.md", "Public checkpoints")
     assert len(listed) == 12
     for command in listed:
         words = small(command)

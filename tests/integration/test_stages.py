@@ -1,4 +1,4 @@
-"""Every command of README's section on stages and arms, in order, each on what the one before left.
+"""Every command of docs/training.md on stages and arms, in order, each from the one before.
 
 The published recipes, made small by configs/tiny.yaml and two steps.
 """
@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from documented_commands import ROOT, documented_commands, words_of
 from gear_dist.cli import main
 from gear_dist.run_folder import RunFolder
-from readme_commands import ROOT, readme_commands, words_of
 from sample_shards import SampleShards
 
 TRAINED = {"warm-up": "tokenizer", "joint": "joint"}
@@ -64,7 +64,7 @@ def same(run: str, other: str, network: str) -> bool:
 def test_every_command_of_the_readme_runs(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    *trainings, plan = readme_commands("Stages and arms")
+    *trainings, plan = documented_commands("training.md", "Stages and arms")
     assert main(words_of(plan)) == 0
     assert "Stage joint, 400,000 steps" in capsys.readouterr().out
     for command in trainings:

@@ -1,5 +1,5 @@
-"""README's sections on quantizers and teachers by the real commands, in short; and the ablation
-that collapses."""
+"""The commands of docs/training.md on quantizers and teachers, in short; and the ablation that
+collapses."""
 
 import subprocess
 import sys
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from documented_commands import documented_commands, words_of
 from gear_dist.cli import main
 from gear_dist.run_folder import RunFolder
-from readme_commands import readme_commands, words_of
 from tiny_encoders import save_encoder
 
+QUANTIZERS = documented_commands("training.md", "Quantizers")
 SHORT = [
     "stages.tokenizer.steps=2",
     "stages.joint.steps=2",
@@ -22,11 +23,11 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the corpus, the shards and the teacher that README's commands make."""
+    """A working folder with the corpus, the shards and the teacher of the page's commands."""
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in readme_commands("Quantizers")[:-1]:
+        for command in QUANTIZERS[:-1]:
             assert main(words_of(command)) == 0, command
     return folder
 
@@ -36,12 +37,12 @@ def train(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_readmes_teachers(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_teachers(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders of the names on the hub stand in for them."""
     monkeypatch.chdir(workplace)
     save_encoder(Path("google/siglip2-base-patch16-256"), "siglip2")
     save_encoder(Path("facebook/dinov2-base"), "dinov2", blocks=12)
-    for command in readme_commands("Teachers"):
+    for command in documented_commands("training.md", "Teachers"):
         words = [*words_of(command), *SHORT, "stages.tokenizer.steps=0"]
         assert main([*words, "--dry-run"]) == 0
         found = train(*words)
@@ -58,7 +59,7 @@ def test_all_stages_then_samples_and_reconstructions(
 ) -> None:
     monkeypatch.chdir(workplace)
     part = "" if family == "vq" else f" configs/tiny/{family}.yaml"
-    command = readme_commands("Quantizers")[-1].replace(" configs/tiny/lfq.yaml", part)
+    command = QUANTIZERS[-1].replace(" configs/tiny/lfq.yaml", part)
     words = [*words_of(command), *SHORT]
     assert main([*words, "--dry-run"]) == 0
     found = train(*words)
@@ -80,7 +81,7 @@ def test_the_straight_through_estimator_collapses(
 ) -> None:
     """The watchdog, which its own configuration turns off, ends it; what is saved is older."""
     monkeypatch.chdir(workplace)
-    words = words_of(readme_commands("Quantizers")[-1].replace("tiny/lfq", "tiny/ste"))
+    words = words_of(QUANTIZERS[-1].replace("tiny/lfq", "tiny/ste"))
     sizes = ["stages.tokenizer.steps=10", "stages.joint.steps=80", "stages.generator.steps=0"]
     often = ["log.every_steps=5", "log.usage_window_tokens=512", "checkpoint.every_steps=5"]
     found = train(*words, *sizes, *often, "watchdog.patience=3")

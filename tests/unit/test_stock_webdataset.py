@@ -4,12 +4,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import webdataset
 from webdataset.gopen import gopen_schemes
 
+from documented_commands import section
 from fault_proxy import FAULTS, fault_proxy
 from gear_cluster.object_store import StoreEndpoint
 from gear_dist.data.manifest import load_samples
@@ -44,13 +44,13 @@ def test_a_corpus_on_s3_is_the_one_on_a_disk(sample_shards: SampleShards) -> Non
         }
 
 
-def test_the_readmes_three_lines(sample_shards: SampleShards, object_store: StoreEndpoint) -> None:
+def test_the_three_lines_of_the_page(
+    sample_shards: SampleShards, object_store: StoreEndpoint
+) -> None:
     """In a process of their own, as a user has them; decoded, and by workers of a DataLoader."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    begin = readme.index("import webdataset")
-    lines = readme[begin : readme.index("```", begin)].replace(
-        "s3://bucket/corpus", sample_shards.s3
-    )
+    page = section("corpora.md", "Loading")
+    begin = page.index("import webdataset")
+    lines = page[begin : page.index("```", begin)].replace("s3://bucket/corpus", sample_shards.s3)
     assert len(lines.strip().splitlines()) == 3
     code = lines + textwrap.dedent(
         """

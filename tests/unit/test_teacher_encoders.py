@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import transformers as hf
 from transformers import image_utils
 
+from documented_commands import section
 from gear_dist.config import TeacherConfig
 from gear_dist.config_files import load_config
 from gear_dist.teachers import (
@@ -18,7 +19,6 @@ from gear_dist.teachers import (
     teacher_class,
 )
 from gear_dist.teachers.encoder import EncoderTeacher
-from readme_commands import ROOT
 from tiny_encoders import GRID, LAYOUTS, WIDTH, TinyEncoder, make_encoder, run_tower, save_encoder
 
 NORMALISED = {
@@ -211,10 +211,10 @@ def test_several_teachers_in_the_order_of_their_names(tmp_path):
     torch.testing.assert_close(teachers[1](images), alone(images))
 
 
-def test_readmes_table_is_what_the_families_are():
+def test_the_documented_table_is_what_the_families_are():
     """Its models are those whose sizes are known without the hub."""
-    section = (ROOT / "README.md").read_text().split("\n## Teachers\n")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.split("|")] for line in section.splitlines()]
+    lines = section("training.md", "Teachers").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     rows = [row[1:-1] for row in rows if row[:1] == [""] and len(row) == 7 and "`" in row[1]]
     families = {row[0].strip("`"): row for row in rows if row[0] != "`teacher.name`"}
     assert families.keys() == TEACHERS.keys()
