@@ -59,7 +59,7 @@ lint: $(STAMP) ## ruff, mypy, codespell
 
 .PHONY: docs
 docs: $(STAMP) ## the pages that are written from the code: docs/configuration.md, docs/ARCHITECTURE.md
-	$(BIN)/python -m gear_dist.config_docs > docs/configuration.md
+	$(BIN)/python -m gear_dist.config.docs > docs/configuration.md
 	$(BIN)/python docs/architecture.py > docs/ARCHITECTURE.md
 
 .PHONY: reproduce

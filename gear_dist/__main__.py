@@ -2,6 +2,6 @@
 
 import sys
 
-from gear_dist.cli import main
+from gear_dist.cli.main import main
 
 sys.exit(main())

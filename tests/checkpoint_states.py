@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gear_dist.checkpoints.manager import CheckpointStore
 from gear_dist.checkpoints.owner import Owner, Ownership
-from gear_dist.checkpoints.pieces import Piece, whole
-from gear_dist.checkpoints.reading import CheckpointReader
+from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
-from gear_dist.checkpoints.store import CheckpointStore
-from gear_dist.config import CheckpointConfig
-from gear_dist.storage import Storage
+from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.config.schema import CheckpointConfig
+from gear_dist.storage.base import Storage
 
 RUN = "0a1b2c3d"
 

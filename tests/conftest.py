@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gear_cluster.object_store import StoreEndpoint, ensure_running, stop
+from gear_cluster.demo.object_store import StoreEndpoint, ensure_running, stop
 from gear_data_prep.__main__ import main as data_prep
-from gear_data_prep.sample_corpus import CLASSES, CorpusSettings, make_corpus
+from gear_data_prep.demo.procedural_corpus import CLASSES, CorpusSettings, make_corpus
 from sample_shards import SampleShards
 
 

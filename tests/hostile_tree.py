@@ -30,7 +30,7 @@ SETTING_WORDS = (
 # In one process: most of a command's time is the import of torch.
 _PROGRAM = """
 import json, sys
-from gear_dist.cli import main
+from gear_dist.cli.main import main
 for argv in json.loads(sys.argv[1]):
     code = main(argv)
     assert code == 0, (code, argv)

@@ -22,14 +22,14 @@ memory that is there."""
 
 # Where work begins that a case does not do; the arguments are judged before that.
 STOPS = (
-    "gear_cluster.object_store._start",  # a server that outlives the command
-    "gear_cluster.quickstart._use_store",  # the same, then minutes of training
-    "gear_dist.convergence.study._prepare",  # hours of training in other processes
-    "gear_data_prep.tasks._run_on_ray",  # a Ray cluster
+    "gear_cluster.demo.object_store._start",  # a server that outlives the command
+    "gear_cluster.demo.quickstart._use_store",  # the same, then minutes of training
+    "gear_dist.reproduce.study._prepare",  # hours of training in other processes
+    "gear_data_prep.sharding.executors._run_on_ray",  # a Ray cluster
 )
 ANSWERS: dict[str, Callable[..., Any]] = {
     # Three interpreters that import torch, ray and deepspeed: 20 seconds each time.
-    "gear_dist.doctor._run_python": lambda program: (
+    "gear_dist.cli.doctor._run_python": lambda program: (
         '{"version": "1", "cuda": null, "devices": []}',
         "",
     ),
@@ -113,7 +113,7 @@ def _replace(name: str, value: Callable[..., Any]) -> None:
 
 
 def _run(case: dict[str, Any], watch: WriteWatch) -> dict[str, Any]:
-    from gear_dist import cli
+    from gear_dist.cli import main as cli
 
     folder = case["folder"]
     os.chdir(folder)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gear_dist.environment import cpu_model, num_cores, package_versions
+from gear_dist.runs.environment import cpu_model, num_cores, package_versions
 
 GEAR_DIST = (sys.executable, "-m", "gear_dist")
 SETTINGS = """\

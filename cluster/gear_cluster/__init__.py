@@ -1,0 +1,1 @@
+"""Launchers: local processes and Ray."""

@@ -4,14 +4,14 @@ import os
 
 from gear_cluster.rendezvous import read_processes
 from gear_dist.checkpoints.address import check_address
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.errors import DataError
-from gear_dist.memory_estimate import format_estimate
-from gear_dist.run_folder import RunFolder
-from gear_dist.start import open_start
-from gear_dist.teachers import load_teachers
+from gear_dist.models.teachers import load_teachers
+from gear_dist.planning.memory import format_estimate
+from gear_dist.runs.run_folder import RunFolder
+from gear_dist.training.init_from import open_start
 
 
 def dry_run(config: RunConfig) -> None:
@@ -73,8 +73,8 @@ def _check_training(config: RunConfig) -> list[Contents]:
 
 def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
     """The estimate of the stage that takes the most."""
+    from gear_dist.planning.hardware import make_rates
     from gear_dist.planning.plan import make_plan
-    from gear_dist.planning.rates import make_rates
 
     plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=on_cuda)
     largest = max(plan.stages, key=lambda stage: stage.memory.total_bytes)
@@ -116,7 +116,7 @@ def _placement(config: RunConfig) -> tuple[int, str]:
     """Workers and device as this machine would have them; a cluster may have others."""
     import torch
 
-    from gear_cluster.local_launch import resolve_device
+    from gear_cluster.local_launcher import resolve_device
 
     if config.run.launcher == "ray" and os.environ.get("RAY_ADDRESS"):
         device: str = "cpu" if config.run.device == "auto" else config.run.device

@@ -3,15 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 
-from gear_cluster.local_launch import Worker, launch_local
+from gear_cluster.local_launcher import Worker, launch_local
 from gear_cluster.rendezvous import is_first_process
 from gear_dist.checkpoints.address import check_address
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.data.corpus import open_corpus
+from gear_dist.distributed.worker_context import Host, Outcome
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
-from gear_dist.host import Host, Outcome
-from gear_dist.run_folder import RunFolder, State
-from gear_dist.run_lock import run_lock
+from gear_dist.runs.lock import run_lock
+from gear_dist.runs.run_folder import RunFolder, State
 
 
 def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = False) -> Outcome:
@@ -40,7 +40,7 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
 
 def train(config: RunConfig, host: Host) -> Outcome:
     """The trainer's worker function; DeepSpeed is imported where it runs, not in Ray's driver."""
-    from gear_dist.trainer import train_worker
+    from gear_dist.training.trainer import train_worker
 
     return train_worker(config, host)
 
@@ -64,7 +64,7 @@ def _check_corpora(config: RunConfig) -> None:
 def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> Outcome:
     if config.run.launcher == "local":
         return launch_local(config, worker)
-    from gear_cluster.ray_launch import launch_ray
+    from gear_cluster.ray_train.driver import launch_ray
 
     return launch_ray(config, worker, verbose=verbose)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from gear_dist.host import Progress
+from gear_dist.distributed.worker_context import Progress
 
 # Shown in this order where present; everything else is in metrics.jsonl.
 MAIN_METRICS = ("cross_entropy", "align_hard", "l1", "lpips", "align_soft", "entropy")

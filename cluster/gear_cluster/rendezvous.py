@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from gear_cluster.stop import StopSignals
+from gear_cluster.signals import StopSignals
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
 
 TELL_AFTER_S = 3.0

@@ -13,14 +13,14 @@ from corpora import encode_picture, make_tree
 from measure import remove
 from PIL import Image
 
-from gear_data_prep.corpus import CorpusSettings, make_corpus
-from gear_data_prep.image_checks import ImageSettings, check_image
-from gear_data_prep.plan import PlanSettings
+from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
+from gear_data_prep.images.checks import ImageSettings, check_image
+from gear_data_prep.sharding.pipeline import CorpusSettings, make_corpus
+from gear_data_prep.sharding.plan import PlanSettings
 from gear_data_prep.sources import make_spec, open_source
 from gear_data_prep.sources.files import SourceOptions
-from gear_data_prep.verify import VerifySettings, verify_corpus
 from gear_dist.errors import UserError
-from gear_dist.storage import open_storage
+from gear_dist.storage.base import open_storage
 
 STALL_SECONDS = 30
 _STRICT = ImageSettings(read_codes=True)

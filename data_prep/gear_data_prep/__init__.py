@@ -1,0 +1,1 @@
+"""Corpora: sharding and corpus tools, without torch."""

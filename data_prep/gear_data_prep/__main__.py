@@ -2,8 +2,8 @@
 
 import sys
 
-from gear_data_prep.cli import add_commands
-from gear_dist.arguments import OneLineParser
+from gear_data_prep.cli.main import add_commands
+from gear_dist.cli.arguments import OneLineParser
 from gear_dist.errors import EXIT_INTERRUPTED, UserError, one_line
 
 

@@ -2,7 +2,7 @@
 
 from typing import BinaryIO
 
-from gear_dist.checksums import Crc64
+from gear_dist.storage.checksums import Crc64
 
 _BLOCK = 512
 SAMPLE_OVERHEAD_BYTES = 4 * 2 * _BLOCK

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from gear_dist.addresses import join_address
 from gear_dist.checkpoints.layout import OWNER
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
-from gear_dist.run_folder import RunFolder
-from gear_dist.storage import FileStorage, Storage, open_storage, overlap
+from gear_dist.runs.run_folder import RunFolder
+from gear_dist.storage.addresses import join_address
+from gear_dist.storage.base import FileStorage, Storage, open_storage, overlap
 
 
 def checkpoint_storage(config: RunConfig) -> Storage:

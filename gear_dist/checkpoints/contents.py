@@ -19,7 +19,7 @@ from gear_dist.checkpoints.layout import (
     is_folder,
 )
 from gear_dist.errors import DataError
-from gear_dist.storage import MissingObjectError, Storage
+from gear_dist.storage.base import MissingObjectError, Storage
 
 _OWN_NAMES = (POINTER, OWNER, ALIVE)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import xxhash
 
 from gear_dist.errors import DataError
-from gear_dist.run_folder import RUN_ID, to_json
+from gear_dist.runs.run_folder import RUN_ID, to_json
 
 POINTER = "latest.json"
 MANIFEST = "manifest.json"

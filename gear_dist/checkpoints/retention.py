@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from gear_dist.checkpoints.contents import Contents, belongs, look
 from gear_dist.checkpoints.layout import MANIFEST, Published, is_object, run_of
-from gear_dist.config import CheckpointConfig
-from gear_dist.storage import Storage
+from gear_dist.config.schema import CheckpointConfig
+from gear_dist.storage.base import Storage
 
 
 class Retention:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gear_dist import dist
+from gear_dist.checkpoints.manager import CheckpointStore
 from gear_dist.checkpoints.owner import TakenError
-from gear_dist.checkpoints.pieces import Piece
-from gear_dist.checkpoints.store import CheckpointStore
+from gear_dist.checkpoints.shards import Piece
+from gear_dist.distributed import collectives
 from gear_dist.errors import StorageError
 
 _RECORDED = ("blocked_s", "took_s", "part_bytes")
@@ -67,7 +67,7 @@ class Saver:
         too_many = 0 < self._max_failed <= self._failed
         if self._taken or too_many:
             # Where another worker is lost this raises: then the store is not to blame.
-            dist.barrier()
+            collectives.barrier()
         if self._taken:
             raise TakenError(self._problem)
         if too_many:
@@ -91,7 +91,7 @@ class Saver:
         self.wait()
         if self._problem:
             # Where another worker is lost this raises: then the store is not to blame.
-            dist.barrier()
+            collectives.barrier()
             raise StorageError(
                 f"{self._problem}; the same command goes on from the checkpoint before"
             )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gear_dist import dist
+from gear_dist.distributed import collectives
 from gear_dist.errors import UserError
 
 Result = TypeVar("Result")
@@ -70,7 +70,9 @@ def work_together(
     threading.Thread(target=run, name="checkpoint-work", daemon=True).start()
     while True:
         over = ended.wait(ROUND_S)
-        told = dist.gather_objects((over, activity(), *(found if over else (None, None))), group)
+        told = collectives.gather_objects(
+            (over, activity(), *(found if over else (None, None))), group
+        )
         see(sum(count for _, count, _, _ in told))
         if all(over for over, _, _, _ in told):
             break

@@ -1,0 +1,1 @@
+"""Sharded corpora to batches, in an order that any number of workers shares."""

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gear_dist.config import DataConfig
+from gear_dist.config.schema import DataConfig
 from gear_dist.data.manifest import DatasetFacts, iterate_samples
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage
+from gear_dist.storage.base import Storage
 
 SHOWN_CLASSES = 5
 """Names that a line shows; of more the rest is counted."""

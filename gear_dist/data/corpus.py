@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import xxhash
 
-from gear_dist.cache_folder import cache_folder
-from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
 from gear_dist.data.split_names import split_of
 from gear_dist.data.tar_samples import READ_SUFFIXES
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage, open_storage, write_file
+from gear_dist.storage.base import Storage, open_storage, write_file
+from gear_dist.storage.cache_folder import cache_folder
+from gear_dist.storage.checksums import crc64nvme_hex
 
 _COUNT_THREADS = 4
 _SPLITS = ("train", "validation")

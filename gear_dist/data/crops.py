@@ -7,7 +7,7 @@ import simplejpeg
 import torch
 from torch.nn import functional as F
 
-from gear_dist.colour import WHITE, Colour
+from gear_dist.config.colour import WHITE, Colour
 from gear_dist.data.images import check_size, decode_image, decode_jpeg, size_by_short_side
 
 _SAME_AS_PIL = ("YCbCr", "Gray", "RGB")

@@ -13,7 +13,7 @@ from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.data.shard_reader import Shard, find_damage, parse_shard, refuse_shard
 from gear_dist.errors import DataError, StorageError
-from gear_dist.storage import MissingObjectError, Storage
+from gear_dist.storage.base import MissingObjectError, Storage
 
 THREADS = 6
 FIRST_PAUSE_S = 0.2

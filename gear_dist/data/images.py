@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from gear_dist.colour import WHITE, Colour
+from gear_dist.config.colour import WHITE, Colour
 
 MAX_ASPECT = 50
 """Longer images are refused: resized by their short side they would be enormous."""

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gear_dist.colour import WHITE, Colour
+from gear_dist.config.colour import WHITE, Colour
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.data.manifest import Manifest, ShardInfo
 from gear_dist.data.shard_reader import Sample, UnreadableSampleError, read_shard
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage
+from gear_dist.storage.base import Storage
 
 UNKNOWN = -1  # class or attribute of a sample that does not record it
 _ZOOM = 1.4

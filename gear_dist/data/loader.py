@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gear_dist.config import DataConfig
+from gear_dist.config.schema import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.batch_reader import BatchReader
 from gear_dist.data.batches import Batch, BatchMaker
@@ -25,7 +25,7 @@ from gear_dist.data.plan import DataPlan, Position, Share
 from gear_dist.data.read_ahead import ReadAhead
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import DataError
-from gear_dist.paths import local_path
+from gear_dist.storage.paths import local_path
 
 
 class ShardLoader:

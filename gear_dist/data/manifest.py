@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from gear_dist.errors import DataError
-from gear_dist.json_files import build_record, parse_json
-from gear_dist.storage import MissingObjectError, Storage
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.json_files import build_record, parse_json
 
 SCHEMA_VERSION = 2
 DATASET_KEY = "manifest/dataset.json"

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gear_dist.data.manifest import Manifest, ShardInfo, group_parts, samples_key
-from gear_dist.ranged_file import RangedFile
-from gear_dist.storage import Storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.ranged_file import RangedFile
 
 _HEADER_BYTES = 512
 _END_BYTES = 2 * _HEADER_BYTES

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gear_dist.data.manifest import ShardInfo
-from gear_dist.paths import expand_user
-from gear_dist.storage import FileStorage, MissingObjectError
+from gear_dist.storage.base import FileStorage, MissingObjectError
+from gear_dist.storage.paths import expand_user
 
 
 class ShardCache:

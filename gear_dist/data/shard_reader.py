@@ -3,12 +3,12 @@
 import json
 from typing import Any, NamedTuple, NoReturn
 
-from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.tar_members import list_members
 from gear_dist.data.tar_samples import READ_SUFFIXES, group_samples
 from gear_dist.errors import DataError
-from gear_dist.storage import MissingObjectError, Storage
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.checksums import crc64nvme_hex
 
 _MARK = "\ufeff"
 """The byte-order mark that Windows' editors write before a text."""

@@ -13,8 +13,8 @@ from webdataset.gopen import gopen_schemes
 
 from gear_dist.data.corpus import open_corpus
 from gear_dist.errors import ConfigError
-from gear_dist.ranged_file import RangedFile
-from gear_dist.storage import FileStorage, open_storage
+from gear_dist.storage.base import FileStorage, open_storage
+from gear_dist.storage.ranged_file import RangedFile
 
 _WINDOW_BYTES = 8 << 20
 """Of a tar that is asked for at a time: each such read is retried by itself."""

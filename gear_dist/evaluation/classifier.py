@@ -13,17 +13,15 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
-from gear_dist.colour import parse_colour
-from gear_dist.config import DataConfig
+from gear_dist.config.colour import parse_colour
+from gear_dist.config.schema import DataConfig
 from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.data.labelled import (
     LabelledImages,
     LoadSettings,
     load_labelled,
 )
-from gear_dist.json_files import build_record
-from gear_dist.storage import FileStorage, make_folder
-from gear_dist.supervised import (
+from gear_dist.models.classifier_training import (
     FitSettings,
     accuracies,
     fit,
@@ -31,6 +29,8 @@ from gear_dist.supervised import (
     model_input,
     save_classifier,
 )
+from gear_dist.storage.base import FileStorage, make_folder
+from gear_dist.storage.json_files import build_record
 
 KIND = "gear-dist evaluation classifier, version 1"
 FEATURE_WIDTH = 64

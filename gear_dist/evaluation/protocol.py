@@ -13,7 +13,7 @@ from gear_dist.data.labelled import LabelledImages
 from gear_dist.evaluation.classifier import Judge, JudgeFacts
 from gear_dist.evaluation.frechet import NAME as FRECHET_NAME
 from gear_dist.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
-from gear_dist.evaluation.reconstruction import SSIM_WINDOW, psnr, ssim
+from gear_dist.evaluation.image_quality import SSIM_WINDOW, psnr, ssim
 
 Generate = Callable[[Tensor, float, int], Tensor]
 """(labels (B,) int64, guidance, seed) -> uint8 images (B, 3, H, W) on the CPU."""

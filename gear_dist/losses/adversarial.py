@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from gear_dist.config import DiscriminatorConfig
-from gear_dist.losses.lecam import LeCam
-from gear_dist.tokenizers.blocks import GroupNorm
+from gear_dist.config.schema import DiscriminatorConfig
+from gear_dist.models.discriminator.lecam import LeCam
+from gear_dist.models.tokenizers.blocks import GroupNorm
 
 INIT_STD = 0.02
 SLOPE = 0.2

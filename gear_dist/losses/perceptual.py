@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config import LossConfig
+from gear_dist.config.schema import LossConfig
 from gear_dist.errors import ConfigError
-from gear_dist.file_kinds import not_a_checkpoint
-from gear_dist.paths import local_path
+from gear_dist.storage.file_kinds import not_a_checkpoint
+from gear_dist.storage.paths import local_path
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)

@@ -6,10 +6,10 @@ of a network.
 
 from typing import Literal, NamedTuple
 
-from gear_dist.config import RunConfig
-from gear_dist.memory_estimate import NetworkStateBytes
-from gear_dist.planning.skeleton import NetworkFacts
-from gear_dist.schedule import TRAINED, StageName
+from gear_dist.config.schema import RunConfig
+from gear_dist.planning.fake_models import NetworkFacts
+from gear_dist.planning.memory import NetworkStateBytes
+from gear_dist.training.stages import TRAINED, StageName
 
 CollectiveName = Literal["all_reduce", "all_gather", "reduce_scatter"]
 _FP32 = 4

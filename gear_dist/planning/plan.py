@@ -3,21 +3,21 @@
 import dataclasses
 from typing import NamedTuple
 
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
-from gear_dist.memory_estimate import (
+from gear_dist.planning.communication import Collective, count_communication
+from gear_dist.planning.cost_model import OperationCost
+from gear_dist.planning.fake_models import NetworkFacts, count_networks
+from gear_dist.planning.hardware import Rates
+from gear_dist.planning.memory import (
     MemoryEstimate,
     NetworkStateBytes,
     ParameterCounts,
     Precision,
     estimate_memory,
 )
-from gear_dist.planning.communication import Collective, count_communication
-from gear_dist.planning.operations import OperationCost
-from gear_dist.planning.rates import Rates
-from gear_dist.planning.skeleton import NetworkFacts, count_networks
-from gear_dist.planning.updates import StageCost, count_stage
-from gear_dist.schedule import AVERAGED, TRAINED, StageName, plan_stages
+from gear_dist.planning.trace_step import StageCost, count_stage
+from gear_dist.training.stages import AVERAGED, TRAINED, StageName, plan_stages
 
 IMAGE_BYTES = 115_440
 """ImageNet's training archive, 147,897,477,120 bytes, over 1,281,167 images."""

@@ -9,7 +9,7 @@ from gear_dist.report.evaluation import list_tiles
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_count, format_duration, format_value
 from gear_dist.report.panels import Panel, Series, training_seconds
-from gear_dist.run_folder import MORE_TEACHERS
+from gear_dist.runs.run_folder import MORE_TEACHERS
 
 if TYPE_CHECKING:
     from gear_dist.report.page import RunRecord

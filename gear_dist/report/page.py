@@ -16,8 +16,8 @@ from gear_dist.report.sections import (
     draw_latest_grids,
     draw_settings,
 )
-from gear_dist.run_folder import Grid, RunFolder, Status, flatten
-from gear_dist.storage import write_text
+from gear_dist.runs.run_folder import Grid, RunFolder, Status, flatten
+from gear_dist.storage.base import write_text
 
 
 class RunRecord(NamedTuple):

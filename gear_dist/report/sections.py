@@ -10,7 +10,7 @@ from gear_dist.report.numbers import format_value
 from gear_dist.report.panels import GROUPS, Panel, Series, StageSpan
 from gear_dist.report.pictures import embed_picture, spread
 from gear_dist.report.tables import draw_table, show_value, with_units
-from gear_dist.run_folder import Grid, default_settings
+from gear_dist.runs.run_folder import Grid, default_settings
 
 _HISTORY_GRIDS = 12
 _GRID_TITLES = {"samples": "Samples", "reconstruction": "Reconstructions"}

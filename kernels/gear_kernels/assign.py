@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gear_kernels import assign_torch, reference
+from gear_kernels.assignment import Assignment
 from gear_kernels.dispatch import (
     Affinity,
     check_codes,
@@ -16,7 +17,6 @@ from gear_kernels.dispatch import (
     full_precision,
     resolve_for,
 )
-from gear_kernels.results import Assignment
 
 
 def assign(

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from gear_kernels.blocked import (
+from gear_kernels.assignment import Statistics
+from gear_kernels.dispatch import Affinity
+from gear_kernels.tiles_torch import (
     EXPONENT_FLOOR,
     ScoreGradient,
     Scorer,
@@ -11,8 +13,6 @@ from gear_kernels.blocked import (
     row_blocks,
     softmax_gradient,
 )
-from gear_kernels.dispatch import Affinity
-from gear_kernels.results import Statistics
 
 
 def statistics(

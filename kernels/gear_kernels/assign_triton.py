@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gear_kernels import assign_torch
+from gear_kernels.assignment import Statistics
 from gear_kernels.dispatch import Affinity
-from gear_kernels.results import Statistics
 from gear_kernels.tiles_triton import (
     GRADIENT_WIDTH,
     Problem,

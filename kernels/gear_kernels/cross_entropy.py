@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gear_kernels import reference
-from gear_kernels.blocked import product_into, row_blocks
 from gear_kernels.dispatch import compute_dtype, full_precision, resolve_for
+from gear_kernels.tiles_torch import product_into, row_blocks
 
 _LIBRARY = "liger_kernel"
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gear_kernels import lfq_torch, reference
+from gear_kernels.assignment import Assignment
 from gear_kernels.dispatch import (
     check_table,
     check_temperatures,
@@ -23,8 +24,7 @@ from gear_kernels.dispatch import (
     full_precision,
     resolve_for,
 )
-from gear_kernels.products import product
-from gear_kernels.results import Assignment
+from gear_kernels.full_precision_matmul import product
 
 MAX_BITS = 30
 # Keeps a product of two factors, and of its gradient, above the denormal numbers, which slow a

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gear_kernels.blocked import product_into, row_blocks
+from gear_kernels.tiles_torch import product_into, row_blocks
 
 
 def forward(high_NH: Tensor, low_NL: Tensor, table_KD: Tensor) -> Tensor:

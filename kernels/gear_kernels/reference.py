@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gear_kernels.blocked import first_duplicates
+from gear_kernels.assignment import Assignment
 from gear_kernels.dispatch import Affinity, compute_dtype
-from gear_kernels.results import Assignment
+from gear_kernels.tiles_torch import first_duplicates
 
 
 def affinities(latents_NC: Tensor, codebook_KC: Tensor, affinity: Affinity) -> Tensor:

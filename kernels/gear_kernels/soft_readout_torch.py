@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from gear_kernels.blocked import (
+from gear_kernels.dispatch import Affinity
+from gear_kernels.tiles_torch import (
     ScoreGradient,
     Scorer,
     product_into,
@@ -11,7 +12,6 @@ from gear_kernels.blocked import (
     softmax_,
     softmax_gradient,
 )
-from gear_kernels.dispatch import Affinity
 
 
 def forward(

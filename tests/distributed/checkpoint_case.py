@@ -8,14 +8,14 @@ import torch
 import training_case as case
 from torch import Tensor
 
-from gear_dist import dist
-from gear_dist.config import RunConfig
-from gear_dist.engines import TrainingEngine
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed import collectives
+from gear_dist.distributed.worker_context import Outcome
 from gear_dist.errors import ConfigError, NumericError, StorageError
-from gear_dist.host import Outcome
-from gear_dist.run_folder import RunFolder
-from gear_dist.storage import FileStorage
-from gear_dist.trainer import Trainer, train_worker
+from gear_dist.runs.run_folder import RunFolder
+from gear_dist.storage.base import FileStorage
+from gear_dist.training.engine import TrainingEngine
+from gear_dist.training.trainer import Trainer, train_worker
 
 
 def save_again(rank: int, world_size: int, configs: list[RunConfig]) -> None:
@@ -105,10 +105,10 @@ def lose_the_folder(rank: int, world_size: int, config: RunConfig) -> tuple[str,
     Returns how it ended, and the newest checkpoint.
     """
     case.train(config, rank, world_size, 3)
-    dist.barrier()
+    collectives.barrier()
     if rank == 0:
         shutil.rmtree(config.run.folder)
-    dist.barrier()
+    collectives.barrier()
     outcome = case.train(config, rank, world_size)
     return outcome.state, case.newest_state(config)
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from gear_dist import s3_client, storage_s3
 from gear_dist.checkpoints import owner
-from gear_dist.checkpoints.pieces import Piece, whole
-from gear_dist.checkpoints.resuming import open_resumed, open_store
+from gear_dist.checkpoints.resume import open_resumed, open_store
 from gear_dist.checkpoints.saving import Saver
-from gear_dist.config_files import load_config, to_dict
+from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.config.loading import load_config, to_dict
 from gear_dist.errors import UserError
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
+from gear_dist.storage import s3, s3_client
 
 NUM_ELEMENTS = 64
 CRASHED = 1
@@ -49,7 +49,7 @@ def _hurry() -> None:
     torch.set_num_threads(1)
     s3_client._MAX_WAIT_S = 0.02  # type: ignore[attr-defined]
     impatient = functools.partial(s3_client.make_client, read_timeout_s=0.4)
-    storage_s3.make_client = impatient  # type: ignore[attr-defined]
+    s3.make_client = impatient  # type: ignore[attr-defined]
     owner.HEARTBEAT_S, owner.GONE_S = 0.2, 1.0
 
 

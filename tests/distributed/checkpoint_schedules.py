@@ -20,8 +20,8 @@ import checkpoint_life
 import xxhash
 
 from fault_proxy import LOST, REFUSED, SILENT, TORN, FaultProxy, Rule
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist.storage import open_storage
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.storage.base import open_storage
 
 BUCKET = "gear-tests-schedules"
 KEEP_LAST = 2

@@ -9,12 +9,12 @@ from collective_tally import CollectiveTally
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from gear_dist.config import RunConfig, TeacherConfig
-from gear_dist.engines import TrainingEngine, prepare_deepspeed
-from gear_dist.networks import Networks
-from gear_dist.planning.operations import saved_for_backward
-from gear_dist.steps import MicroBatch, train_micro_batch
-from gear_dist.teachers.convnet import WIDTH
+from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.models.teachers.convnet import WIDTH
+from gear_dist.planning.cost_model import saved_for_backward
+from gear_dist.training.engine import TrainingEngine, prepare_deepspeed
+from gear_dist.training.networks import Networks
+from gear_dist.training.steps import MicroBatch, train_micro_batch
 
 WORKERS = 2
 TEACHER = TeacherConfig(name="convnet")

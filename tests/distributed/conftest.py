@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.cli import main
+from gear_dist.cli.main import main
 from sample_shards import SampleShards
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import joint_step_case as case
 import torch
 
-from gear_dist.config import RunConfig
-from gear_dist.engines import prepare_deepspeed
-from gear_dist.networks import Networks
+from gear_dist.config.schema import RunConfig
+from gear_dist.training.engine import prepare_deepspeed
+from gear_dist.training.networks import Networks
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "lfq": {"quantizer": "lfq", "code_width": 6, "codebook_size": 64},

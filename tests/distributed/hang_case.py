@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from gear_dist.checkpoints import slow_work
-from gear_dist.cli import main
-from gear_dist.hang import HangWatch
-from gear_dist.storage import FileStorage
-from gear_dist.trainer import Trainer
+from gear_dist.cli.main import main
+from gear_dist.distributed.hang_watchdog import HangWatch
+from gear_dist.storage.base import FileStorage
+from gear_dist.training.trainer import Trainer
 
 LIMIT_S = 5.0
 SLOW_S = 12.0

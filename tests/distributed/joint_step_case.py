@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gear_dist.config import (
+from gear_dist.config.schema import (
     AlignmentConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -18,10 +18,10 @@ from gear_dist.config import (
     StagesConfig,
     TokenizerConfig,
 )
-from gear_dist.engines import prepare_deepspeed
-from gear_dist.networks import Networks, NetworkStates
-from gear_dist.schedule import Stage
-from gear_dist.steps import MicroBatch, train_micro_batch
+from gear_dist.training.engine import prepare_deepspeed
+from gear_dist.training.networks import Networks, NetworkStates
+from gear_dist.training.stages import Stage
+from gear_dist.training.steps import MicroBatch, train_micro_batch
 from reference_numbers import part, read_reference
 
 STAGE = Stage("joint", 0, 100, 1.0)

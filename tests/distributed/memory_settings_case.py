@@ -6,8 +6,8 @@ from typing import Any
 import joint_step_case as case
 import torch
 
-from gear_dist.config import RunConfig
-from gear_dist.steps import train_micro_batch
+from gear_dist.config.schema import RunConfig
+from gear_dist.training.steps import train_micro_batch
 
 STEPS = 2
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import psutil
 
-from gear_dist.cli import main
+from gear_dist.cli.main import main
 
 GEAR_DIST = (sys.executable, "-m", "gear_dist")
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from gear_dist.config import (
+from gear_dist.config.schema import (
     AlignmentConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -12,9 +12,9 @@ from gear_dist.config import (
     RunConfig,
     TokenizerConfig,
 )
-from gear_dist.engines import prepare_deepspeed
-from gear_dist.networks import Networks
-from gear_dist.steps import MicroBatch, train_micro_batch
+from gear_dist.training.engine import prepare_deepspeed
+from gear_dist.training.networks import Networks
+from gear_dist.training.steps import MicroBatch, train_micro_batch
 from largest_tensor import LargestTensor
 
 CODES, GRID, FEATURES = 16384, 32, 10

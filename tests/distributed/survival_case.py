@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.hang_watchdog import HangWatch
+from gear_dist.distributed.worker_context import Host, Outcome, Progress
 from gear_dist.errors import DataError
-from gear_dist.hang import HangWatch
-from gear_dist.host import Host, Outcome, Progress
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 TOTAL_STEPS = int(os.environ.get("TOTAL_STEPS", "40"))
 CHECKPOINT_STEPS = 5
@@ -30,7 +30,7 @@ FAULTS = "faults.txt"
 
 def count_steps(config: RunConfig, host: Host) -> Outcome:
     """The worker function."""
-    from gear_dist import dist
+    from gear_dist.distributed import collectives
 
     folder = RunFolder(config.run.folder)
     step = _read_step(folder)
@@ -38,7 +38,7 @@ def count_steps(config: RunConfig, host: Host) -> Outcome:
         while step < TOTAL_STEPS:
             time.sleep(0.1)
             _suffer(folder, step, host.rank)
-            stop = any(dist.gather_objects(host.stop_requested()))
+            stop = any(collectives.gather_objects(host.stop_requested()))
             step += 1
             hang.beat()
             if host.rank == 0:
@@ -150,7 +150,7 @@ def prepare(root: Path, *faults: str) -> RunFolder:
 def main(words: list[str]) -> int:
     """Train; print how it ended."""
     from gear_cluster.launch import launch
-    from gear_dist.config_files import load_config
+    from gear_dist.config.loading import load_config
     from gear_dist.errors import UserError
 
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 import training_case as case
 from safetensors.torch import load_file, save_file
 
-from gear_dist.config import RunConfig
-from gear_dist.run_folder import RunFolder
+from gear_dist.config.schema import RunConfig
+from gear_dist.runs.run_folder import RunFolder
 
 STILL = (
     "stages.joint.steps=1",

@@ -7,7 +7,7 @@ import pytest
 from checkpoint_schedules import run_schedules
 
 from fault_proxy import fault_proxy
-from gear_cluster.object_store import StoreEndpoint
+from gear_cluster.demo.object_store import StoreEndpoint
 
 NUMBER = int(os.environ.get("SOAK_SCHEDULES", "200"))
 FIRST = int(os.environ.get("SOAK_FIRST", "0"))

@@ -17,9 +17,9 @@ from training_case import (
 )
 from worker_processes import run_workers
 
-from gear_dist.cli import main
-from gear_dist.config import RunConfig
-from gear_dist.run_folder import RunFolder
+from gear_dist.cli.main import main
+from gear_dist.config.schema import RunConfig
+from gear_dist.runs.run_folder import RunFolder
 from sample_shards import SampleShards
 
 STAGES = [0, 1, 2, 3]

@@ -4,12 +4,12 @@ import communication_case as case
 import pytest
 from worker_processes import run_workers
 
-from gear_dist.memory_estimate import NetworkStateBytes
 from gear_dist.planning.communication import count_communication
+from gear_dist.planning.fake_models import count_networks
+from gear_dist.planning.hardware import make_rates
+from gear_dist.planning.memory import NetworkStateBytes
 from gear_dist.planning.plan import make_plan
-from gear_dist.planning.rates import make_rates
-from gear_dist.planning.skeleton import count_networks
-from gear_dist.planning.updates import count_stage
+from gear_dist.planning.trace_step import count_stage
 
 ACCUMULATION = 2
 CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]

@@ -9,8 +9,8 @@ from ray_training_case import GEAR_DIST, Case, make_case
 from training_case import differences, newest_state
 
 from fault_proxy import Rule, fault_proxy
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist.run_folder import RunFolder
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.runs.run_folder import RunFolder
 
 SPOILED_SHARE = 0.15
 SHORT = ("run.launcher=local", "run.workers=1", "log.every_steps=1", "checkpoint.every_steps=2")

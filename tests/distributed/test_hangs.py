@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import training_case as case
 
-from gear_dist.config_files import save_config
-from gear_dist.run_folder import RunFolder, Status
+from gear_dist.config.loading import save_config
+from gear_dist.runs.run_folder import RunFolder, Status
 from sample_shards import SampleShards
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from ray_training_case import Case, make_case
 
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 UPLOADED = ("gear_dist", "kernels", "cluster", "data_prep", "configs", "pyproject.toml")

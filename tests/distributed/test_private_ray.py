@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray_training_case import GEAR_DIST, Case, list_workers, make_case
 
-from gear_dist.private_ray import private_ray
+from gear_dist.distributed.private_ray import private_ray
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from gear_cluster.launch import launch
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.worker_context import Host, Outcome, Progress
 from gear_dist.errors import ConfigError, DataError, UserError
-from gear_dist.host import Host, Outcome, Progress
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 ray = pytest.importorskip("ray")
 
@@ -91,7 +91,7 @@ def killed(config: RunConfig, host: Host) -> Outcome:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One local cluster for the tests that need no signals."""
-    from gear_cluster.ray_cluster import ray_cluster
+    from gear_cluster.ray_train.cluster import ray_cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - Ray's own spelling

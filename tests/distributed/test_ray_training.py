@@ -14,7 +14,7 @@ import pytest
 from ray_training_case import GEAR_DIST, Case, list_workers, make_case
 from safetensors.torch import load_file
 
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 TOTAL_STEPS = 24
 

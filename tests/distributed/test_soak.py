@@ -11,8 +11,8 @@ from ray_training_case import make_case
 from safetensors.torch import load_file
 from soak import Soak, Struck, draw_kills
 
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist.run_folder import RunFolder
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.runs.run_folder import RunFolder
 
 pytest.importorskip("ray")
 

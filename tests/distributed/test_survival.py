@@ -13,7 +13,7 @@ from ray_nodes import kill_group, ray_nodes
 from ray_training_case import GEAR_DIST, list_workers, make_case
 from survival_case import counting, driver, prepare, step_of
 
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 pytest.importorskip("ray")
 

@@ -7,7 +7,7 @@ import teachers_case
 import training_case as case
 from worker_processes import run_workers
 
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
 from sample_shards import SampleShards
 from tiny_encoders import save_encoder
 

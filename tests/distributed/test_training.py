@@ -13,9 +13,9 @@ import training_case as case
 from safetensors.torch import load_file
 from worker_processes import run_workers
 
-from gear_dist.config import RunConfig
-from gear_dist.config_files import save_config
-from gear_dist.run_folder import RunFolder
+from gear_dist.config.loading import save_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.runs.run_folder import RunFolder
 from loader_cases import numbered_samples, write_corpus
 from sample_shards import SampleShards
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from gear_dist.checkpoints.address import checkpoint_storage
 from gear_dist.checkpoints.contents import find_published
 from gear_dist.checkpoints.layout import split_key
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config, save_config
-from gear_dist.host import Outcome, Progress
-from gear_dist.trainer import train_worker
+from gear_dist.config.loading import load_config, save_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.worker_context import Outcome, Progress
+from gear_dist.training.trainer import train_worker
 
 SETTINGS = (
     "run.launcher=local",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.cli import main
-from gear_dist.run_folder import RunFolder
+from gear_dist.cli.main import main
+from gear_dist.runs.run_folder import RunFolder
 from sample_shards import SampleShards
 
 STEPS = ("stages.tokenizer.steps=2", "stages.joint.steps=4", "stages.generator.steps=4")

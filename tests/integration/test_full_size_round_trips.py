@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 import public_files as files
-from gear_dist.interop.exporting import export_model
-from gear_dist.interop.importing import import_checkpoints
-from gear_dist.model_folder import open_model
-from gear_dist.trained_pair import TrainedPair
+from gear_dist.inference.model_folder import open_model
+from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.interop.export import export_model
+from gear_dist.interop.import_public import import_checkpoints
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
 
 SLOW = pytest.mark.slow  # files of 0.3 to 0.9 GB each

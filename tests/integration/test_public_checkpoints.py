@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 import public_files as files
 from documented_commands import ROOT, documented_commands, words_of
-from gear_dist.cli import main
-from gear_dist.config_files import load_config
-from gear_dist.generator import build_generator
-from gear_dist.generator.aligned import build_projector
-from gear_dist.interop.importing import import_checkpoints
-from gear_dist.run_folder import RunFolder
+from gear_dist.cli.main import main
+from gear_dist.config.loading import load_config
+from gear_dist.interop.import_public import import_checkpoints
+from gear_dist.models.generator import build_generator
+from gear_dist.models.generator.aligned import build_projector
+from gear_dist.runs.run_folder import RunFolder
 from sample_shards import SampleShards
 
 SMALL_RUN = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gear_cluster import object_store
-from gear_dist.cli import main
+from gear_cluster.demo import object_store
+from gear_dist.cli.main import main
 
 SMALL = [
     "run.launcher=local",
@@ -50,7 +50,7 @@ def test_from_images_to_report_and_again(
     images = tmp_path / "pictures"
     draw_pictures(images)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gear_dist.evaluation.cli.CLASSIFIER_STEPS", 20)
+    monkeypatch.setattr("gear_dist.cli.evaluate.CLASSIFIER_STEPS", 20)
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_ADDRESS"))]:
         monkeypatch.delenv(name)
     # What the command sets is undone with the rest.

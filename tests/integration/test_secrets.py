@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray_training_case import CONFIG
 
-from gear_cluster import object_store
+from gear_cluster.demo import object_store
 
 GEAR_DIST = (sys.executable, "-m", "gear_dist")
 NAMES = (

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from documented_commands import ROOT, documented_commands, words_of
-from gear_dist.cli import main
-from gear_dist.run_folder import RunFolder
+from gear_dist.cli.main import main
+from gear_dist.runs.run_folder import RunFolder
 from sample_shards import SampleShards
 
 TRAINED = {"warm-up": "tokenizer", "joint": "joint"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from documented_commands import documented_commands, words_of
-from gear_dist.cli import main
-from gear_dist.run_folder import RunFolder
+from gear_dist.cli.main import main
+from gear_dist.runs.run_folder import RunFolder
 from tiny_encoders import save_encoder
 
 QUANTIZERS = documented_commands("training.md", "Quantizers")

@@ -15,8 +15,8 @@ from gear_kernels import (
     straight_through_readout,
     vocabulary_cross_entropy,
 )
-from gear_kernels.blocked import first_duplicates, row_blocks
 from gear_kernels.cross_entropy import resolve_cross_entropy
+from gear_kernels.tiles_torch import first_duplicates, row_blocks
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from kernel_cases import (
     sharp_tolerance,
 )
 
-from gear_kernels import assign, blocked, soft_readout, vocabulary_cross_entropy
+from gear_kernels import assign, soft_readout, tiles_torch, vocabulary_cross_entropy
 
 HARD_BOTH = [case._replace(affinity=affinity) for case in HARD for affinity in (SQUARED, INNER)]
 RUNS = [run_assign, run_soft_readout, run_straight_through]
@@ -36,7 +36,7 @@ LFQ_CASES = [
 def blocking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once with blocks of 16 rows, so that their sums meet, and once as it comes."""
     if request.param == "many blocks":
-        monkeypatch.setattr(blocked, "_CPU_TILE_ELEMENTS", 1)
+        monkeypatch.setattr(tiles_torch, "_CPU_TILE_ELEMENTS", 1)
 
 
 @pytest.mark.parametrize("affinity", [SQUARED, INNER])

@@ -30,7 +30,7 @@ from gear_kernels import (
     lfq_triton,
     reference,
     resolve,
-    soft_gradient_triton,
+    soft_readout_backward_triton,
     tiles_triton,
 )
 from gear_kernels.soft_readout import soft_readout
@@ -148,7 +148,7 @@ def test_lfq_half_precision_table(dtype: torch.dtype) -> None:
 
 def test_several_launches_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Partial gradients of the codebook that would take too much memory are written in turns."""
-    monkeypatch.setattr(soft_gradient_triton, "_PARTIAL_BYTES", 1)
+    monkeypatch.setattr(soft_readout_backward_triton, "_PARTIAL_BYTES", 1)
     assert_parity(run_soft_readout, "triton", Case(260, 100, 8, 17))
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.addresses import Address, join_address, parse_address, split_address
-from gear_dist.cli import main
-from gear_dist.config_files import load_config
+from gear_dist.cli.main import main
+from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
-from gear_dist.paths import local_path
-from gear_dist.storage import FileStorage, open_storage
+from gear_dist.storage.addresses import Address, join_address, parse_address, split_address
+from gear_dist.storage.base import FileStorage, open_storage
+from gear_dist.storage.paths import local_path
 from image_files import encode
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")

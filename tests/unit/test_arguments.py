@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist import cli
-from gear_dist.arguments import OneLineParser, number, path_argument, whole
+from gear_dist.cli import main as cli
+from gear_dist.cli.arguments import OneLineParser, number, path_argument, whole
 from gear_dist.errors import ConfigError, one_line
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gear_data_prep import native
-from gear_dist.cache_folder import cache_folder, find_intruder, make_cache_folder
+from gear_data_prep.images import native
+from gear_dist.storage.cache_folder import cache_folder, find_intruder, make_cache_folder
 
 ANOTHER = 54321
 """A user's number that is neither this process's nor root's."""

@@ -10,15 +10,15 @@ import pytest
 
 from checkpoint_states import RUN, make_store, pieces, save
 from fault_proxy import REFUSED, SILENT, TORN, FaultProxy, Rule, fault_proxy
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist import s3_client, storage_s3
+from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.checkpoints.contents import look, read_manifest
 from gear_dist.checkpoints.layout import Manifest, PartRecord
+from gear_dist.checkpoints.manager import UnusableCheckpointsError
 from gear_dist.checkpoints.saving import Saver
-from gear_dist.checkpoints.store import UnusableCheckpointsError
 from gear_dist.errors import DataError, StorageError
-from gear_dist.storage import FileStorage, Storage, open_storage
-from gear_dist.storage_s3 import S3Storage
+from gear_dist.storage import s3, s3_client
+from gear_dist.storage.base import FileStorage, Storage, open_storage
+from gear_dist.storage.s3 import S3Storage
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def proxied(
     def impatient(*args: Any, **options: Any) -> Any:
         return s3_client.make_client(*args, read_timeout_s=0.3, **options)
 
-    monkeypatch.setattr(storage_s3, "make_client", impatient)
+    monkeypatch.setattr(s3, "make_client", impatient)
     with fault_proxy(object_store.endpoint, 0) as (url, proxy):
         # A test's name would match the rules' paths.
         yield S3Storage(f"s3://gear-tests-faults/{secrets.token_hex(6)}", url), proxy

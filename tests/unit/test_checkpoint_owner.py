@@ -13,10 +13,10 @@ from gear_dist.checkpoints.address import check_address
 from gear_dist.checkpoints.contents import look
 from gear_dist.checkpoints.layout import ALIVE, OWNER
 from gear_dist.checkpoints.owner import Claim, Owner, Ownership, TakenError, claim_address
-from gear_dist.cli import main
-from gear_dist.config_files import load_config
+from gear_dist.cli.main import main
+from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage import Storage, open_storage
+from gear_dist.storage.base import Storage, open_storage
 
 CONFIG = {"config": {"run": {"seed": 0}}}
 

@@ -11,14 +11,14 @@ import torch
 from checkpoint_states import RUN, make_store, pieces, read
 from gear_dist.checkpoints import slow_work
 from gear_dist.checkpoints.layout import OWNER, POINTER
+from gear_dist.checkpoints.manager import CheckpointStore, UnusableCheckpointsError
 from gear_dist.checkpoints.owner import Owner, Ownership
-from gear_dist.checkpoints.pieces import Piece, whole
-from gear_dist.checkpoints.reading import CheckpointReader
+from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
-from gear_dist.checkpoints.store import CheckpointStore, UnusableCheckpointsError
-from gear_dist.config import CheckpointConfig
+from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.config.schema import CheckpointConfig
 from gear_dist.errors import DataError, StorageError
-from gear_dist.storage import FileStorage, Storage, open_storage
+from gear_dist.storage.base import FileStorage, Storage, open_storage
 
 OWN = {POINTER, OWNER}
 

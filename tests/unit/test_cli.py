@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist import cli
+from gear_dist.cli import main as cli
 from gear_dist.errors import DataError
 
 COMMANDS = (
@@ -120,7 +120,7 @@ def test_data_error_has_code_three(
 def test_help_needs_no_heavy_import() -> None:
     program = (
         "import sys\n"
-        "from gear_dist.cli import build_parser\n"
+        "from gear_dist.cli.main import build_parser\n"
         "build_parser()\n"
         "print(sorted({'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)))\n"
     )
@@ -134,7 +134,7 @@ def test_runs_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
-        "import gear_dist.cli as cli\n"
+        "import gear_dist.cli.main as cli\n"
         "try: cli.main(['--version'])\n"
         "except SystemExit: pass\n"
         "import gear_cluster, gear_kernels, gear_data_prep\n"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gear_dist.config import RunConfig, TeacherConfig
-from gear_dist.config_files import load_config, save_config
+from gear_dist.config.loading import load_config, save_config
+from gear_dist.config.schema import RunConfig, TeacherConfig
 from gear_dist.errors import ConfigError
 
 

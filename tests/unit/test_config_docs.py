@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from gear_dist.config import RunConfig, TeacherConfig
-from gear_dist.config_docs import list_settings, render
-from gear_dist.config_files import to_dict
-from gear_dist.run_folder import flatten
+from gear_dist.config.docs import list_settings, render
+from gear_dist.config.loading import to_dict
+from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.runs.run_folder import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,7 @@ def test_every_setting_is_listed():
 
 def test_the_page_is_current():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == render(), "run: python -m gear_dist.config_docs > docs/configuration.md"
+    assert page == render(), "run: python -m gear_dist.config.docs > docs/configuration.md"
 
 
 def test_tables_are_whole():

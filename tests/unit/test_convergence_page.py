@@ -4,10 +4,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from gear_dist.convergence.arms import ARMS, WARM_UP
-from gear_dist.convergence.page import draw_curves, draw_reached, draw_table
-from gear_dist.convergence.study import Point, Run, Study, run_study
 from gear_dist.errors import ConfigError
+from gear_dist.reproduce.arms import ARMS, WARM_UP
+from gear_dist.reproduce.page import draw_curves, draw_reached, draw_table
+from gear_dist.reproduce.study import Point, Run, Study, run_study
 
 
 def run_of(*frechets: float, teraflops: float = 1.0) -> list[Point]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 import webdataset
 
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist.config import DataConfig, GeneratorConfig
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.config.schema import DataConfig, GeneratorConfig
 from gear_dist.data import corpus as corpus_module
 from gear_dist.data import fetching
 from gear_dist.data import plan as plan_module
@@ -23,8 +23,8 @@ from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.steps import MicroBatch, kept_labels
-from gear_dist.storage import open_storage
+from gear_dist.storage.base import open_storage
+from gear_dist.training.steps import MicroBatch, kept_labels
 from loader_cases import (
     all_keys,
     flat_image,

@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from gear_dist import doctor
-from gear_dist.doctor import Check
+from gear_dist.cli import doctor
+from gear_dist.cli.doctor import Check
 from gear_dist.errors import DataError
 
 GIB = 1024**3
@@ -192,12 +192,12 @@ def test_a_store_is_opened(tmp_path, monkeypatch):
 
 
 def test_a_store_that_refuses_gives_its_own_line(tmp_path, monkeypatch):
-    from gear_dist import storage
+    from gear_dist.storage import base
 
     def refuse(_address, _endpoint):
         raise DataError("s3://b: wrong credentials; set AWS_ACCESS_KEY_ID")
 
-    monkeypatch.setattr(storage, "open_storage", refuse)
+    monkeypatch.setattr(base, "open_storage", refuse)
     check = doctor.check_store("s3://b", "")
     assert (check.status, check.detail) == (
         "fail",

@@ -3,9 +3,9 @@
 import json
 import subprocess
 
-from gear_dist import environment
-from gear_dist.config_files import load_config
-from gear_dist.environment import collect_environment
+from gear_dist.config.loading import load_config
+from gear_dist.runs import environment
+from gear_dist.runs.environment import collect_environment
 
 
 def test_the_record_holds_what_a_reader_needs_to_repeat_a_run():

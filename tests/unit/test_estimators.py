@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gear_dist.config import GeneratorConfig, TokenizerConfig
-from gear_dist.generator import Generator, SoftTokens, StraightThroughTokens
-from gear_dist.steps import soft_tokens
-from gear_dist.tokenizers import build_tokenizer
+from gear_dist.config.schema import GeneratorConfig, TokenizerConfig
+from gear_dist.models.generator import Generator, SoftTokens, StraightThroughTokens
+from gear_dist.models.tokenizers import build_tokenizer
+from gear_dist.training.steps import soft_tokens
 from gear_kernels.reference import affinities, lfq_affinities
 
 CODES, TAU, GRID, BATCH = 16, 0.7, 3, 2

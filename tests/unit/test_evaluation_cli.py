@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.cli import main
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config
-from gear_dist.generator import build_generator
-from gear_dist.run_folder import RunFolder
-from gear_dist.tokenizers import build_tokenizer
-from gear_dist.weights import save_run_weights
+from gear_dist.cli.main import main
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.inference.weights import save_run_weights
+from gear_dist.models.generator import build_generator
+from gear_dist.models.tokenizers import build_tokenizer
+from gear_dist.runs.run_folder import RunFolder
 
 TINY = [
     "data.image_size=32",

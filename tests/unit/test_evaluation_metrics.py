@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from gear_dist.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
-from gear_dist.evaluation.reconstruction import psnr, ssim
+from gear_dist.evaluation.image_quality import psnr, ssim
 
 
 def gaussian(mean: list[float], variances: list[float]) -> Gaussian:

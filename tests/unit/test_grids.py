@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gear_dist.config_files import load_config
+from gear_dist.config.loading import load_config
 from gear_dist.errors import DataError
-from gear_dist.grids import GridPainter
-from gear_dist.metrics_log import MetricsLog
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.loggers import MetricsLog
+from gear_dist.runs.run_folder import RunFolder
+from gear_dist.training.sample_grids import GridPainter
 from sample_shards import SampleShards
 
 

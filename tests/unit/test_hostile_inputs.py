@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gear_dist.cli import build_parser
+from gear_dist.cli.main import build_parser
 from hostile_arguments import BASES, VALUES, argument_cases, base_case, find_commands, setting_cases
 from hostile_files import file_cases
 from hostile_run import (
@@ -145,7 +145,7 @@ def test_a_cause_is_the_last_line_of_ours() -> None:
         'Traceback\n  File "/x/gear_dist/cli.py", line 3, in main\n'
         '  File "/x/lib/torch.py", line 9, in load\nValueError: no: number\n'
     )
-    assert innermost(trace) == "ValueError at gear_dist/cli.py 3, in main"
+    assert innermost(trace) == "ValueError at gear_dist/cli/main.py 3, in main"
 
 
 @pytest.mark.slow  # about twenty minutes in all

@@ -13,11 +13,11 @@ import simplejpeg
 import skimage
 from PIL import Image
 
-from gear_data_prep.captions import check_captions
-from gear_data_prep.image_checks import CHECKS, ImageSettings, check_image
-from gear_data_prep.jpeg_codes import can_read_codes
+from gear_data_prep.images.captions import check_captions
+from gear_data_prep.images.checks import CHECKS, ImageSettings, check_image
+from gear_data_prep.images.jpeg_codes import can_read_codes
+from gear_data_prep.images.resize import ResizeSettings, resize_image
 from gear_data_prep.policies import POLICIES, parse_policies
-from gear_data_prep.resize import ResizeSettings, resize_image
 from gear_data_prep.samples import BadSampleError, parse_sidecar
 from gear_dist.data.images import decode_image
 from gear_dist.errors import ConfigError

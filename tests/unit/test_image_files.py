@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import public_files as files
-from gear_dist.cli import main
+from gear_dist.cli.main import main
+from gear_dist.cli.sample import parse_classes
 from gear_dist.errors import ConfigError
-from gear_dist.generation_cli import parse_classes
-from gear_dist.interop.importing import import_checkpoints
+from gear_dist.interop.import_public import import_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_classes_that_are_none(text):
 
 def test_help_needs_no_torch():
     program = (
-        "import sys; from gear_dist.cli import build_parser; build_parser(); "
+        "import sys; from gear_dist.cli.main import build_parser; build_parser(); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

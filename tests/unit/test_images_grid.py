@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gear_dist.images_grid import compose_grid, pair_rows, save_grid
+from gear_dist.report.image_grid import compose_grid, pair_rows, save_grid
 
 
 def solid(colours, size=4):

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from gear_cluster.object_store import StoreEndpoint
-from gear_data_prep import index_cache
-from gear_data_prep.sources import make_spec, open_source
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_data_prep.sources import index_cache, make_spec, open_source
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
-from gear_dist import storage_s3
-from gear_dist.storage import open_storage
-from gear_dist.storage_s3 import S3Storage
+from gear_dist.storage import s3
+from gear_dist.storage.base import open_storage
+from gear_dist.storage.s3 import S3Storage
 from image_files import encode, tar_bytes
 
 ROOT = "s3://gear-tests-index"
@@ -26,7 +25,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects count as unchanged for long, which the embedded store needs to be trusted."""
-    monkeypatch.setattr(storage_s3, "SETTLED_S", 0)
+    monkeypatch.setattr(s3, "SETTLED_S", 0)
 
 
 @pytest.fixture
@@ -136,12 +135,12 @@ def test_a_tag_of_time_waits_until_a_change_would_show(object_store: StoreEndpoi
     storage = open_storage(f"{ROOT}/time")
     storage.write("k", b"1")
     assert storage.tag("k") == ""
-    time.sleep(storage_s3.SETTLED_S + 1)
+    time.sleep(s3.SETTLED_S + 1)
     first = storage.tag("k")
     assert first == storage.tag("k") != ""
     storage.write("k", b"2")
     assert storage.tag("k") == ""
-    time.sleep(storage_s3.SETTLED_S + 1)
+    time.sleep(s3.SETTLED_S + 1)
     assert storage.tag("k") not in ("", first)
 
 

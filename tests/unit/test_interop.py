@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import public_files as files
-from gear_dist.cli import main
-from gear_dist.config import DiscriminatorConfig
-from gear_dist.config_files import load_config
+from gear_dist.cli.main import main
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import DiscriminatorConfig
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.generator import build_aligned_generator, build_generator
-from gear_dist.interop.architecture import infer_settings
-from gear_dist.interop.exporting import export_model
-from gear_dist.interop.importing import import_checkpoints
+from gear_dist.inference.model_folder import open_model
+from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.interop.export import export_model
+from gear_dist.interop.import_public import import_checkpoints
+from gear_dist.interop.infer_config import infer_settings
 from gear_dist.losses.adversarial import PatchDiscriminator
-from gear_dist.model_folder import open_model
-from gear_dist.networks import load_network
-from gear_dist.start import load_start, open_start
-from gear_dist.tokenizers import build_tokenizer
-from gear_dist.trained_pair import TrainedPair
+from gear_dist.models.generator import build_aligned_generator, build_generator
+from gear_dist.models.tokenizers import build_tokenizer
+from gear_dist.training.init_from import load_start, open_start
+from gear_dist.training.networks import load_network
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
 from reference_numbers import assert_close, read_reference
 

@@ -12,9 +12,9 @@ import simplejpeg
 import skimage
 from PIL import Image
 
-from gear_data_prep import jpeg_codes
-from gear_data_prep.image_checks import ImageSettings, check_image
-from gear_data_prep.jpeg_codes import Codes, can_read_codes, read_codes
+from gear_data_prep.images import jpeg_codes
+from gear_data_prep.images.checks import ImageSettings, check_image
+from gear_data_prep.images.jpeg_codes import Codes, can_read_codes, read_codes
 from gear_data_prep.samples import BadSampleError
 from gear_dist.errors import ConfigError
 

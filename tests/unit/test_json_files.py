@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from gear_dist.json_files import build_record, parse_json
+from gear_dist.storage.json_files import build_record, parse_json
 
 
 class _Inner(NamedTuple):

@@ -12,14 +12,14 @@ import psutil
 import pytest
 
 from gear_cluster.launch import launch
-from gear_cluster.ray_attempt import worker_environment
-from gear_cluster.ray_cluster import ray_cluster
-from gear_cluster.stop import StopSignals
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config
+from gear_cluster.ray_train.attempt import worker_environment
+from gear_cluster.ray_train.cluster import ray_cluster
+from gear_cluster.signals import StopSignals
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.worker_context import Host, Outcome, Progress
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.host import Host, Outcome, Progress
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 
 def local_config(root: Path, *overrides: str) -> RunConfig:
@@ -137,7 +137,7 @@ def test_second_interrupt_ends_a_worker_that_hangs(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from gear_cluster.launch import launch\n"
-        "from gear_dist.config_files import load_config\n"
+        "from gear_dist.config.loading import load_config\n"
         "def worker(config, host):\n"
         "    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
         "    raise AssertionError('still there')\n"

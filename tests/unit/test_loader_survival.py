@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from fault_proxy import FAULTS, fault_proxy
-from gear_cluster.object_store import StoreEndpoint
+from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.data import fetching
 from gear_dist.data import plan as plan_module
 from gear_dist.data.corpus import Corpus, open_corpus
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.loader import build_loader
 from gear_dist.errors import DataError
-from gear_dist.storage import FileStorage, open_storage
+from gear_dist.storage.base import FileStorage, open_storage
 from loader_cases import SMALL, all_keys, make_loader, numbered_samples, same, take, write_corpus
 
 

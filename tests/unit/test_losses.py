@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gear_dist.config import DiscriminatorConfig, LossConfig
+from gear_dist.config.schema import DiscriminatorConfig, LossConfig
 from gear_dist.errors import ConfigError
+from gear_dist.inference.weights import join_states, split_states
 from gear_dist.losses.adversarial import INIT_STD, Critic, PatchDiscriminator, build_critic
 from gear_dist.losses.alignment import alignment_loss
-from gear_dist.losses.lecam import LeCam
 from gear_dist.losses.perceptual import SCALE, SHIFT, load_lpips
 from gear_dist.losses.reconstruction import gradient_loss
-from gear_dist.networks import load_network
-from gear_dist.weights import join_states, split_states
+from gear_dist.models.discriminator.lecam import LeCam
+from gear_dist.training.networks import load_network
 
 VGG_CONVS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 VGG_WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]

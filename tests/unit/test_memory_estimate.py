@@ -2,9 +2,9 @@
 
 import pytest
 
-from gear_dist.config_files import load_config
+from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
-from gear_dist.memory_estimate import (
+from gear_dist.planning.memory import (
     ActivationBytes,
     ParameterCounts,
     estimate_memory,

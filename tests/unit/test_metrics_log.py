@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 
-from gear_dist.config_files import load_config
-from gear_dist.metrics_log import JsonLinesSink, WandbSink, open_metrics_log
-from gear_dist.run_folder import RunFolder
+from gear_dist.config.loading import load_config
+from gear_dist.runs.loggers import JsonLinesSink, WandbSink, open_metrics_log
+from gear_dist.runs.run_folder import RunFolder
 
 
 class FakeRun:

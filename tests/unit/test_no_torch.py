@@ -9,10 +9,13 @@ import pytest
 @pytest.mark.parametrize(
     "modules",
     [
-        "gear_data_prep.cli, gear_data_prep.corpus, gear_data_prep.sample_corpus",
-        "gear_data_prep.repair, gear_data_prep.stats_page, gear_data_prep.sources.url_table",
-        "gear_dist.storage, gear_dist.storage_s3, gear_dist.data.manifest, gear_dist.config_files",
-        "gear_cluster.object_store, gear_cluster.store_cli",
+        "gear_data_prep.cli.main, gear_data_prep.sharding.pipeline",
+        "gear_data_prep.demo.procedural_corpus",
+        "gear_data_prep.corpus_tools.repair, gear_data_prep.corpus_tools.stats_page",
+        "gear_data_prep.sources.url_table",
+        "gear_dist.storage.base, gear_dist.storage.s3, gear_dist.data.manifest",
+        "gear_dist.config.loading",
+        "gear_cluster.demo.object_store, gear_cluster.cli.store",
     ],
 )
 def test_no_torch(modules: str) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gear_cluster import object_store, store_cli
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist.cli import main
+from gear_cluster.cli import store as store_cli
+from gear_cluster.demo import object_store
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.cli.main import main
 from gear_dist.errors import DataError, StorageError
-from gear_dist.s3_client import make_client
+from gear_dist.storage.s3_client import make_client
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gear_dist import cli
-from gear_dist.config_files import load_config
+from gear_dist.cli import main as cli
+from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
-from gear_dist.generator.rotary import rotary_table
+from gear_dist.models.generator.rotary import rotary_table
+from gear_dist.models.teachers import load_teachers, teacher_class
+from gear_dist.planning.fake_models import build_skeleton, count_networks, fake_tensors
+from gear_dist.planning.hardware import PEAKS, make_rates
 from gear_dist.planning.plan import make_plan
-from gear_dist.planning.rates import PEAKS, make_rates
-from gear_dist.planning.skeleton import build_skeleton, count_networks, fake_tensors
-from gear_dist.planning.updates import count_stage
-from gear_dist.teachers import load_teachers, teacher_class
+from gear_dist.planning.trace_step import count_stage
 from tiny_encoders import run_tower, save_encoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"

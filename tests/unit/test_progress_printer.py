@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gear_cluster.progress import ProgressPrinter, format_duration
-from gear_dist.host import Progress
+from gear_dist.distributed.worker_context import Progress
 
 METRICS = {
     "images_per_s": 151.96,

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from gear_data_prep import public_address
-from gear_data_prep.public_address import is_public, resolve
+from gear_data_prep.sources import public_address
+from gear_data_prep.sources.public_address import is_public, resolve
 
 PUBLIC = (
     "8.8.8.8",

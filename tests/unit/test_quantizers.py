@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from gear_dist.config import TokenizerConfig
-from gear_dist.generator import SoftTokens
-from gear_dist.generator.transformer import TokenEmbedding
+from gear_dist.config.schema import TokenizerConfig
 from gear_dist.losses.entropy import entropy_loss
-from gear_dist.tokenizers import build_tokenizer
+from gear_dist.models.generator import SoftTokens
+from gear_dist.models.generator.transformer import TokenEmbedding
+from gear_dist.models.tokenizers import build_tokenizer
 from largest_tensor import LargestTensor
 
 CODES = 16384

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from gear_cluster import quickstart as room
-from gear_cluster.quickstart import QuickstartRequest, default_config, quickstart
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config
+from gear_cluster.demo import quickstart as room
+from gear_cluster.demo.quickstart import QuickstartRequest, default_config, quickstart
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 
 def request(data: Path | None = None, name: str = "", seed: int = 0, *overrides: str):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gear_dist.config import DiscriminatorConfig, RunConfig
-from gear_dist.config_files import load_config, save_config
+from gear_dist.config.loading import load_config, save_config
+from gear_dist.config.schema import DiscriminatorConfig, RunConfig
+from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.plan import make_plan
-from gear_dist.planning.rates import make_rates
 from public_layouts import GENERATORS, TOKENIZERS
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -6,13 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gear_dist.config import DiscriminatorConfig, GeneratorConfig, SamplingConfig, TokenizerConfig
-from gear_dist.generator.sampling import sample
-from gear_dist.generator.transformer import Generator, SoftTokens
+from gear_dist.config.schema import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    SamplingConfig,
+    TokenizerConfig,
+)
+from gear_dist.inference.sampler import sample
 from gear_dist.losses.adversarial import PatchDiscriminator, adversarial_loss, hinge_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.reconstruction import l1_loss
-from gear_dist.tokenizers import LearnedCodes, build_tokenizer
+from gear_dist.models.generator.transformer import Generator, SoftTokens
+from gear_dist.models.tokenizers import LearnedCodes, build_tokenizer
 from gear_kernels import Affinity
 from reference_numbers import assert_close, part, read_reference
 

@@ -11,18 +11,18 @@ import pytest
 
 from gear_cluster.launch import launch
 from gear_cluster.rendezvous import Processes, is_first_process, read_processes
-from gear_dist.config_files import load_config
+from gear_dist.config.loading import load_config
+from gear_dist.distributed.worker_context import Outcome
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.host import Outcome
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 PROGRAM = """
 import sys
 from gear_cluster import rendezvous
 from gear_cluster.launch import launch
-from gear_dist.config_files import load_config
+from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
-from gear_dist.host import Outcome
+from gear_dist.distributed.worker_context import Outcome
 
 def worker(config, host):
     from gear_dist import dist

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gear_dist.config_files import load_config
+from gear_dist.cli import report as cli
+from gear_dist.config.loading import load_config
 from gear_dist.errors import DataError
-from gear_dist.images_grid import save_grid
-from gear_dist.report import cli
 from gear_dist.report.curves import draw_chart, smooth, thin_out
+from gear_dist.report.image_grid import save_grid
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import (
     format_count,
@@ -35,7 +35,7 @@ from gear_dist.report.panels import (
     training_seconds,
 )
 from gear_dist.report.pictures import embed_picture, spread
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 DEMO = ["losses.lpips_weight=0", "losses.gradient_weight=1", "stages.joint.steps=100"]
 

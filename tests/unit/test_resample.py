@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gear_data_prep import native
-from gear_data_prep import resample as module
-from gear_data_prep.native import load_native
-from gear_data_prep.resample import resample
+from gear_data_prep.images import native
+from gear_data_prep.images import resample as module
+from gear_data_prep.images.native import load_native
+from gear_data_prep.images.resample import resample
 
 SIZES = [
     ((500, 375), (341, 256)),

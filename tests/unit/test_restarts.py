@@ -8,19 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from gear_cluster import ray_advice, ray_room
-from gear_cluster.progress_board import BoardState, WorkerFailure
-from gear_cluster.ray_advice import Ask, GrowthAdviser, PreemptionAdviser
-from gear_cluster.ray_attempt import judge
-from gear_cluster.ray_crash import LogEnds, describe_crash, find_dead_worker, is_preempted
-from gear_cluster.ray_launch import train_variables
-from gear_cluster.ray_room import Sizes, choose_sizes, count_room, wait_for_room
-from gear_cluster.restarts import LONGEST_BACKOFF_S, FailureBudget, newest_step
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config
+from gear_cluster.ray_train import capacity, stop_policies
+from gear_cluster.ray_train.attempt import judge
+from gear_cluster.ray_train.capacity import Sizes, choose_sizes, count_room, wait_for_room
+from gear_cluster.ray_train.coordinator import BoardState, WorkerFailure
+from gear_cluster.ray_train.driver import train_variables
+from gear_cluster.ray_train.failure_budget import LONGEST_BACKOFF_S, FailureBudget, newest_step
+from gear_cluster.ray_train.failure_report import (
+    LogEnds,
+    describe_crash,
+    find_dead_worker,
+    is_preempted,
+)
+from gear_cluster.ray_train.stop_policies import Ask, GrowthAdviser, PreemptionAdviser
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.worker_context import Outcome
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.host import Outcome
-from gear_dist.run_folder import RunFolder
+from gear_dist.runs.run_folder import RunFolder
 
 RUNNING = BoardState([], None, None, {0: "a", 1: "b"}, "")
 
@@ -82,7 +87,7 @@ def test_room_is_whole_workers_on_nodes_that_stay(nodes) -> None:
 
 def test_the_most_that_fits_is_started(nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     free, _ = nodes
-    monkeypatch.setattr(ray_room, "SETTLE_S", 0.0)
+    monkeypatch.setattr(capacity, "SETTLE_S", 0.0)
     sizes = Sizes((2, 4, 8), use_gpu=False)
     free["a"] = {"CPU": 7.0}
     assert wait_for_room(sizes, threading.Event()) == 4
@@ -115,7 +120,7 @@ def test_sizes_are_those_that_divide_the_batch(monkeypatch: pytest.MonkeyPatch) 
 def test_draining_nodes_of_the_run_are_a_reason_to_stop(
     nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_advice, "DRAIN_POLL_S", 0.0)
+    monkeypatch.setattr(stop_policies, "DRAIN_POLL_S", 0.0)
     _, draining = nodes
     adviser = PreemptionAdviser("head", grace_s=9.0)
     draining["elsewhere"] = 0
@@ -135,7 +140,7 @@ def test_draining_nodes_of_the_run_are_a_reason_to_stop(
 
 
 def test_room_must_be_seen_twice_to_grow(nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_advice, "GROWTH_POLL_S", 0.0)
+    monkeypatch.setattr(stop_policies, "GROWTH_POLL_S", 0.0)
     free, _ = nodes
     sizes = Sizes((2, 4), use_gpu=False)
     adviser = GrowthAdviser(sizes, 2, grace_s=9.0)
@@ -236,7 +241,7 @@ def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
 def test_hang_watch_ends_a_process_with_its_stacks() -> None:
     program = (
         "import time\n"
-        "from gear_dist.hang import HangWatch\n"
+        "from gear_dist.distributed.hang_watchdog import HangWatch\n"
         "with HangWatch(1.0) as watch:\n"
         "    for _ in range(4): time.sleep(0.5); watch.beat()\n"
         "print('alive', flush=True)\n"

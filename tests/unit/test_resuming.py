@@ -2,15 +2,15 @@
 
 import pytest
 
-from gear_dist import dist
-from gear_dist.checkpoints.resuming import fit_workers
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config
+from gear_dist.checkpoints.resume import fit_workers
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed import collectives
 from gear_dist.errors import ConfigError
 
 
 def accumulation(config: RunConfig, workers: int, monkeypatch, first=None) -> int:
-    monkeypatch.setattr(dist, "world_size", lambda: workers)
+    monkeypatch.setattr(collectives, "world_size", lambda: workers)
     facts = {"first_workers": first[0], "first_micro_batch": first[1]} if first else None
     return fit_workers(config, facts).engine.accumulation
 

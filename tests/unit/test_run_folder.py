@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from gear_dist import storage
-from gear_dist.config_files import load_config
+from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.run_folder import RunFolder, Status
+from gear_dist.runs.run_folder import RunFolder, Status
+from gear_dist.storage import base as storage
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_line_torn_by_a_kill_is_ignored_and_overwritten(folder):
 def test_a_killed_writer_loses_no_finished_record(folder):
     program = f"""
     import os, signal
-    from gear_dist.run_folder import RunFolder
+    from gear_dist.runs.run_folder import RunFolder
     folder = RunFolder({str(folder.path)!r})
     for step in range(1, 101):
         folder.append_metrics({{"step": step}})
@@ -272,7 +272,7 @@ def test_a_full_disk_stops_the_log_with_one_line_and_leaves_whole_lines(folder):
     program = f"""
     import resource, sys
     from gear_dist.errors import StorageError
-    from gear_dist.run_folder import RunFolder
+    from gear_dist.runs.run_folder import RunFolder
     folder = RunFolder({str(folder.path)!r})
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     try:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.cli import main
+from gear_dist.cli.main import main
 from gear_dist.errors import StorageError
-from gear_dist.run_folder import RunFolder
-from gear_dist.run_lock import run_lock
+from gear_dist.runs.lock import run_lock
+from gear_dist.runs.run_folder import RunFolder
 
 HOLD = """
 import sys
 from pathlib import Path
-from gear_dist.run_lock import run_lock
+from gear_dist.runs.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -10,9 +10,9 @@ import pytest
 from awscrt import checksums
 from botocore.exceptions import ClientError
 
-from gear_dist import s3_client, s3_upload
 from gear_dist.errors import StorageError
-from gear_dist.s3_upload import Target, upload_stream
+from gear_dist.storage import s3_client, s3_upload
+from gear_dist.storage.s3_upload import Target, upload_stream
 
 PART = 1 << 20
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gear_data_prep import sample_corpus
-from gear_data_prep.sample_corpus import CLASSES, CorpusSettings, draw_sample, make_corpus
+from gear_data_prep.demo import procedural_corpus
+from gear_data_prep.demo.procedural_corpus import CLASSES, CorpusSettings, draw_sample, make_corpus
 from gear_dist.errors import ConfigError, DataError, StorageError
 
 SMALL = CorpusSettings(size=32, train=48, validation=16)
@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_same_bytes_for_any_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_corpus, "_CHUNK", 7)
+    monkeypatch.setattr(procedural_corpus, "_CHUNK", 7)
     assert make_corpus(tmp_path / "one", SMALL, workers=1)
     assert make_corpus(tmp_path / "two", SMALL, workers=2)
     one = contents(tmp_path / "one")
@@ -115,7 +115,7 @@ def test_finished_corpus_is_reused(tmp_path: Path) -> None:
 
 def test_interrupted_corpus_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_corpus(tmp_path / "whole", SMALL, workers=1)
-    real = sample_corpus.encode_jpeg
+    real = procedural_corpus.encode_jpeg
     calls = iter(range(20))
 
     def stops(pixels: np.ndarray) -> bytes:
@@ -123,11 +123,11 @@ def test_interrupted_corpus_is_completed(tmp_path: Path, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return real(pixels)
 
-    monkeypatch.setattr(sample_corpus, "encode_jpeg", stops)
+    monkeypatch.setattr(procedural_corpus, "encode_jpeg", stops)
     with pytest.raises(KeyboardInterrupt):
         make_corpus(tmp_path / "c", SMALL, workers=1)
     monkeypatch.undo()
-    assert not (tmp_path / "c" / sample_corpus.MARKER).exists()
+    assert not (tmp_path / "c" / procedural_corpus.MARKER).exists()
     assert make_corpus(tmp_path / "c", SMALL, workers=1)
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 

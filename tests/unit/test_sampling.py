@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gear_dist.config import GeneratorConfig, SamplingConfig
+from gear_dist.config.schema import GeneratorConfig, SamplingConfig
 from gear_dist.errors import ConfigError
-from gear_dist.generator.sampling import draw, filter_logits, sample
-from gear_dist.generator.transformer import Generator
+from gear_dist.inference.sampler import draw, filter_logits, sample
+from gear_dist.models.generator.transformer import Generator
 
 LOGITS = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gear_dist.config import OptimizerConfig, StageConfig, StagesConfig
-from gear_dist.schedule import plan_stages, rate_factor
+from gear_dist.config.schema import OptimizerConfig, StageConfig, StagesConfig
+from gear_dist.training.stages import plan_stages, rate_factor
 
 
 def test_stages_follow_one_another_and_empty_ones_are_left_out():

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gear_cluster.object_store import StoreEndpoint
-from gear_dist.cli import main
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.cli.main import main
 from gear_dist.data.manifest import load_manifest
-from gear_dist.storage import FileStorage, Storage, open_storage
+from gear_dist.storage.base import FileStorage, Storage, open_storage
 from loader_cases import tar_of
 
 

@@ -13,17 +13,17 @@ import webdataset
 import xxhash
 from PIL import Image
 
-from gear_data_prep import corpus, tasks
 from gear_data_prep.__main__ import main as data_prep
-from gear_data_prep.plan import PlanSettings, make_plan
+from gear_data_prep.sharding import executors, pipeline
+from gear_data_prep.sharding.plan import PlanSettings, make_plan
 from gear_data_prep.sources import make_spec, open_source
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
-from gear_dist.checksums import crc64nvme_hex
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.tar_members import list_members
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage import open_storage
+from gear_dist.storage.base import open_storage
+from gear_dist.storage.checksums import crc64nvme_hex
 from sample_shards import SampleShards
 
 
@@ -320,20 +320,20 @@ def test_vanished_file(small_tree: Path, tmp_path: Path) -> None:
     spec = make_spec(str(small_tree), "folder", SourceOptions(validation_share=0.0))
     source = open_source(spec)
     (small_tree / "dog/7.png").unlink()
-    settings = corpus.CorpusSettings(PlanSettings())
+    settings = pipeline.CorpusSettings(PlanSettings())
     storage = open_storage(str(tmp_path / "out"))
     with pytest.raises(DataError, match=r"dog/7.png: no such file"):
-        corpus.make_corpus(storage, source, "train", settings, spec=spec)
+        pipeline.make_corpus(storage, source, "train", settings, spec=spec)
 
 
 def test_dead_workers_are_replaced(
     small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(shards, make_job, workers: int):
-        yield tasks.run_job(make_job(next(shards)))
+        yield executors.run_job(make_job(next(shards)))
         raise BrokenProcessPool
 
-    monkeypatch.setattr(tasks, "_pool_outcomes", dying)
+    monkeypatch.setattr(executors, "_pool_outcomes", dying)
     options = ("--shard-samples", "9", "--validation-share", "0")
     assert shard(small_tree, tmp_path / "out", *options, workers=2) == 5
     assert list((tmp_path / "out/train/shards").iterdir())

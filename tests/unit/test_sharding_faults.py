@@ -3,10 +3,10 @@
 import pytest
 
 from fault_proxy import FAULTS, LOST, fault_proxy
-from gear_cluster.object_store import StoreEndpoint
+from gear_cluster.demo.object_store import StoreEndpoint
 from gear_data_prep.__main__ import main as data_prep
-from gear_dist import s3_client, s3_upload
-from gear_dist.storage_s3 import S3Storage
+from gear_dist.storage import s3_client, s3_upload
+from gear_dist.storage.s3 import S3Storage
 from sample_shards import SampleShards
 
 SHARE = 0.3

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gear_cluster.object_store import StoreEndpoint
+from gear_cluster.demo.object_store import StoreEndpoint
 from gear_data_prep.__main__ import main as data_prep
-from gear_dist.storage import open_storage
-from gear_dist.storage_s3 import S3Storage
+from gear_dist.storage.base import open_storage
+from gear_dist.storage.s3 import S3Storage
 
 OPTIONS = ("--shard-bytes", "24M", "--validation-share", "0", "--policy", "palette=keep")
 PLACES = [("file", 1), ("file", 2), ("s3", 1), ("s3", 2)]

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import public_files as files
-from gear_dist.config import RunConfig
-from gear_dist.config_files import load_config, save_config
+from gear_dist.config.loading import load_config, save_config
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.interop.importing import import_checkpoints
-from gear_dist.networks import load_network
-from gear_dist.start import load_start, open_start
-from gear_dist.weights import join_states, save_run_weights, split_states
+from gear_dist.inference.weights import join_states, save_run_weights, split_states
+from gear_dist.interop.import_public import import_checkpoints
+from gear_dist.training.init_from import load_start, open_start
+from gear_dist.training.networks import load_network
 
 FAMILIES = ("vq", "lfq", "ibq")
 

@@ -11,11 +11,11 @@ from webdataset.gopen import gopen_schemes
 
 from documented_commands import section
 from fault_proxy import FAULTS, fault_proxy
-from gear_cluster.object_store import StoreEndpoint
+from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.data.manifest import load_samples
 from gear_dist.data.stock_webdataset import register_s3, shard_urls
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage import open_storage
+from gear_dist.storage.base import open_storage
 from sample_shards import SampleShards
 
 

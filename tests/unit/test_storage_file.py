@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gear_dist.checksums import crc64nvme_hex
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage import FileStorage, ObjectInfo, atomic_file, open_storage
+from gear_dist.storage.base import FileStorage, ObjectInfo, atomic_file, open_storage
+from gear_dist.storage.checksums import crc64nvme_hex
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_listing_hides_unfinished_writes(storage: FileStorage) -> None:
 
 def test_killed_writers_are_cleaned_up(storage: FileStorage) -> None:
     code = (
-        "import os, sys; from gear_dist.storage import open_storage\n"
+        "import os, sys; from gear_dist.storage.base import open_storage\n"
         "with open_storage(sys.argv[1]).writer('shards/k') as stream:\n"
         "    stream.write(b'half'); stream.flush(); os.kill(os.getpid(), 9)"
     )
@@ -174,7 +174,7 @@ def test_create_without_hard_links(storage: FileStorage, monkeypatch: pytest.Mon
 
 
 def test_checksum_in_windows(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gear_dist import storage as module
+    from gear_dist.storage import base as module
 
     data = os.urandom(100_000)
     storage.write("k", data)

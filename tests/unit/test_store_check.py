@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gear_cluster import store_check
-from gear_cluster.object_store import StoreEndpoint
-from gear_cluster.store_check import Finding
-from gear_dist.cli import main
-from gear_dist.s3_client import make_client
-from gear_dist.storage import open_storage
+from gear_cluster.conformance import checks
+from gear_cluster.conformance.checks import Finding
+from gear_cluster.demo.object_store import StoreEndpoint
+from gear_dist.cli.main import main
+from gear_dist.storage.base import open_storage
+from gear_dist.storage.s3_client import make_client
 from lacking_store import ADDS, LACKS, changed_store
 
 BUCKET = "gear-tests-check"
@@ -81,7 +81,7 @@ def test_what_a_store_has_is_told(
 def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "check", f"s3://{BUCKET}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    named = [one[0] for one in store_check._CAPABILITIES]
+    named = [one[0] for one in checks._CAPABILITIES]
     assert all(any(name in line for line in lines) for name in named)
 
 
@@ -111,4 +111,4 @@ def test_addresses_that_cannot_be_checked(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_documentation_names_every_capability() -> None:
     text = (Path(__file__).parents[2] / "docs/object-storage.md").read_text()
-    assert not [name for name, *_ in store_check._CAPABILITIES if f"| {name} |" not in text]
+    assert not [name for name, *_ in checks._CAPABILITIES if f"| {name} |" not in text]

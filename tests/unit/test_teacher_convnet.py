@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from gear_dist.cli import main
-from gear_dist.config import TeacherConfig
+from gear_dist.cli.main import main
+from gear_dist.config.schema import TeacherConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
-from gear_dist.teachers import TEACHERS, load_teacher
-from gear_dist.teachers.convnet import (
+from gear_dist.models.teachers import TEACHERS, load_teacher
+from gear_dist.models.teachers.convnet import (
     WIDTH,
     ConvNet,
     ConvNetTeacher,
@@ -202,11 +202,11 @@ def test_every_teacher_of_the_configuration_is_registered():
     names = typing.get_args(typing.get_type_hints(TeacherConfig)["name"])
     assert sorted(names) == sorted(TEACHERS)
     with pytest.raises(ImportError, match="no_such"):
-        from gear_dist.teachers import no_such  # noqa: F401
+        from gear_dist.models.teachers import no_such  # noqa: F401
 
 
 def test_registry_and_command_do_not_import_torch():
-    rooms = "gear_dist.teachers.cli, gear_dist.evaluation.cli"
+    rooms = "gear_dist.cli.teacher, gear_dist.cli.evaluate"
     code = f"import sys, {rooms}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

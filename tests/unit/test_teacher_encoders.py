@@ -9,16 +9,16 @@ import transformers as hf
 from transformers import image_utils
 
 from documented_commands import section
-from gear_dist.config import TeacherConfig
-from gear_dist.config_files import load_config
-from gear_dist.teachers import (
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import TeacherConfig
+from gear_dist.models.teachers import (
     TEACHERS,
     load_teacher,
     load_teachers,
     normalise_features,
     teacher_class,
 )
-from gear_dist.teachers.encoder import EncoderTeacher
+from gear_dist.models.teachers.encoder import EncoderTeacher
 from tiny_encoders import GRID, LAYOUTS, WIDTH, TinyEncoder, make_encoder, run_tower, save_encoder
 
 NORMALISED = {

@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from gear_dist.errors import ConfigError
-from gear_dist.teachers import normalise_features
-from gear_dist.teachers.encoder import IMAGENET_MEAN, IMAGENET_STD, EncoderInput, resample_positions
+from gear_dist.models.teachers import normalise_features
+from gear_dist.models.teachers.encoder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EncoderInput,
+    resample_positions,
+)
 from reference_numbers import assert_close, read_reference
 
 

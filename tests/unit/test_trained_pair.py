@@ -3,9 +3,9 @@
 import torch
 
 import public_files as files
-from gear_dist.interop.importing import import_checkpoints
-from gear_dist.model_folder import open_model
-from gear_dist.trained_pair import TrainedPair
+from gear_dist.inference.model_folder import open_model
+from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.interop.import_public import import_checkpoints
 
 
 def test_large_images_go_through_the_tokenizer_a_few_at_a_time(tmp_path):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from gear_dist.config import LogConfig, RunConfig, TokenizerConfig, WatchdogConfig
+from gear_dist.config.schema import LogConfig, RunConfig, TokenizerConfig, WatchdogConfig
 from gear_dist.errors import ConfigError, NumericError
-from gear_dist.watchdog import Watchdog
+from gear_dist.training.collapse_monitor import Watchdog
 
 WINDOW = 1000
 

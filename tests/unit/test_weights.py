@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from gear_dist.config import RunConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import DataError, StorageError
-from gear_dist.weights import check_fit, read_weights, write_weights
+from gear_dist.inference.weights import check_fit, read_weights, write_weights
 
 
 def test_the_library_reads_every_kind_of_tensor_back(tmp_path):
@@ -53,7 +53,7 @@ def test_writing_takes_no_copy_of_the_tensors(tmp_path):
     program = f"""
 import resource, torch
 from pathlib import Path
-from gear_dist.weights import write_weights
+from gear_dist.inference.weights import write_weights
 state = {{str(i): torch.ones(1 << 20) for i in range(16)}}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import Place, SourceOptions, open_root
-from gear_dist.addresses import parse_address
 from gear_dist.data.split_names import folder_split
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES as _NAMES
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.paths import expand_user, local_path
-from gear_dist.storage import FileStorage, Storage
+from gear_dist.storage.addresses import parse_address
+from gear_dist.storage.base import FileStorage, Storage
+from gear_dist.storage.paths import expand_user, local_path
 
 IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES)
 Opener = Callable[[Place, SourceOptions], Source]

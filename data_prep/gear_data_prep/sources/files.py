@@ -3,12 +3,12 @@
 import io
 from typing import BinaryIO, NamedTuple
 
-from gear_dist.addresses import parse_address, split_address
 from gear_dist.data.tar_members import ReadAt
 from gear_dist.errors import DataError
-from gear_dist.paths import local_path
-from gear_dist.ranged_file import RangedFile
-from gear_dist.storage import FileStorage, ObjectInfo, Storage, open_storage
+from gear_dist.storage.addresses import parse_address, split_address
+from gear_dist.storage.base import FileStorage, ObjectInfo, Storage, open_storage
+from gear_dist.storage.paths import local_path
+from gear_dist.storage.ranged_file import RangedFile
 
 _WINDOW_BYTES = 4 << 20
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.index_cache import remember
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample, RawSample
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import (
@@ -22,6 +21,7 @@ from gear_data_prep.sources.files import (
     open_seekable,
     read_at,
 )
+from gear_data_prep.sources.index_cache import remember
 from gear_data_prep.sources.labels import read_labels
 from gear_data_prep.sources.tar_runs import (
     FIELDS,
@@ -33,7 +33,7 @@ from gear_data_prep.sources.webdataset_tars import parse_run
 from gear_dist.data.tar_members import Member, TarDamageError, walk_members
 from gear_dist.data.tar_samples import group_samples, is_hidden, sample_key
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage
+from gear_dist.storage.base import Storage
 
 
 class ImageNetReader(NamedTuple):

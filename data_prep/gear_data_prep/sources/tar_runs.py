@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.index_cache import remember
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
+from gear_data_prep.sources.index_cache import remember
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.data.tar_members import TarDamageError, walk_members
 from gear_dist.data.tar_samples import TarSample, group_samples

@@ -4,15 +4,15 @@ import hashlib
 from collections import Counter
 from typing import Any, NamedTuple
 
-from gear_data_prep.fetch_table import object_key, table_address, table_key
-from gear_data_prep.ledgers import ledger_key, load_rows
 from gear_data_prep.samples import NOT_FETCHED, BadSampleError, RawSample
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.class_column import ClassColumn, Label, make_class_column
+from gear_data_prep.sources.fetch_table import object_key, table_address, table_key
 from gear_data_prep.sources.files import Place, SourceOptions, is_remote
+from gear_data_prep.sources.ledgers import ledger_key, load_rows
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import DataError
-from gear_dist.storage import MissingObjectError, Storage, open_storage
+from gear_dist.storage.base import MissingObjectError, Storage, open_storage
 
 _KEPT_TABLES = 64
 

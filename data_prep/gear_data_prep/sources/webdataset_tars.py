@@ -31,7 +31,7 @@ from gear_data_prep.sources.tar_runs import TarRun, list_runs
 from gear_dist.data.tar_members import TarDamageError, walk_members
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES, TarSample, group_samples
 from gear_dist.errors import DataError
-from gear_dist.storage import Storage
+from gear_dist.storage.base import Storage
 
 _CAPTION_SUFFIXES = ("txt", "caption")
 

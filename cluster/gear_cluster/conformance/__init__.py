@@ -1,0 +1,1 @@
+"""What an object store must do, tried on any store."""

@@ -1,0 +1,1 @@
+"""The demonstration that `make train` runs, and its embedded object store."""

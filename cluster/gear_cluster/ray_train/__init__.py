@@ -1,0 +1,1 @@
+"""Training on Ray: attempts, the thread beside them, failures, capacity."""

@@ -1,0 +1,81 @@
+"""The Ray cluster that a run uses: the one that RAY_ADDRESS names, or a private local one."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.environment_variables import environment
+from gear_dist.distributed.private_ray import private_ray
+from gear_dist.errors import ConfigError
+from gear_dist.redaction import redact_text
+
+# Matches every line that Ray would print for its own processes and for workers.
+SKIP_OUTPUT = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
+
+
+def _check_address(address: str) -> None:
+    shown = redact_text(address)
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS={shown} is a job server: use `ray job submit --working-dir . -- "
+            "gear-dist train ...`, or unset RAY_ADDRESS to train on this machine"
+        )
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"RAY_ADDRESS={shown}: Ray Client is not supported: give HOST:PORT of the head, "
+            "or use `ray job submit`"
+        )
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+@contextlib.contextmanager
+def ray_cluster(config: RunConfig, verbose: bool) -> Iterator[None]:
+    """Connect to RAY_ADDRESS (set inside `ray job submit`), else start a cluster and end it.
+
+    A process that is connected already keeps its cluster and its connection.
+
+    A local cluster (`private_ray`) has as many logical CPUs as its workers need, so that two
+    workers run on one core too.
+
+    Raises:
+        ConfigError: RAY_ADDRESS cannot be used.
+        StorageError: the temporary folder cannot be written.
+    """
+    if _is_connected():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    _check_address(address)
+    num_cpus = max(os.cpu_count() or 1, config.run.workers, 2)
+    # Read when Ray is imported first, which is below.
+    with (
+        environment({} if verbose else SKIP_OUTPUT),
+        _connected(address, verbose) if address else private_ray(num_cpus, verbose=verbose),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _connected(address: str, verbose: bool) -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=verbose, logging_level=_level(verbose))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ConfigError(f"RAY_ADDRESS={redact_text(address)}: cannot connect: {line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _level(verbose: bool) -> int:
+    return logging.INFO if verbose else logging.ERROR

@@ -1,0 +1,196 @@
+"""launcher=ray: attempts of Ray Train until the run is done; this process shows progress, takes
+Ctrl-C, and decides after each attempt whether and with how many workers training goes on."""
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gear_cluster.local_launcher import Worker
+from gear_cluster.ray_train.attempt import AttemptEnd, RayAttempt, RunPlan
+from gear_cluster.ray_train.capacity import choose_sizes, wait_for_room
+from gear_cluster.ray_train.cluster import ray_cluster
+from gear_cluster.ray_train.failure_budget import FailureBudget, newest_step
+from gear_cluster.ray_train.monitor import NOT_STARTED, Watch
+from gear_cluster.signals import StopSignals
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.environment_variables import environment
+from gear_dist.distributed.worker_context import Outcome
+from gear_dist.errors import UserError
+from gear_dist.runs.run_folder import RunFolder, State
+from gear_dist.storage.private_folder import private_folder
+
+STOP_GRACE_S = 600.0
+
+
+class WorkerCrashError(UserError):
+    """A worker ended by an error that is not the user's; its log holds the traceback."""
+
+
+def train_variables(config: RunConfig) -> dict[str, str]:
+    """What Ray Train reads in the driver and hands on, where the user has not set it.
+
+    A shorter look at the workers than its 2 s ends runs and notices failures sooner; workers stay
+    in the folder that paths are meant from; a room that has gone is noticed in 15 s.
+    """
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.run.hang_timeout_s or 10**9),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def launch_ray(
+    config: RunConfig, worker: Worker, *, verbose: bool = False, grace_s: float = STOP_GRACE_S
+) -> Outcome:
+    """Run `worker` in Ray Train workers until it is done, through crashes and preemptions.
+
+    Raises:
+        UserError: as a worker raised it.
+        ConfigError: the cluster cannot run what run.workers and run.device ask for.
+        WorkerCrashError: workers have crashed more than run.max_failures times without progress.
+    """
+    # Signals wait while Ray starts: an exception in the midst of that leaves processes behind.
+    with (
+        environment(train_variables(config)),
+        StopSignals(_interrupt) as stop,
+        ray_cluster(config, verbose),
+        private_folder("gear-train-") as scratch,
+    ):
+        # Ray has taken SIGTERM for itself.
+        stop.install()
+        if stop.requested.is_set():
+            return _given_up(config, NOT_STARTED)
+        if not verbose:
+            logging.getLogger("ray").setLevel(logging.ERROR)
+        plan = RunPlan(config, worker, choose_sizes(config), verbose, str(scratch))
+        _note_passing_folder(config)
+        attempts = _Attempts(plan, stop, grace_s)
+        try:
+            return attempts.run()
+        except KeyboardInterrupt:
+            return attempts.give_up()
+
+
+def _interrupt() -> None:
+    # Ray's waiting calls look for signals every second, so an exception gets through.
+    raise KeyboardInterrupt
+
+
+def _given_up(config: RunConfig, why: str, step: int = 0) -> Outcome:
+    sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
+    before = RunFolder(config.run.folder).read_status()
+    step = max(step, before.step if before else 0)
+    return Outcome("interrupted", step, f"{why}; no checkpoint was written")
+
+
+def _note_passing_folder(config: RunConfig) -> None:
+    """Inside `ray job submit` the working folder is a copy that goes when the job's files go."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.run.folder.is_absolute():
+        print(
+            f"run.root={config.run.root} is below this job's temporary copy of the working folder "
+            f"({Path.cwd()}): set run.root to a folder that stays and that all nodes share",
+            flush=True,
+        )
+
+
+def _resuming(config: RunConfig) -> RunConfig:
+    """What run.resume=none forbids is going on with an earlier command's run, not with this one."""
+    if config.run.resume != "none":
+        return config
+    return replace(config, run=replace(config.run, resume="auto"))
+
+
+class _Attempts:
+    """Starts a run again and again until it is over."""
+
+    def __init__(self, plan: RunPlan, stop: StopSignals, grace_s: float) -> None:
+        self._plan = plan
+        self._stop = stop
+        self._grace_s = grace_s
+        self._folder = RunFolder(plan.config.run.folder)
+        self._budget = FailureBudget(plan.config.run.max_failures)
+        self._number = 1
+        self._watch: Watch | None = None
+
+    def run(self) -> Outcome:
+        """The outcome that ends the command.
+
+        Raises:
+            UserError: see `launch_ray`.
+        """
+        self._forget_earlier_attempts()
+        while size := wait_for_room(self._plan.sizes, self._stop.requested):
+            end = self._attempt(size)
+            if end.kind == "over":
+                assert end.outcome is not None
+                return end.outcome
+            if end.kind == "crashed":
+                self._after_crash(end.reason)
+            elif end.kind == "moved":
+                self._go_on(end.reason)
+        step = newest_step(self._plan.config)
+        return Outcome("interrupted", step, f"{self._stop.reason} between two attempts")
+
+    def _attempt(self, size: int) -> AttemptEnd:
+        attempt = RayAttempt(self._plan, size)
+        self._watch = watch = attempt.watch(self._stop, self._grace_s)
+        try:
+            with watch:
+                error = attempt.fit()
+            return attempt.end(watch, error)
+        finally:
+            attempt.close()
+
+    def give_up(self) -> Outcome:
+        """The outcome where a second Ctrl-C, or a lack of patience, has ended `run`."""
+        watch = self._watch
+        why = (watch and watch.why_given_up) or "a second Ctrl-C"
+        return _given_up(self._plan.config, why, watch.step if watch else 0)
+
+    def _after_crash(self, reason: str) -> None:
+        """Wait a little, or give up.
+
+        Raises:
+            WorkerCrashError: run.max_failures is used up.
+        """
+        budget = self._budget
+        if not budget.spend(newest_step(self._plan.config)):
+            if budget.failures > 1:
+                reason += f" (failure {budget.failures} without a new checkpoint)"
+            self._write_status("failed", exit_code=WorkerCrashError.exit_code, reason=reason)
+            raise WorkerCrashError(reason)
+        self._go_on(
+            f"{reason} (failure {budget.failures} of at most {budget.max_failures})", reason
+        )
+        self._stop.requested.wait(budget.backoff_s())
+
+    def _go_on(self, reason: str, failure: str | None = None) -> None:
+        self._number += 1
+        self._plan = self._plan._replace(config=_resuming(self._plan.config))
+        step = newest_step(self._plan.config)
+        print(f"{reason}: attempt {self._number} goes on from step {step}", flush=True)
+        self._write_status("restarting", reason=reason, attempt=self._number, last_failure=failure)
+
+    def _forget_earlier_attempts(self) -> None:
+        """The numbers of another command's attempts."""
+        status = self._folder.read_status()
+        if status is not None and status.attempt > 1:
+            self._write_status(status.state, reason=status.reason, attempt=1)
+
+    def _write_status(self, state: State, **details: Any) -> None:
+        """Correct status.json between attempts, where a worker has written one.
+
+        A run that starts again stands at its newest checkpoint, any other where it came to.
+        """
+        status = self._folder.read_status()
+        if status is not None:
+            step = newest_step(self._plan.config) if state == "restarting" else status.step
+            self._folder.write_status(state, step, status.total_steps, **details)

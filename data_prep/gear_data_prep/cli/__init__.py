@@ -1,0 +1,1 @@
+"""The commands `shard`, `verify`, `repair`, `stats`, `preview` and `sample-corpus`."""

@@ -1,0 +1,488 @@
+"""`gear-dist shard`: a corpus of any kind to shards with a manifest."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gear_data_prep.policies import describe_policies, parse_policies
+from gear_dist.cli.arguments import MAX_SEED, colour_argument, number, whole
+from gear_dist.config.colour import WHITE, hex_colour
+from gear_dist.config.schema import MAX_THREADS
+from gear_dist.errors import ConfigError
+from gear_dist.storage.addresses import join_address, parse_address
+from gear_dist.storage.paths import local_path
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MIN_RATE = 0.001
+_KINDS = ("auto", "folder", "imagenet", "webdataset", "parquet", "urls")
+_TEXT = """\
+Shards SOURCE into DESTINATION/train and, where there is one, DESTINATION/validation.
+
+SOURCE, a path or s3:// address, is one of:
+  folder      {train,val}/CLASS/NAME.jpg or CLASS/NAME.jpg; NAME.txt is the caption, NAME.json the
+              attributes
+  imagenet    the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
+  webdataset  tars of {key}.jpg with {key}.txt, {key}.json ("caption") or {key}.cls
+  parquet     Hugging Face layout: image bytes and captions
+  urls        a parquet, CSV or TSV table of url and caption; images are fetched first, and rows
+              without one count towards --max-bad-share
+
+Run again after an interruption it continues; a finished corpus is reused.
+"""
+_EPILOG = "policies (--policy KIND=ACTION; the first action is the default):\n"
+
+
+def add_shard(subparsers: Any) -> None:
+    """Add `shard` to the command line."""
+    parser = subparsers.add_parser(
+        "shard",
+        help="images with classes or captions to shards with a manifest, on a folder or S3",
+        description=_TEXT,
+        epilog=_EPILOG + describe_policies(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("destination", metavar="DESTINATION", help="s3://BUCKET/PREFIX or a folder")
+    parser.add_argument("--kind", choices=_KINDS, default="auto", help="what SOURCE is")
+    _add_shard_options(parser)
+    _add_sample_options(parser)
+    _add_source_options(parser)
+    _add_fetch_options(parser)
+    _add_run_options(parser)
+    parser.set_defaults(run=_shard)
+
+
+def add_option(
+    parser: Any, name: str, kind: Callable[[str], Any], default: object, text: str
+) -> None:
+    """An option whose default is shown."""
+    metavar = {int: "N", float: "NUMBER", str: "TEXT"}[type(default)]
+    help_text = f"{text} (default: %(default)r)"
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)
+
+
+def _add_shard_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("shards")
+    for name, kind, default, text in (
+        ("--shard-samples", whole(1), 1000, "most samples of a shard"),
+        ("--shard-bytes", str, "256M", "most bytes of a shard, with K, M or G"),
+        ("--seed", whole(0, MAX_SEED), 0, "seed of the order"),
+        (
+            "--validation-share",
+            number(0, 1),
+            0.1,
+            "share held out where SOURCE has no validation split",
+        ),
+        ("--block-samples", whole(1), 16, "most neighbours of a tar that stay together"),
+    ):
+        add_option(group, name, kind, default, text)
+    group.add_argument(
+        "--without-duplicates-of",
+        metavar="CORPUS",
+        default="",
+        help="leave out the duplicates that a corpus of the same source and settings holds, which "
+        "is the prefix that an earlier run of this command wrote to; what validation holds leaves "
+        "train",
+    )
+
+
+def _add_sample_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("samples")
+    group.add_argument(
+        "--check",
+        choices=("header", "decode", "strict"),
+        default="strict",
+        help="how images are checked: strict finds corruption that decoders pass (default)",
+    )
+    for name, kind, default, text in (
+        ("--max-pixels", whole(1), 64_000_000, "images with more are bad"),
+        ("--max-bytes", str, "64M", "longer images are bad"),
+        (
+            "--max-bad-share",
+            number(0, 1),
+            0.01,
+            "a larger share of bad or unfetched samples stops it",
+        ),
+        (
+            "--short-side",
+            whole(0, 65_536),
+            0,
+            "resize to this short side, pixels; 0: copy as they are",
+        ),
+        ("--quality", whole(0, 100), 98, "JPEG quality of resized images"),
+    ):
+        add_option(group, name, kind, default, text)
+    group.add_argument(
+        "--filter",
+        choices=("bicubic", "area"),
+        default="bicubic",
+        help="bicubic: PIL's, the default; area: means of the area that a pixel covers, faster",
+    )
+    group.add_argument(
+        "--subsampling",
+        choices=("444", "420"),
+        default="444",
+        help="chroma of resized images: 444 keeps all of it, the default",
+    )
+    group.add_argument(
+        "--background",
+        type=colour_argument,
+        default=WHITE,
+        metavar="COLOUR",
+        help="what shows through transparent pixels where pixels are encoded anew: a name, #rrggbb "
+        "or r,g,b (default: white); images that are copied get the loader's data.background",
+    )
+    group.add_argument(
+        "--keep-original", action="store_true", help="keep KEY.original.SUFFIX beside a resized one"
+    )
+    group.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="KIND=ACTION",
+        help="what is done about odd samples: see below",
+    )
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("source")
+    for name, text in (
+        ("--classes", "file of class names, one a line, for sources that have numbers only"),
+        ("--labels", "imagenet: file of the validation images' classes"),
+        ("--image-column", "parquet: column of image bytes"),
+        (
+            "--caption-column",
+            "parquet, urls: column of captions; webdataset: JSON member",
+        ),
+        ("--class-column", "parquet and urls: column of class indices or names"),
+        ("--url-column", "urls: column of addresses"),
+    ):
+        group.add_argument(name, default="", metavar="NAME", help=text)
+
+
+def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fetching (urls)")
+    group.add_argument(
+        "--fetched",
+        default="",
+        metavar="ADDRESS",
+        help="where images are kept (default: DESTINATION/fetched)",
+    )
+    for name, kind, default, text in (
+        ("--connections", whole(1, MAX_THREADS), 32, "downloads at a time"),
+        ("--rate", _rate, 10.0, "requests a second to one host; 0: no limit"),
+        ("--timeout", number(0.001, 86_400), 10.0, "seconds of silence that end a try"),
+        (
+            "--row-timeout",
+            number(0.001, 86_400),
+            60.0,
+            "seconds that a row may take, without waits for --rate",
+        ),
+        ("--attempts", whole(1), 3, "tries of an address"),
+    ):
+        add_option(group, name, kind, default, text)
+    group.add_argument("--refetch", action="store_true", help="try again what failed")
+    group.add_argument(
+        "--allow-private", action="store_true", help="fetch from private addresses as well"
+    )
+
+
+def _rate(text: str) -> float:
+    """Requests a second; fewer than one in a quarter of an hour would never end."""
+    rate = number()(text)
+    if 0 < rate < _MIN_RATE:
+        raise argparse.ArgumentTypeError(
+            f"{text} is too small: use at least {_MIN_RATE:g}, or 0 for no limit"
+        )
+    return rate
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    add_option(group, "--endpoint", str, "", "S3 endpoint; empty: AWS_ENDPOINT_URL, else AWS")
+    add_option(
+        group,
+        "--workers",
+        whole(1, MAX_THREADS),
+        os.cpu_count() or 1,
+        "processes, or Ray tasks at a time",
+    )
+    group.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
+    group.add_argument("--overwrite", action="store_true", help="replace a corpus of another plan")
+    group.add_argument("--json", action="store_true", help="a JSON summary on standard output")
+
+
+def _shard(args: argparse.Namespace) -> int:
+    from gear_data_prep.sharding.pipeline import make_corpus
+    from gear_data_prep.sources import make_spec, open_source
+    from gear_dist.data.contents import read_contents
+    from gear_dist.storage.base import open_storage
+
+    start = time.monotonic()
+    parse_address(args.destination, "DESTINATION")
+    settings = _corpus_settings(args)
+    notes: list[str] = []
+    spec = make_spec(
+        args.source, args.kind, _source_options(args), args.endpoint, tell=notes.append
+    )
+    _check_places(spec.address, args.destination, args.endpoint)
+    summary: dict[str, Any] = {"source": spec.address, "kind": spec.kind, "splits": {}}
+    if spec.kind == "urls":
+        fetched = args.fetched or join_address(args.destination, "fetched", "DESTINATION")
+        address = open_storage(fetched, args.endpoint).address
+        spec = spec._replace(options=spec.options._replace(fetched=address))
+        summary["fetch"] = _fetch(args, spec)
+    source = open_source(spec)
+    summary["source"] = source.address
+    notes += source.notes
+    if source.num_ignored:
+        notes.append(f"{source.num_ignored:,} files are no images: left out")
+    if args.validation_share and "validation" not in source.splits:
+        notes.append(
+            f"no validation split: {source.num_samples:,} samples are too few to hold out a share: "
+            "they are one block, which a smaller --block-samples may divide"
+        )
+    summary["notes"] = notes
+    for note in () if args.json else notes:
+        print(f"shard: {note}", flush=True)
+    for split in source.splits:
+        storage = open_storage(join_address(args.destination, split, "DESTINATION"), args.endpoint)
+        dropped = None
+        if args.without_duplicates_of:
+            dropped = _find_dropped(args, source, split)
+        result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
+        contents = read_contents(storage, result.facts)
+        # Validation is too small to have all of them.
+        empty = _empty_classes(storage, contents) if split == "train" else []
+        summary["splits"][split] = _summarise(storage.address, result, contents, empty)
+        if not args.json:
+            print(_tell(split, summary["splits"][split], contents), flush=True)
+    if line := _unknown_to_train(summary["splits"]):
+        summary["warnings"] = [line]
+        if not args.json:
+            print(f"WARNING: shard: {line}", flush=True)
+    summary["seconds"] = round(time.monotonic() - start, 3)
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    return 0
+
+
+def _check_places(source: str, destination: str, endpoint: str) -> None:
+    """Refuse what would overwrite the source, be read as a part of it, or lie in a corpus.
+
+    Raises:
+        ConfigError: names both places.
+    """
+    from gear_dist.data.manifest import DATASET_KEY
+    from gear_dist.storage.addresses import join_address, parse_address
+    from gear_dist.storage.base import open_storage, overlap
+
+    if parse_address(destination, "DESTINATION").path.strip("/") == "" and "s3:" not in destination:
+        raise ConfigError(
+            f"DESTINATION {destination}: is the root of the file system: name a folder"
+        )
+    for name in ("train", "validation"):
+        place = open_storage(join_address(destination, name, "DESTINATION"), endpoint)
+        if overlap(open_storage(source, endpoint), place):
+            raise ConfigError(
+                f"DESTINATION {destination}: {place.address} and SOURCE {source} lie in one "
+                "another: shards would overwrite or become part of what they are made of; give "
+                "shards a place of their own"
+            )
+    if open_storage(destination, endpoint).exists(DATASET_KEY):
+        raise ConfigError(
+            f"DESTINATION {destination}: is one split of a corpus, and shards would lie inside it: "
+            "give the folder above it, or another place"
+        )
+
+
+def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
+    """Duplicates of a former corpus; of images in both splits those in `train`."""
+    from gear_data_prep.corpus_tools.duplicates import find_dropped
+    from gear_dist.storage.base import open_storage
+
+    option = "--without-duplicates-of"
+    former = {
+        name: open_storage(join_address(args.without_duplicates_of, name, option), args.endpoint)
+        for name in source.splits
+    }
+    held_out = former.get("validation") if split == "train" else None
+    return find_dropped(former[split], source, split, held_out=held_out)
+
+
+def _empty_classes(storage: Any, contents: Any) -> list[str]:
+    """A warning where classes have no image: a number that is none makes all below it classes."""
+    from gear_dist.data.contents import SHOWN_CLASSES, classes_without_images
+
+    empty = classes_without_images(storage, contents)
+    if not empty:
+        return []
+    names = ", ".join(empty[:SHOWN_CLASSES]) + (", ..." if len(empty) > SHOWN_CLASSES else "")
+    return [
+        f"{len(empty):,} of {len(contents.classes):,} classes have no image ({names}): a generator "
+        "learns nothing of them; see the report of bad images, and --class-column where the "
+        "numbers are no classes"
+    ]
+
+
+def _summarise(
+    address: str, result: Any, contents: Any, empty_classes: list[str]
+) -> dict[str, Any]:
+    from gear_dist.data.contents import SHOWN_CLASSES
+
+    facts, seconds = result.facts, max(result.seconds, 1e-6)
+    return {
+        "address": address,
+        "samples": facts.num_samples,
+        "shards": facts.num_shards,
+        "classes": len(facts.classes),
+        "first_classes": list(facts.classes[:SHOWN_CLASSES]),
+        "without_class": contents.num_without_class,
+        "with_caption": contents.num_with_caption,
+        "warnings": _surprises(contents) + empty_classes,
+        "bytes": result.num_bytes,
+        "bad": result.num_bad,
+        "skipped": result.num_skipped,
+        "odd": result.odd,
+        "reused": result.reused,
+        "seconds": round(result.seconds, 3),
+        "images_per_second": 0 if result.reused else round(facts.num_samples / seconds, 1),
+        "megabytes_per_second": 0 if result.reused else round(result.num_bytes / seconds / 1e6, 1),
+    }
+
+
+def _unknown_to_train(splits: dict[str, Any]) -> str:
+    """A warning where numbers of classes come up in validation alone."""
+    known = splits.get("train", {}).get("classes", 0)
+    found = splits.get("validation", {}).get("classes", 0)
+    if not 0 < known < found:
+        return ""
+    return (
+        f"validation has {found:,} classes and train {known:,}: those from {known} on were never "
+        "trained; see --class-column, or shard the splits from one numbering"
+    )
+
+
+def _surprises(contents: Any) -> list[str]:
+    """What nobody means, with the option that mends it."""
+    found = []
+    missing = contents.num_without_class
+    if contents.classes and missing:
+        found.append(
+            f"{missing:,} of {contents.num_samples:,} images have no class, which a generator "
+            "that is trained on classes needs: label them, or leave them out with "
+            "--policy no-class=skip"
+        )
+    if not contents.classes and not contents.num_with_caption:
+        found.append(
+            "no image has a class or a caption, so that only a tokenizer trains on this corpus: "
+            "see --class-column, --caption-column, --labels, or use folders of classes"
+        )
+    if 0 < contents.num_with_caption < contents.num_samples:
+        found.append(
+            f"{contents.num_without_caption:,} of {contents.num_samples:,} images have no caption: "
+            "--policy no-caption=skip leaves them out"
+        )
+    return found
+
+
+def _tell(split: str, node: dict[str, Any], contents: Any) -> str:
+    counts = f"{contents.describe()}; {node['shards']:,} shards"
+    out = f", {node['bad']:,} bad ones left out" if node["bad"] else ""
+    out += f", {node['skipped']:,} skipped" if node["skipped"] else ""
+    out += "".join(f", {count:,} {kind}" for kind, count in node["odd"].items())
+    speed = f"{node['images_per_second']:,.0f} images/s, {node['megabytes_per_second']:,.0f} MB/s"
+    how = "finished before, reused" if node["reused"] else f"{node['seconds']:.1f} s, {speed}"
+    lines = [f"shard {split}: {counts}{out}: {node['address']} ({how})"]
+    return "\n".join(lines + [f"WARNING: shard {split}: {line}" for line in node["warnings"]])
+
+
+def _fetch(args: argparse.Namespace, spec: Any) -> dict[str, Any]:
+    """Fetch a table of URLs; what the summary tells of it."""
+    from gear_data_prep.samples import common_reasons
+    from gear_data_prep.sources.fetch import FetchLimits
+    from gear_data_prep.sources.fetch_table import fetch_table
+
+    limits = FetchLimits(
+        max_bytes=parse_bytes("--max-bytes", args.max_bytes),
+        timeout_s=args.timeout,
+        total_s=args.row_timeout,
+        attempts=args.attempts,
+        rate=args.rate,
+        private=args.allow_private,
+    )
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if not args.json:
+            print(f"fetch: {line}", flush=True)
+
+    result = fetch_table(
+        spec.address,
+        spec.options,
+        args.endpoint,
+        limits=limits,
+        connections=args.connections,
+        again=args.refetch,
+        max_bad_share=args.max_bad_share,
+        tell=tell,
+    )
+    counts = f"{result.num_fetched:,} of {result.num_rows:,} rows have an image"
+    errors = f"; {common_reasons(result.errors)}" if result.errors else ""
+    tell(f"{counts} ({result.num_reused:,} settled before){errors}")
+    return {**result._asdict(), "lines": lines}
+
+
+def _source_options(args: argparse.Namespace) -> Any:
+    from gear_data_prep.sources.files import SourceOptions, read_lines
+
+    return SourceOptions(
+        validation_share=args.validation_share,
+        block_samples=args.block_samples,
+        classes=tuple(read_lines(args.classes)) if args.classes else (),
+        labels=str(local_path(args.labels, "--labels").absolute()) if args.labels else "",
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        class_column=args.class_column,
+        url_column=args.url_column,
+        fetched=args.fetched,
+    )
+
+
+def _corpus_settings(args: argparse.Namespace) -> Any:
+    from gear_data_prep.images.checks import ImageSettings
+    from gear_data_prep.images.jpeg_codes import can_read_codes
+    from gear_data_prep.images.resize import ResizeSettings
+    from gear_data_prep.sharding.pipeline import CorpusSettings
+    from gear_data_prep.sharding.plan import PlanSettings
+
+    read_codes = args.check == "strict" and can_read_codes()
+    if args.check == "strict" and not read_codes and not args.json:
+        print("shard: no C compiler (gcc or clang): garbled JPEGs are found less often", flush=True)
+    image = ImageSettings(
+        args.check,
+        args.max_pixels,
+        parse_bytes("--max-bytes", args.max_bytes),
+        parse_policies(args.policy),
+        read_codes,
+        hex_colour(args.background),
+    )
+    resize = ResizeSettings(
+        args.short_side, args.filter, args.quality, args.subsampling, args.keep_original
+    )
+    shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
+    plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
+    return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """A number of bytes, with K, M or G; ConfigError for anything else."""
+    unit = _UNITS.get(text[-1:].upper(), 1)
+    number = text[:-1] if unit > 1 else text
+    if not number.isdigit() or int(number) == 0:
+        raise ConfigError(f"{option} {text}: use a number above 0 with K, M or G, such as 256M")
+    return int(number) * unit

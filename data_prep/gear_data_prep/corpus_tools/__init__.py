@@ -1,0 +1,1 @@
+"""A finished corpus: verified, repaired, counted, looked at."""

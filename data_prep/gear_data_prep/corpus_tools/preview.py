@@ -1,0 +1,65 @@
+"""A contact sheet: a seeded choice of a corpus's images, read by ranges, with their classes."""
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from gear_dist.config.colour import WHITE, Colour
+from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
+from gear_dist.data.manifest import iterate_samples, load_manifest
+from gear_dist.errors import DataError
+from gear_dist.report.image_grid import compose_grid
+from gear_dist.storage.base import Storage
+
+_MAX_PIXELS = 1 << 28
+
+
+def contact_sheet(
+    storage: Storage,
+    count: int,
+    *,
+    side: int = 128,
+    seed: int = 0,
+    columns: int = 8,
+    background: Colour = WHITE,
+) -> Image.Image:
+    """Centre crops of some images, each with its class (or key) under it.
+
+    Args:
+        storage: the corpus.
+        count: images; fewer where there are not so many.
+        side: pixels of each.
+        seed: of the choice.
+        columns: images a row.
+        background: what shows through transparent pixels.
+
+    Raises:
+        DataError: no corpus there, or an image that cannot be read.
+    """
+    facts, shards = load_manifest(storage)
+    generator = np.random.default_rng(seed)
+    total = facts.num_samples
+    chosen = np.sort(generator.choice(total, min(count, total), replace=False))
+    images, captions = [], []
+    for row in _rows(storage, chosen):
+        info = shards[row["shard"]]
+        data = storage.read_range(info.key, row["offset"], row["bytes"])
+        try:
+            image = resize_short_side(decode_image(data, _MAX_PIXELS, background), side)
+        except BadImageError as error:
+            raise DataError(f"{storage.address}/{info.key}: {row['key']}: {error}") from None
+        images.append(np.asarray(crop(image, side)))
+        label = row["class_index"]
+        captions.append(facts.classes[label] if label >= 0 else row["key"])
+    return compose_grid(np.stack(images), columns, captions=captions, scale=1)
+
+
+def _rows(storage: Storage, chosen: np.ndarray) -> list[dict]:
+    """The chosen rows of the samples table, a part of it in memory at a time."""
+    rows: list[dict] = []
+    first = 0
+    for table in iterate_samples(storage):
+        here = chosen[(chosen >= first) & (chosen < first + table.num_rows)] - first
+        rows += table.take(pa.array(here)).to_pylist()
+        first += table.num_rows
+    return rows

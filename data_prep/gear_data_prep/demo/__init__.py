@@ -1,0 +1,1 @@
+"""The procedural corpus of the demonstration."""

@@ -1,0 +1,55 @@
+"""Whether the codes of a baseline JPEG can be a picture's: what `jpeg_codes.c` finds."""
+
+import ctypes
+import enum
+import functools
+
+from gear_data_prep.images.native import load_native
+from gear_dist.errors import ConfigError
+
+
+class Codes(enum.IntEnum):
+    """What was found first, in the order of the file."""
+
+    CLEAN = 0
+    """An ordinary file, and every code of it makes sense."""
+    UNSURE = 1
+    """Another kind of JPEG, or damage that a decoder sees better."""
+    NO_CODE = 2
+    BEYOND = 3
+    TOO_LARGE = 4
+    LEFT_OVER = 5
+
+
+COMPLAINTS = {
+    Codes.NO_CODE: "a code without a meaning",
+    Codes.BEYOND: "a coefficient beyond the last one of its block",
+    Codes.TOO_LARGE: "a coefficient that no picture has",
+    Codes.LEFT_OVER: "bytes that no block needs",
+}
+"""What is wrong with a damaged picture."""
+
+
+def can_read_codes() -> bool:
+    """Whether this machine has the compiled function, or can compile it."""
+    return _library() is not None
+
+
+def read_codes(data: bytes) -> Codes:
+    """Read all codes of a JPEG, at a few nanoseconds each, in memory of the file's size.
+
+    Raises:
+        ConfigError: no C compiler.
+    """
+    library = _library()
+    if library is None:
+        raise ConfigError(
+            "this corpus was planned where JPEG codes could be read, which takes a C compiler: "
+            "install gcc or clang on every machine"
+        )
+    return Codes(library.gear_scan_jpeg(data, ctypes.c_int64(len(data))))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    return load_native("jpeg_codes")

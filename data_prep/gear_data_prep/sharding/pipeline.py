@@ -1,0 +1,268 @@
+"""A corpus: plan, shard tasks, manifest. Published last: the facts.
+
+Killed at any moment, the same command continues: finished shards are recognised by their records
+and checksums, and the final objects are byte-identical to an undisturbed run's.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from gear_data_prep.progress import Progress
+from gear_data_prep.samples import NOT_FETCHED, common_reasons
+from gear_data_prep.sharding.executors import run_tasks
+from gear_data_prep.sharding.manifest_writer import (
+    PLAN_KEY,
+    QUARANTINE_KEY,
+    Origin,
+    Tally,
+    is_corpus_object,
+    load_quarantine,
+    publish,
+    remove_parts,
+    write_quarantine,
+)
+from gear_data_prep.sharding.plan import Plan, PlannedShard, PlanSettings, make_plan
+from gear_data_prep.sharding.shard_writer import ShardJob
+from gear_data_prep.sources import SourceSpec
+from gear_data_prep.sources.base import Source
+from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, load_manifest
+from gear_dist.errors import DataError
+from gear_dist.storage.base import Storage
+
+Dropped = dict[int, tuple[int, ...]]
+"""Samples that a plan leaves out, by unit."""
+
+
+class CorpusSettings(NamedTuple):
+    """How a corpus is made; only `plan` decides its bytes."""
+
+    plan: PlanSettings
+    max_bad_share: float = 0.01
+    """Above this share of bad samples the run stops."""
+    workers: int = 1
+    """Processes, or Ray tasks at a time."""
+    overwrite: bool = False
+    """Replace a corpus with another plan."""
+    on_ray: bool = False
+    """Whether the tasks are Ray's."""
+
+
+class CorpusResult(NamedTuple):
+    """What a run has done."""
+
+    facts: DatasetFacts
+    num_bad: int
+    num_skipped: int
+    odd: dict[str, int]
+    """Samples that went in though they are odd, by kind."""
+    num_bytes: int
+    """Of all shards."""
+    reused: bool
+    """Nothing had to be done."""
+    seconds: float
+
+
+def make_corpus(
+    storage: Storage,
+    source: Source,
+    split: str,
+    settings: CorpusSettings,
+    *,
+    spec: SourceSpec,
+    dropped: Dropped | None = None,
+    repairing: bool = False,
+) -> CorpusResult:
+    """Shard one split of a source, or recognise it as done.
+
+    Args:
+        storage: where the corpus goes.
+        source: what is sharded.
+        split: which part of it.
+        settings: how.
+        spec: how the source is opened again, which `repair` does.
+        dropped: samples that are left out.
+        repairing: the place is known as ours, though its manifest is gone.
+
+    Raises:
+        DataError: another corpus is there, too many bad samples, an unreadable source.
+        StorageError: the destination refuses a write, or worker processes keep dying.
+    """
+    _check_missing(source, settings.max_bad_share)
+    plan = make_plan(source.splits[split], source.classes, settings.plan, dropped)
+    if not repairing:
+        _check_destination(storage)
+    done = _recognise(storage, plan, settings.overwrite)
+    if done is not None:
+        remove_parts(storage)
+        storage.remove_leftovers()
+        report = load_quarantine(storage)
+        skipped = sum(report.get("skipped", {}).values())
+        size = sum(info.bytes for info in load_manifest(storage).shards)
+        odd = report.get("odd", {})
+        return CorpusResult(done, report["num_bad"], skipped, odd, size, True, 0.0)
+    described = _describe(settings.plan, spec, split, dropped)
+    origin = Origin(source.address, source.classes, described, plan.plan_hash)
+    _claim(storage, origin)
+    progress = Progress(f"shard {split}", plan.num_samples)
+    damaged = source.damaged if split == "train" else ()
+    tally = _run(storage, source, plan, settings, Tally(damaged), progress)
+    _remove_strays(storage, plan)
+    facts = publish(storage, origin, tally)
+    remove_parts(storage)
+    storage.remove_leftovers()
+    seconds = progress.finish()
+    return CorpusResult(
+        facts,
+        len(tally.bad),
+        tally.skipped.total(),
+        dict(sorted(tally.odd.items())),
+        tally.num_bytes,
+        False,
+        seconds,
+    )
+
+
+def job_maker(
+    storage: Storage, source: Source, plan: Plan, settings: PlanSettings
+) -> Callable[[PlannedShard], ShardJob]:
+    """A function from a planned shard to its job."""
+
+    def make(planned: PlannedShard) -> ShardJob:
+        taken = plan.taken(planned)
+        return ShardJob(storage, source.reader, planned, taken, settings, plan.plan_hash)
+
+    return make
+
+
+def _describe(
+    plan: PlanSettings, spec: SourceSpec, split: str, dropped: Dropped | None
+) -> dict[str, Any]:
+    """All that makes the same plan again from the same source; JSON."""
+    pairs = sorted((unit, list(samples)) for unit, samples in (dropped or {}).items())
+    return {"plan": plan.dump(), "source": spec.dump(), "split": split, "dropped": pairs}
+
+
+def _recognise(storage: Storage, plan: Plan, overwrite: bool) -> DatasetFacts | None:
+    """The facts of the finished corpus of this plan; refuses or clears another one."""
+    finished = storage.exists(DATASET_KEY)
+    if overwrite:
+        _clear(storage)
+        return None
+    if finished:
+        facts = load_manifest(storage).facts
+        if facts.plan_hash == plan.plan_hash:
+            return facts
+        _refuse(storage, "a corpus of another plan (source or settings differ)")
+    return None
+
+
+def _claim(storage: Storage, origin: Origin) -> None:
+    """Say whose plan the destination is for; refuses where another one was first."""
+    node = {"plan_hash": origin.plan_hash, "settings": origin.settings}
+    if storage.create(PLAN_KEY, (json.dumps(node, indent=1, sort_keys=True) + "\n").encode()):
+        return
+    try:
+        other = json.loads(storage.read(PLAN_KEY))["plan_hash"]
+    except (ValueError, KeyError, TypeError):
+        _refuse(storage, f"a damaged {PLAN_KEY}")
+    if other != origin.plan_hash:
+        _refuse(storage, "an unfinished corpus of another plan (source or settings differ)")
+
+
+def _refuse(storage: Storage, what: str) -> NoReturn:
+    raise DataError(
+        f"{storage.address}: holds {what}: choose another destination, or --overwrite"
+    ) from None
+
+
+def _clear(storage: Storage) -> None:
+    """Remove a corpus: the facts first, so that no half of it passes for a whole one, and last the
+    plan, by which what is left is known as ours. Files of others stay."""
+    storage.delete(DATASET_KEY)
+    for prefix in ("shards/", "manifest/"):
+        for item in list(storage.list(prefix)):
+            if is_corpus_object(item.key) and item.key != PLAN_KEY:
+                storage.delete(item.key)
+    storage.delete(PLAN_KEY)
+
+
+def _check_destination(storage: Storage) -> None:
+    """Refuse a destination that holds what no plan of ours has put there.
+
+    Raises:
+        DataError: there is something below shards/ or manifest/, and no plan.
+    """
+    if storage.exists(PLAN_KEY) or storage.exists(DATASET_KEY):
+        return
+    for prefix in ("shards/", "manifest/"):
+        found = next(iter(storage.list(prefix)), None)
+        if found is not None:
+            raise DataError(
+                f"{storage.address}: holds {found.key}, which is of no corpus of this command, and "
+                "shards are written beside it: choose another destination, or move it away"
+            )
+
+
+def _remove_strays(storage: Storage, plan: Plan) -> None:
+    """Remove shards that an interrupted --overwrite of a longer corpus has left."""
+    planned = {f"shards/{shard.name}" for shard in plan.shards}
+    for item in list(storage.list("shards/")):
+        if item.key not in planned and is_corpus_object(item.key):
+            storage.delete(item.key)
+
+
+def _run(
+    storage: Storage,
+    source: Source,
+    plan: Plan,
+    settings: CorpusSettings,
+    tally: Tally,
+    progress: Progress,
+) -> Tally:
+    limit = _bad_limit(source, plan, settings.max_bad_share)
+    num_bad = len(tally.bad)
+    make_job = job_maker(storage, source, plan, settings.plan)
+    for summary, found in run_tasks(
+        plan.shards, make_job, settings.workers, on_ray=settings.on_ray
+    ):
+        tally.add(summary)
+        progress.advance(summary.num_planned, summary.info.bytes, timed=not found)
+        num_bad += sum(item.kind != NOT_FETCHED for item in summary.bad)
+        if num_bad > limit:
+            progress.finish()
+            _stop_for_bad_samples(storage, source, tally, plan, settings.max_bad_share)
+    return tally
+
+
+def _check_missing(source: Source, max_bad_share: float) -> None:
+    """Refuse a source too much of which the web did not give."""
+    missing, total = sum(source.missing.values()), source.num_samples
+    if missing > max_bad_share * total:
+        raise DataError(
+            f"{source.address}: {missing:,} of {total:,} rows were not fetched "
+            f"({common_reasons(source.missing)}), more than --max-bad-share {max_bad_share:g} "
+            "allows: raise it, or try them again by --refetch; what was fetched is kept"
+        )
+
+
+def _bad_limit(source: Source, plan: Plan, max_bad_share: float) -> int:
+    """Bad samples that a split may have: what is missing has had its part of the share.
+
+    It is missing from the source as a whole; small splits may have more of it by chance.
+    """
+    missing_share = sum(source.missing.values()) / source.num_samples
+    return int(max_bad_share * plan.num_samples - missing_share * plan.num_samples)
+
+
+def _stop_for_bad_samples(
+    storage: Storage, source: Source, tally: Tally, plan: Plan, max_bad_share: float
+) -> NoReturn:
+    write_quarantine(storage, tally)
+    first = min(tally.bad)
+    beside = f", beside {sum(source.missing.values()):,} not fetched," if source.missing else ""
+    raise DataError(
+        f"{first.name}: {first.reason}; {len(tally.bad)} bad samples of {plan.num_samples}{beside} "
+        f"are more than --max-bad-share {max_bad_share:g} allows: mend or remove them (list: "
+        f"{storage.address}/{QUARANTINE_KEY}), or raise it"
+    )

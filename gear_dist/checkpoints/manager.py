@@ -1,0 +1,386 @@
+"""The checkpoints of a run: every rank writes its part, then a manifest and the pointer publish.
+
+A thread of each rank writes, agrees with the others and publishes. Training goes on meanwhile where
+saving is asynchronous: what is saved is copied first.
+"""
+
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch.distributed
+import xxhash
+from torch import Tensor
+
+from gear_dist.checkpoints.contents import look
+from gear_dist.checkpoints.layout import (
+    DAMAGED,
+    MANIFEST,
+    POINTER,
+    DamagedCheckpointError,
+    Manifest,
+    PartRecord,
+    Published,
+    folder_name,
+    part_name,
+    stored_key,
+)
+from gear_dist.checkpoints.owner import Ownership, TakenError
+from gear_dist.checkpoints.reader import CheckpointReader
+from gear_dist.checkpoints.retention import Retention
+from gear_dist.checkpoints.safetensors_writer import Sink, write_tensors
+from gear_dist.checkpoints.shards import Piece
+from gear_dist.checkpoints.slow_work import Patience, work_together
+from gear_dist.distributed import collectives
+from gear_dist.errors import DataError, UserError
+from gear_dist.runs.run_folder import to_json
+from gear_dist.storage.base import MissingObjectError, Storage
+
+_LOOK_S = 0.2
+
+
+class UnusableCheckpointsError(DataError):
+    """There are checkpoints, and none can be used."""
+
+
+class SaveResult(NamedTuple):
+    """How a save ended; the same on every rank."""
+
+    step: int
+    folder: str
+    problem: str
+    """Why nothing was published; empty where it was."""
+    blocked_s: float
+    """How long it held up this rank's training."""
+    took_s: float
+    """From its start to its publication."""
+    part_bytes: int
+    """Of this rank's part."""
+    taken: bool = False
+    """Whether the problem is that the address is another's."""
+    notice: str = ""
+    """What went wrong besides, with the checkpoints before it."""
+
+
+class CheckpointStore:
+    """Writes and finds the checkpoints of one run. Made and used by all ranks alike.
+
+    Attributes:
+        passed_over: what was wrong with checkpoints that `open_newest` did not open, a line each.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        retention: Retention,
+        ownership: Ownership | None,
+        *,
+        asynchronous: bool = False,
+        beat: Callable[[], None] = lambda: None,
+    ):
+        """Look for what is there. Collective.
+
+        Args:
+            ownership: of the address, on rank 0.
+            beat: called while a save is waited for and moves on.
+
+        Raises:
+            DataError: what is there cannot be read.
+        """
+        self._storage = storage
+        self._retention = retention
+        self._ownership = ownership
+        self._asynchronous = asynchronous
+        self._beat = beat
+        self._group: Any = None
+        if collectives.world_size() > 1:
+            # A group of its own, because the thread's collectives run beside the training's.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self._run, self._sequence = collectives.from_rank_0(self._find_out)
+        self.passed_over: list[str] = []
+        self._failed: list[str] = []
+        self._thread: threading.Thread | None = None
+        self._results: list[SaveResult] = []
+        self._written_bytes = 0
+        self._activity = 0
+
+    def _find_out(self) -> tuple[str, int]:
+        """The run's id, and the newest checkpoint's number. On rank 0."""
+        assert self._ownership is not None, "rank 0 holds the address"
+        newest = look(self._storage).all_published()[-1:]
+        return self._ownership.owner.run, newest[0].manifest.sequence if newest else 0
+
+    @property
+    def address(self) -> str:
+        """Where the checkpoints are."""
+        return self._storage.address
+
+    def close(self) -> None:
+        """Let go of the address."""
+        if self._ownership is not None:
+            self._ownership.close()
+
+    # -- finding ----------------------------------------------------------------------------
+
+    def published(self) -> list[Published]:
+        """This run's whole checkpoints, oldest first, without a look into their parts.
+
+        Raises:
+            DataError: something could not be read.
+        """
+        return look(self._storage).usable(self._run)
+
+    def open_newest(self) -> CheckpointReader | None:
+        """The newest good checkpoint; None: there is none at all. Collective.
+
+        All ranks open the same one: a checkpoint that fails its checksums on any rank is passed
+        over on all; see `passed_over`.
+
+        Raises:
+            UnusableCheckpointsError: there are some, and all are damaged.
+            UserError: one could not be read.
+        """
+        folders, problems = collectives.from_rank_0(self._list_candidates)
+        self.passed_over, self._failed = problems, []
+        for folder in reversed(folders):
+            reader, problem = open_verified(self._storage, folder, self._beat)
+            if reader is not None:
+                # Not before one is good: else this machine may be what damages all it reads.
+                self.mark_damaged()
+                return reader
+            problems.append(problem)
+            self._failed.append(folder)
+        if problems:
+            raise UnusableCheckpointsError(
+                f"{self.address}: none of the {len(problems)} checkpoints there can be used "
+                f"({problems[-1]}): restore one, or leave them and start anew by run.resume=none"
+            )
+        return None
+
+    def _list_candidates(self) -> tuple[list[str], list[str]]:
+        """Folders of whole checkpoints, oldest first, and what is wrong with the others."""
+        contents = look(self._storage)
+        problems = [*contents.unreadable.values(), *(text for _, text in contents.damaged)]
+        return [item.folder for item in contents.usable(self._run)], problems
+
+    def mark_damaged(self) -> None:
+        """Checkpoints that `open_newest` has found damaged take no other one's place from now on.
+
+        Collective.
+        """
+        collectives.on_rank_0(self._mark_failed)
+
+    def _mark_failed(self) -> None:
+        for folder in self._failed:
+            try:
+                self._storage.write(f"{folder}/{DAMAGED}", to_json({"run": self._run}).encode())
+            except UserError as error:
+                warnings.warn(f"{folder} was not marked as damaged: {error}", stacklevel=2)
+
+    # -- saving -----------------------------------------------------------------------------
+
+    def save(self, step: int, facts: dict[str, Any], pieces: Iterable[Piece]) -> None:
+        """Publish this step's checkpoint, or begin to. Collective; see `take_results`.
+
+        A save that is still under way is waited for first.
+
+        Args:
+            facts: what is saved beside the tensors; rank 0's count.
+            pieces: this rank's. Those that are replicated are dealt out among the ranks.
+        """
+        started = time.monotonic()
+        self.wait()
+        attempt = collectives.broadcast_object(secrets.token_hex(3))
+        folder = folder_name(step, self._run, attempt)
+        self._sequence += 1
+        manifest = Manifest(step, self._sequence, [], facts, self._run, folder)
+        tensors = self._snapshot(pieces)
+        released = time.monotonic() if self._asynchronous else None
+        self._thread = threading.Thread(
+            target=self._publish,
+            args=(manifest, tensors, started, released),
+            name="checkpoint",
+            daemon=True,
+        )
+        self._thread.start()
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until no save is under way. One that moves on is no hang, however slow."""
+        patience = Patience(self._beat)
+        while self._thread is not None:
+            self._thread.join(_LOOK_S)
+            if not self._thread.is_alive():
+                self._thread = None
+            patience.see(self._activity)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save may be under way; the same on every rank."""
+        return self._thread is not None
+
+    def take_results(self) -> list[SaveResult]:
+        """Saves that have ended since the last call, oldest first."""
+        taken, self._results = self._results, []
+        return taken
+
+    def _snapshot(self, pieces: Iterable[Piece]) -> dict[str, Tensor]:
+        """This rank's tensors on the CPU, apart from the live ones where training goes on."""
+        rank, world_size = collectives.rank(), collectives.world_size()
+        dealt = 0
+        tensors = {}
+        for piece in pieces:
+            if piece.replicated:
+                dealt += 1
+                if dealt % world_size != rank:
+                    continue
+            values = piece.values.detach()
+            key = stored_key(piece.key, piece.start)
+            tensors[key] = values.to("cpu", copy=self._asynchronous)
+        return tensors
+
+    def _publish(
+        self,
+        manifest: Manifest,
+        tensors: dict[str, Tensor],
+        started: float,
+        released: float | None,
+    ) -> None:
+        part, problem, taken, notice = None, "", False, ""
+        try:
+            part, notice = self._write_and_agree(manifest, tensors)
+        except TakenError as error:
+            problem, taken = _one_line(error), True
+        except Exception as error:  # a lost peer: training ends by it, and must not trust this
+            problem = _one_line(error)
+        now = time.monotonic()
+        blocked = (released or now) - started
+        size = part.bytes if part else 0
+        result = SaveResult(
+            manifest.step, manifest.folder, problem, blocked, now - started, size, taken, notice
+        )
+        self._results.append(result)
+
+    def _write_and_agree(
+        self, manifest: Manifest, tensors: dict[str, Tensor]
+    ) -> tuple[PartRecord, str]:
+        """Returns: this rank's part, and what went wrong besides.
+
+        Raises:
+            Exception: what went wrong on any rank, on all of them.
+        """
+        parts = self._together(lambda: self._write_part(manifest.folder, tensors))
+        whole = manifest._replace(parts=parts)
+        notices = self._together(
+            lambda: self._write_manifest(whole) if collectives.rank() == 0 else ""
+        )
+        return parts[collectives.rank()], notices[0]
+
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        def see(activity: int) -> None:
+            self._activity = activity
+
+        return work_together(
+            work, lambda: self._written_bytes + self._storage.activity, see, self._group
+        )
+
+    def _write_part(self, folder: str, tensors: dict[str, Tensor]) -> PartRecord:
+        name = part_name(collectives.rank())
+        with self._storage.writer(f"{folder}/{name}") as stream:
+            sink = _HashingSink(stream, self._count_written)
+            write_tensors(sink, tensors.items(), {})
+        return PartRecord(name, sink.bytes, sink.xxh3.hexdigest())
+
+    def _count_written(self, count: int) -> None:
+        self._written_bytes += count
+
+    def _write_manifest(self, manifest: Manifest) -> str:
+        """What makes the parts a checkpoint; then what it replaces goes. On rank 0.
+
+        Returns: why that did not go.
+        """
+        assert self._ownership is not None
+        self._ownership.check()
+        folder = manifest.folder
+        self._storage.write(f"{folder}/{MANIFEST}", manifest.encode())
+        self._storage.write(POINTER, to_json({"folder": folder, "step": manifest.step}).encode())
+        try:
+            self._ownership.check()
+            self._retention.prune(self._storage, self._run)
+        except TakenError:
+            raise
+        except Exception as error:
+            return f"old checkpoints stay: {_one_line(error)}"
+        return ""
+
+
+def open_verified(
+    storage: Storage, folder: str, beat: Callable[[], None] = lambda: None
+) -> tuple[CheckpointReader | None, str]:
+    """A checkpoint whose parts all match their checksums, else what is wrong. Collective.
+
+    The ranks share out the parts.
+
+    Args:
+        beat: called while the parts are read.
+
+    Raises:
+        UserError: it could not be read, which says nothing about it.
+    """
+    opened: list[CheckpointReader] = []
+
+    def verify() -> str:
+        try:
+            reader = CheckpointReader(storage, folder)
+            opened.append(reader)
+            reader.verify(
+                range(collectives.rank(), reader.manifest.world_size, collectives.world_size())
+            )
+        except (MissingObjectError, DamagedCheckpointError) as error:
+            return str(error)
+        return ""
+
+    def activity() -> int:
+        return opened[0].activity if opened else 0
+
+    try:
+        problems = [text for text in work_together(verify, activity, Patience(beat).see) if text]
+    except BaseException:
+        _close(opened)
+        raise
+    if problems:
+        _close(opened)
+        return None, problems[0]
+    return opened[0], ""
+
+
+def _close(readers: list[CheckpointReader]) -> None:
+    for reader in readers:
+        reader.close()
+
+
+class _HashingSink:
+    """Passes bytes on; counts and sums them up."""
+
+    def __init__(self, stream: Sink, count: Callable[[int], None]):
+        self._stream = stream
+        self._count = count
+        self.bytes = 0
+        self.xxh3 = xxhash.xxh3_128()
+
+    def write(self, data: Any) -> None:
+        self._stream.write(data)
+        self.bytes += len(data)
+        self._count(len(data))
+        self.xxh3.update(data)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    if isinstance(error, UserError) and text:
+        return text[0]
+    return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -1,0 +1,154 @@
+"""Which checkpoint a run goes on from, and what it may go on with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gear_dist.checkpoints.address import check_address, checkpoint_storage
+from gear_dist.checkpoints.manager import CheckpointStore, UnusableCheckpointsError, open_verified
+from gear_dist.checkpoints.owner import Claim, Ownership, claim_address, is_written_by
+from gear_dist.checkpoints.reader import CheckpointReader
+from gear_dist.checkpoints.retention import Retention
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed import collectives
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.runs.run_folder import RunFolder, differing_settings
+from gear_dist.storage.addresses import split_address
+from gear_dist.storage.base import Storage, open_storage
+
+
+def open_store(config: RunConfig, beat: Callable[[], None] = lambda: None) -> CheckpointStore:
+    """The run's checkpoints; what its killed writers left there is removed. Collective.
+
+    Args:
+        beat: called while a checkpoint is written or read.
+
+    Raises:
+        ConfigError: the place is another run's, or holds something else.
+        UserError: it cannot be read or written.
+    """
+    storage = checkpoint_storage(config)
+    held: list[Ownership] = []
+    collectives.on_rank_0(lambda: held.append(_take_address(config, storage)))
+    return CheckpointStore(
+        storage,
+        Retention(config.checkpoint),
+        held[0] if held else None,
+        asynchronous=config.checkpoint.asynchronous,
+        beat=beat,
+    )
+
+
+def _take_address(config: RunConfig, storage: Storage) -> Ownership:
+    """Make the address the run's, and the run known to its folder. On rank 0."""
+    check_address(config)
+    folder = RunFolder(config.run.folder)
+    claim = Claim(
+        folder.read_id(),
+        config.run.name,
+        str(Path(folder.path).absolute()),
+        config.checkpoint.take_over,
+        shared=bool(config.checkpoint.address),
+    )
+    held = claim_address(storage, claim, lambda settings: differing_settings(settings, config))
+    folder.write_id(held.owner.run)
+    storage.remove_leftovers(is_written_by(held.owner.run))
+    return held
+
+
+def open_resumed(
+    store: CheckpointStore, config: RunConfig, beat: Callable[[], None] = lambda: None
+) -> CheckpointReader | None:
+    """The checkpoint that the run goes on from; None: it is new. Collective.
+
+    A checkpoint that `run.resume` names is left behind once the run has one of its own since, so
+    that the same command can be given again.
+
+    Args:
+        beat: called while a checkpoint is read.
+
+    Raises:
+        ConfigError: the configuration defines another run, or `run.resume` forbids going on.
+        DataError: the checkpoint that `run.resume` names is missing or damaged, or all are that
+            the run has.
+    """
+    named = config.run.resume
+    newest = _open_newest(store, config)
+    if newest is not None and named == "none":
+        raise ConfigError(
+            f"run.resume=none, but {store.address} already holds checkpoints; set another "
+            "run.name, remove them, or use run.resume=auto to go on"
+        )
+    if named in ("auto", "none") or (newest and newest.facts["origin"] == named):
+        reader = newest
+    else:
+        if newest is not None:
+            newest.close()
+        reader = _open_named(named, config, beat)
+    if reader is not None:
+        check_same_run(reader, config)
+    return reader
+
+
+def _open_newest(store: CheckpointStore, config: RunConfig) -> CheckpointReader | None:
+    try:
+        newest = store.open_newest()
+    except UnusableCheckpointsError:
+        if config.run.resume == "auto":
+            raise
+        store.mark_damaged()
+        return None
+    if newest is None and config.run.resume == "none" and RunFolder(config.run.folder).has_records:
+        raise ConfigError(
+            f"run.resume=none, but {config.run.folder} already holds a run; set another run.name "
+            "or remove the folder"
+        )
+    return newest
+
+
+def _open_named(address: str, config: RunConfig, beat: Callable[[], None]) -> CheckpointReader:
+    parent, folder = split_address(address, "run.resume")
+    storage = open_storage(parent, config.data.endpoint)
+    reader, problem = open_verified(storage, folder, beat)
+    if reader is None:
+        raise DataError(f"run.resume={address}: {problem}")
+    return reader
+
+
+def check_same_run(reader: CheckpointReader, config: RunConfig) -> None:
+    """Refuse a configuration that defines another run than a checkpoint's.
+
+    Raises:
+        ConfigError: names each setting that differs, both values, and the fix.
+    """
+    differing = differing_settings(reader.facts["config"], config)
+    if differing:
+        raise ConfigError(
+            f"{reader.folder} is of a run of another configuration: {', '.join(differing)}; "
+            "restore these settings, or set another run.name and stages.start_from, which takes "
+            "weights alone"
+        )
+
+
+def fit_workers(config: RunConfig, facts: dict[str, Any] | None) -> RunConfig:
+    """The configuration with the accumulation that this number of workers needs.
+
+    The global batch stays: see `engine.max_micro_batch`.
+
+    Args:
+        facts: of the checkpoint that the run goes on from; None: it is new.
+
+    Raises:
+        ConfigError: the global batch does not divide evenly.
+    """
+    workers, engine = collectives.world_size(), config.engine
+    if facts is None:
+        wanted = config.run.workers or workers
+        first_workers, largest = wanted, engine.micro_batch(wanted)
+    else:
+        first_workers, largest = facts["first_workers"], facts["first_micro_batch"]
+    if workers != first_workers:
+        largest = engine.max_micro_batch or largest
+    accumulation = engine.accumulation_for(workers, largest)
+    return replace(config, engine=replace(engine, accumulation=accumulation))

@@ -1,0 +1,104 @@
+"""What a command line is made of: types of arguments, and errors in one line. No torch.
+
+A type is given to `add_argument(type=...)`; what it refuses ends the command with exit code 2 and a
+line that names the option, the value and what is allowed.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gear_dist.config.colour import Colour, parse_colour
+from gear_dist.errors import ConfigError
+from gear_dist.storage.paths import local_path
+
+MAX_WHOLE = 2**31 - 1
+MAX_SEED = 2**63 - 1
+"""What the generators of torch, numpy and our own all take."""
+MAX_GRID_IMAGES = 100_000
+"""More do not go into one PNG."""
+_ARGUMENT = re.compile(r"^argument ([^:]+): ")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends with a ConfigError instead of a page of usage; its subcommands do as well."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse drops `--` also where it is an option's value, and gives an empty list for it.
+        if action.option_strings and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "expected a value")
+        return super()._get_values(action, arg_strings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse has to say.
+
+        Raises:
+            ConfigError: always.
+        """
+        said = _ARGUMENT.sub(r"\1 ", message)
+        raise ConfigError(f"{said} (see `{self.prog} --help`)")
+
+
+def whole(low: int = 0, high: int = MAX_WHOLE) -> Callable[[str], int]:
+    """An argument that is a whole number within bounds."""
+
+    def parse(text: str) -> int:
+        # Python refuses thousands of digits with advice for programmers.
+        if not re.fullmatch(r"\s*[+-]?[0-9_]{1,40}\s*", text):
+            raise argparse.ArgumentTypeError(f"{text} is no whole number")
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is too small: use at least {low}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"{value} is too large: use at most {high}")
+        return value
+
+    return parse
+
+
+def number(
+    low: float = 0, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], float]:
+    """An argument that is a finite number within bounds.
+
+    Args:
+        above: whether it must be more than `low`.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is no finite number")
+        if value < low or (above and value == low):
+            least = f"more than {low:g}" if above else f"at least {low:g}"
+            raise argparse.ArgumentTypeError(f"{text} is too small: use {least}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: use {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def colour_argument(text: str) -> Colour:
+    """An argument that is a colour."""
+    try:
+        return parse_colour(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
+def path_argument(text: str) -> Path:
+    """An argument that is a path which this system can have."""
+    try:
+        return local_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,119 @@
+"""The `evaluate` command: what a trained run is worth, into its evaluation.json."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gear_dist.cli.arguments import MAX_SEED, number, path_argument, whole
+from gear_dist.config.schema import MAX_THREADS
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.runs.run_folder import RunFolder
+
+CACHE = Path(".gear/classifiers")
+CLASSIFIER_STEPS = 450
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a run: asked classes, Frechet distance, PSNR; writes evaluation.json",
+        description="A classifier trained on the run's real images (once a corpus, kept in "
+        "--cache) judges images generated with the run's guidance and without; the validation "
+        "corpus is reconstructed. Writes RUN_FOLDER/evaluation.json.",
+    )
+    parser.add_argument("run_folder", type=path_argument, help="run folder, such as runs/demo")
+    parser.add_argument(
+        "--images-per-class",
+        type=whole(1),
+        default=32,
+        help="for each seed and guidance (default: 32)",
+    )
+    parser.add_argument(
+        "--seeds", type=whole(0, MAX_SEED), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)"
+    )
+    parser.add_argument("--guidance", type=number(), help="default: the run's sampling.guidance")
+    parser.add_argument(
+        "--max-validation", type=whole(1), default=5000, help="validation images (default: 5000)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=path_argument,
+        default=CACHE,
+        help=f"folder of classifiers (default: {CACHE})",
+    )
+    parser.add_argument(
+        "--classifier-steps",
+        type=whole(1),
+        default=CLASSIFIER_STEPS,
+        help=f"training steps of the classifier (default: {CLASSIFIER_STEPS})",
+    )
+    parser.add_argument(
+        "--threads", type=whole(1, MAX_THREADS), default=1, help="CPU threads (default: 1)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Evaluate a run folder, print the figures, write evaluation.json; 0.
+
+    Raises:
+        ConfigError: an impossible option. DataError: no weights, unreachable corpora.
+    """
+    folder = RunFolder.open(args.run_folder)
+    result = _evaluate(args, folder)
+    folder.write_evaluation(result.to_json())
+    for line in result.summary():
+        print(line, flush=True)
+    print(folder.evaluation_path, flush=True)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
+    import torch
+
+    from gear_dist.evaluation.classifier import load_validation, prepare_judge
+    from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
+    from gear_dist.inference.model_folder import open_model
+    from gear_dist.inference.pipeline import TrainedPair
+
+    config = folder.read_config()
+    use_cuda = args.device != "cpu" and torch.cuda.is_available()
+    if args.device == "cuda" and not use_cuda:
+        raise ConfigError("--device cuda: no CUDA device is visible; use --device auto")
+    device = torch.device("cuda" if use_cuda else "cpu")
+    torch.set_num_threads(args.threads)
+    pair = TrainedPair.load(open_model(folder.path), device)
+    judge = prepare_judge(
+        config.data, args.cache, steps=args.classifier_steps, device=device, report=_say
+    )
+    num_classes = config.generator.num_classes
+    if judge and pair.generator and judge.facts.num_classes > num_classes:
+        raise DataError(
+            f"{folder.path}: generator.num_classes={num_classes}, but {config.data.train} has "
+            f"{judge.facts.num_classes} classes: evaluate on the corpus of the run"
+        )
+
+    guidance = args.guidance
+    if guidance is None:
+        # Without a null class there is nothing to guide by.
+        guidance = config.sampling.guidance if config.generator.class_dropout else 1.0
+
+    def generate(labels: torch.Tensor, guidance: float, seed: int) -> torch.Tensor:
+        return pair.generate(labels, seed, dataclasses.replace(config.sampling, guidance=guidance))
+
+    return evaluate(
+        generate=generate if pair.generator else None,
+        reconstruct=pair.reconstruct,
+        judge=judge,
+        validation=load_validation(config.data, args.max_validation),
+        guidance=guidance,
+        settings=EvaluationSettings(args.images_per_class, seeds=tuple(args.seeds)),
+        report=_say,
+    )
+
+
+def _say(line: str) -> None:
+    print(f"evaluate: {line}", flush=True)

@@ -1,0 +1,179 @@
+"""Commands that use trained weights: `sample` and `reconstruct`."""
+
+import argparse
+import csv
+import dataclasses
+import re
+from typing import Any
+
+from gear_dist.cli.arguments import MAX_GRID_IMAGES, MAX_SEED, number, path_argument, whole
+from gear_dist.config.schema import RunConfig, SamplingConfig
+from gear_dist.errors import ConfigError
+from gear_dist.inference.model_folder import ModelFolder, open_model
+from gear_dist.runs.run_folder import RunFolder
+
+COLUMNS = 8
+MAX_BAD_SHARE = 0.05
+_SHOWN_NAMES = 5
+MODEL_HELP = "run folder, such as runs/demo, or an imported model's folder"
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `sample` and `reconstruct`."""
+    sample = subparsers.add_parser("sample", help="generate images with averaged weights")
+    sample.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
+    sample.add_argument(
+        "--classes",
+        default="",
+        help="names or indices, comma-separated, a name with commas in double quotes (default: "
+        "all of the corpus)",
+    )
+    sample.add_argument(
+        "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in all (default: 64)"
+    )
+    for item in dataclasses.fields(SamplingConfig):
+        flag = "--" + item.name.replace("_", "-")
+        kind = whole() if isinstance(item.default, int) else number()
+        sample.add_argument(flag, type=kind, help="default: the run's sampling." + item.name)
+    _add_shared(sample, "samples.png")
+    sample.set_defaults(run=run_sample)
+
+    reconstruct = subparsers.add_parser(
+        "reconstruct", help="show images beside what the tokenizer makes of them"
+    )
+    reconstruct.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
+    reconstruct.add_argument(
+        "--images", type=path_argument, help="folder of images (default: a run's validation corpus)"
+    )
+    reconstruct.add_argument(
+        "--count", type=whole(1, MAX_GRID_IMAGES), default=32, help="images (default: 32)"
+    )
+    add_bad_share(reconstruct)
+    _add_shared(reconstruct, "reconstruction.png")
+    reconstruct.set_defaults(run=run_reconstruct)
+
+
+def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
+    parser.add_argument("--out", type=path_argument, help=f"PNG to write (default: MODEL/{name})")
+    parser.add_argument(
+        "--columns", type=whole(1, 10_000), default=COLUMNS, help="images a row (default: 8)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+
+
+def add_bad_share(parser: argparse.ArgumentParser) -> None:
+    """Add --max-bad-share."""
+    parser.add_argument(
+        "--max-bad-share",
+        type=number(0, 1),
+        default=MAX_BAD_SHARE,
+        metavar="NUMBER",
+        help="files that do not decode are listed and left out; a larger share, and more than one "
+        "file, stops it (default: %(default)s); 0: the first one does",
+    )
+
+
+def parse_classes(text: str, num_classes: int, names: list[str] | None = None) -> list[int]:
+    """Classes by name or by index, comma-separated; empty: all that the corpus has.
+
+    A name wins over an index that looks like it. A name with commas stands alone or in double
+    quotes: `tench, Tinca tinca`, or `"tench, Tinca tinca",goldfish`.
+
+    Raises:
+        ConfigError: a class that the generator does not have.
+    """
+    by_name = {name: i for i, name in enumerate(names or [])}
+    if not text:
+        # Of more classes than the corpus has, the rest was never trained.
+        return list(range(len(by_name) or num_classes))
+    words = [text] if text in by_name else next(csv.reader([text], skipinitialspace=True))
+    return [_class_index(word.strip(), by_name, num_classes) for word in words]
+
+
+def _class_index(word: str, by_name: dict[str, int], num_classes: int) -> int:
+    index = by_name.get(word, -1)
+    if index < 0 and re.fullmatch(r"[0-9]{1,9}", word):
+        index = int(word)
+    if not 0 <= index < num_classes:
+        allowed = f"0 .. {num_classes - 1}"
+        if by_name:
+            shown = ", ".join(list(by_name)[:_SHOWN_NAMES])
+            allowed += f", or a name, such as {shown} (one with commas in double quotes)"
+        raise ConfigError(f"--classes {word}: no such class; use {allowed}")
+    return index
+
+
+def sampling_from(args: argparse.Namespace, config: RunConfig) -> SamplingConfig:
+    """The run's sampling settings with the command's in their place."""
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(config.sampling, **changes)
+
+
+def class_names(model: ModelFolder) -> list[str]:
+    """Names of the classes, where a run recorded its corpus."""
+    return list(RunFolder(model.path).read_environment().get("data", {}).get("classes", []))
+
+
+def _class_name(index: int, names: list[str]) -> str:
+    return names[index] if index < len(names) else f"class {index}"
+
+
+def run_sample(args: argparse.Namespace) -> int:
+    """Write a grid of generated images."""
+    import torch
+
+    from gear_dist.inference.pipeline import TrainedPair
+    from gear_dist.report.image_grid import save_grid
+    from gear_dist.training.sample_grids import NUM_SAMPLES, grid_labels
+
+    model = open_model(args.model)
+    config = model.config
+    sampling = sampling_from(args, config)
+    names = class_names(model)
+    classes = parse_classes(args.classes, config.generator.num_classes, names)
+    pair = TrainedPair.load(model, choose_device(args.device))
+    labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
+    images = pair.generate(labels, args.seed, sampling)
+    out = args.out or model.path / "samples.png"
+    captions = [_class_name(i, names) for i in labels.tolist()] if names else None
+    save_grid(images, out, args.columns, captions=captions)
+    print(out)
+    return 0
+
+
+def run_reconstruct(args: argparse.Namespace) -> int:
+    """Write a grid of originals over reconstructions, and print the PSNR."""
+    import torch
+
+    from gear_dist.evaluation.image_quality import psnr
+    from gear_dist.inference.image_files import ImageFiles, image_paths
+    from gear_dist.inference.pipeline import TrainedPair
+    from gear_dist.report.image_grid import pair_rows, save_grid
+    from gear_dist.training.sample_grids import first_images
+
+    model = open_model(args.model)
+    config = model.config
+    pair = TrainedPair.load(model, choose_device(args.device))
+    if args.images:
+        paths = image_paths(args.images)[: args.count]
+        files = ImageFiles(paths, config.data, args.max_bad_share)
+        images = torch.stack([image for _, image in files])
+    elif config.data.train or config.data.validation:
+        images = first_images(config, args.count)
+    else:
+        raise ConfigError(f"{model.path} names no corpus: give --images FOLDER")
+    rebuilt = pair.reconstruct(images)
+    out = args.out or model.path / "reconstruction.png"
+    save_grid(pair_rows(images.numpy(), rebuilt.numpy(), args.columns), out, args.columns)
+    print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt).mean():.2f} dB)")
+    return 0
+
+
+def choose_device(name: str) -> Any:
+    """The device of a command's --device."""
+    import torch
+
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")

@@ -1,0 +1,74 @@
+"""`gear-dist tokenize`: a folder of images to indices, for training elsewhere or for inspection."""
+
+import argparse
+from typing import Any
+
+from gear_dist.cli.arguments import path_argument, whole
+from gear_dist.cli.sample import MODEL_HELP, add_bad_share, choose_device
+from gear_dist.inference.model_folder import open_model
+from gear_dist.runs.run_folder import to_json
+from gear_dist.storage.base import write_file
+
+INDICES_NAME = "indices.npy"
+FILES_NAME = "files.json"
+LEFT_OUT_NAME = "left_out.json"
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `tokenize`."""
+    parser = subparsers.add_parser(
+        "tokenize",
+        help="write the codes of a folder of images",
+        description=f"Resize and centre-crop every image, encode it, and write OUT/{INDICES_NAME} "
+        f"(int32, one row an image, tokens in raster order) and OUT/{FILES_NAME} (the row's file, "
+        f"relative to the folder); OUT/{LEFT_OUT_NAME} says which files do not decode.",
+    )
+    parser.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--images", type=path_argument, required=True, help="folder of images")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder to write to")
+    parser.add_argument("--batch", type=whole(1), default=16, help="images at a time (default: 16)")
+    add_bad_share(parser)
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.set_defaults(run=run_tokenize)
+
+
+def run_tokenize(args: argparse.Namespace) -> int:
+    """Write the indices of every image, in the order of the files' names; 0.
+
+    Memory holds one batch of images and all indices.
+
+    Raises:
+        DataError: no images, too many that do not decode, no tokenizer.
+    """
+    import io
+    import itertools
+
+    import numpy as np
+    import torch
+
+    from gear_dist.inference.image_files import ImageFiles, image_paths
+    from gear_dist.inference.pipeline import TrainedPair
+
+    model = open_model(args.model)
+    files = ImageFiles(image_paths(args.images), model.config.data, args.max_bad_share)
+    pair = TrainedPair.load(model, choose_device(args.device))
+    indices = np.empty((len(files.paths), model.config.num_tokens), np.int32)
+    names: list[str] = []
+    read = iter(files)
+    while batch := list(itertools.islice(read, args.batch)):
+        codes = pair.encode(torch.stack([image for _, image in batch])).numpy()
+        indices[len(names) : len(names) + len(batch)] = codes
+        names += [path.relative_to(args.images).as_posix() for path, _ in batch]
+    indices = indices[: len(names)]
+    buffer = io.BytesIO()
+    np.save(buffer, indices)
+    left_out = {path.relative_to(args.images).as_posix(): reason for path, reason in files.bad}
+    write_file(args.out / LEFT_OUT_NAME, (to_json(left_out, indent=1) + "\n").encode())
+    write_file(args.out / FILES_NAME, (to_json(names) + "\n").encode())
+    write_file(args.out / INDICES_NAME, buffer.getvalue())
+    used = len(np.unique(indices))
+    print(
+        f"{args.out / INDICES_NAME}  ({len(names)} images, {indices.shape[1]} tokens each, {used} "
+        f"of {model.config.tokenizer.codebook_size} codes used)"
+    )
+    return 0

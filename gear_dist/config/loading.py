@@ -1,0 +1,320 @@
+"""Run files: YAML with bases, `key=value` overrides, and back. No torch.
+
+A run is described by one file or by several parts, and a file may name others to build on
+(`base: [tiny.yaml]`, paths relative to it). Later sources win: dataclass defaults, each file after
+its bases, then overrides.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import typing
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from gear_dist.config.schema import START_NETWORKS, RunConfig, architecture_settings
+from gear_dist.config.yaml_text import load_yaml_text
+from gear_dist.errors import ConfigError
+from gear_dist.redaction import refuse_user
+from gear_dist.storage.paths import local_path
+
+FilePath = str | Path
+MAX_WHOLE_SETTING = 2**63 - 1
+# ValueError: bytes that are no text, and numbers of thousands of digits.
+_UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError)
+ANY_NAME = "NAME"
+"""Stands for the names of sections that a user chooses."""
+
+
+def named_sections(kind: Any) -> type | None:
+    """The class of the sections in a setting that is a dictionary of such; None: it is none."""
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+
+
+def _leaf_kinds(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Types of all settings by key, `ANY_NAME` in the place of names that a user chooses."""
+    hints = typing.get_type_hints(schema)
+    kinds: dict[str, Any] = {}
+    for item in dataclasses.fields(schema):
+        key, kind = prefix + item.name, hints[item.name]
+        if section := named_sections(kind):
+            kinds |= _leaf_kinds(section, f"{key}.{ANY_NAME}.")
+        elif dataclasses.is_dataclass(kind):
+            kinds |= _leaf_kinds(typing.cast(type, kind), f"{key}.")
+        else:
+            kinds[key] = kind
+    return kinds
+
+
+def _mapping_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix[:-1]]
+    return [key for name, child in node.items() for key in _mapping_keys(child, f"{prefix}{name}.")]
+
+
+def _as_known(key: str, known: list[str]) -> tuple[str, str]:
+    """A key with `ANY_NAME` for the name that a user chose, and that name."""
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if not name or not any(one.startswith(f"{section}.{ANY_NAME}.") for one in known):
+        return key, ANY_NAME
+    return f"{section}.{ANY_NAME}{rest.removeprefix(name)}", name
+
+
+def _check_keys(node: dict[str, Any], where: str) -> None:
+    known = list(_leaf_kinds(RunConfig))
+    for key in _mapping_keys(node):
+        found, name = _as_known(key, known)
+        if found in known:
+            continue
+        if any(one.startswith(found + ".") for one in known):
+            raise ConfigError(f"{where}: {key} is a section, not a setting: give {key}.NAME=VALUE")
+        last = key.rsplit(".", 1)[-1]
+        close = difflib.get_close_matches(found, known, 1, 0.6) or [
+            one for one in known if one.rsplit(".", 1)[-1] == last
+        ]
+        hint = f"; did you mean {close[0].replace(ANY_NAME, name)}?" if close else ""
+        raise ConfigError(f"{where}: unknown setting {key}{hint}")
+
+
+def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    path = local_path(path)
+    if path in seen:
+        raise ConfigError(f"{path}: base files form a circle")
+    try:
+        node: Any = load_yaml_text(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, *_UNREADABLE) as error:
+        raise ConfigError(f"{path}: not readable YAML: {_first_line(error)}") from None
+    node = {} if node in (None, "") else node
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path}: expected sections such as `data:`, found {type(node).__name__}")
+    bases = node.pop("base", "") or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base={bases!r} must be a file or a list of files")
+    parents = [_read_file(_real(path.parent / base), (*seen, path)) for base in bases]
+    sections = {name: {} if child == "" else child for name, child in node.items()}
+    return [*(layer for parent in parents for layer in parent), (str(path), sections)]
+
+
+def _real(path: Path) -> Path:
+    """The file behind links; Path.resolve raises where they form a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _read_overrides(overrides: list[str]) -> dict[str, Any]:
+    """The overrides as nested sections; of several for one setting the last one counts."""
+    kinds = _leaf_kinds(RunConfig)
+    result: dict[str, Any] = {}
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        key = name.strip()
+        if not equals or not key:
+            raise ConfigError(f"{item!r}: an override is key=value, such as data.image_size=64")
+        known, _ = _as_known(key, list(kinds))
+        node: Any = _read_value(item, text, kinds.get(known))
+        for part in reversed(key.split(".")):
+            node = {part: node}
+        _put(node, result)
+    return result
+
+
+def _put(node: dict[str, Any], result: dict[str, Any]) -> None:
+    for name, child in node.items():
+        known = result.get(name)
+        if isinstance(child, dict) and isinstance(known, dict):
+            _put(child, known)
+        else:
+            result[name] = child
+
+
+def _read_value(item: str, text: str, kind: Any) -> Any:
+    """The text as it is, unless quoted or a list; the setting's type says what it means."""
+    is_list = kind is None or typing.get_origin(kind) is tuple
+    if not is_list and not (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
+        return text
+    try:
+        value = load_yaml_text(text)
+    except _UNREADABLE as error:
+        if not is_list:
+            return text
+        raise ConfigError(f"{item}: its value is not readable: {_first_line(error)}") from None
+    return "" if value is None else value
+
+
+def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
+    """A layer below all others with the sections of `stages.start_from`'s networks.
+
+    A folder that is gone is no error here: a run that has started does not need it any more.
+    """
+    stages: dict[str, Any] = {}
+    for _, node in layers:
+        found = node.get("stages")
+        stages |= found if isinstance(found, dict) else {}
+    # Values of a wrong type are told when all is merged.
+    start = stages.get("start_from")
+    start = local_path(start, "stages.start_from") if start and isinstance(start, str) else None
+    networks = stages.get("start_networks", START_NETWORKS)
+    networks = networks if isinstance(networks, list | tuple) else ()
+    files = [start / name for name in ("config.json", "config.yaml")] if start else []
+    taken = [name for name in networks if name in START_NETWORKS]
+    for file in files:
+        if file.is_file():
+            _, node = _read_file(file)[-1]
+            sections = {}
+            for section, names in map(architecture_settings, taken):
+                found = node.get(section)
+                known = found if isinstance(found, dict) else {}
+                sections[section] = {name: known[name] for name in names if name in known}
+            return [(str(file), sections)]
+    return []
+
+
+def _first_line(error: Exception) -> str:
+    # The first line of a YAML error says what was being read, not what is wrong.
+    text = str(getattr(error, "problem", None) or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Refuse what fits a setting's type and no run: ConfigError."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_value(key, item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be finite")
+    elif isinstance(value, int) and abs(value) > MAX_WHOLE_SETTING:
+        raise ConfigError(f"{key}={value} has more than 64 bits")
+    elif isinstance(value, str):
+        _check_text(key, value)
+
+
+def _check_text(key: str, text: str) -> None:
+    refuse_user(key, text)
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ConfigError(f"{key}={text!r} holds control characters, or bytes that are no UTF-8")
+
+
+def _resolve(config: DictConfig) -> Any:
+    """Plain values, with `${section.name}` replaced by the setting that it names."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{key}: {_first_line(error)}") from None
+
+
+def _build(schema: type, node: Any, prefix: str = "") -> Any:
+    """Turn merged values back into plain frozen dataclasses, lists into tuples."""
+    hints = typing.get_type_hints(schema)
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(schema):
+        kind, value, key = hints[item.name], node[item.name], prefix + item.name
+        if section := named_sections(kind):
+            values[item.name] = {
+                name: _build(section, child, f"{key}.{name}.") for name, child in value.items()
+            }
+        elif dataclasses.is_dataclass(kind):
+            values[item.name] = _build(typing.cast(type, kind), value, f"{key}.")
+        else:
+            _check_value(key, value)
+            values[item.name] = tuple(value) if isinstance(value, list) else value
+    return schema(**values)
+
+
+def _from_texts(schema: type, node: dict[str, Any]) -> dict[str, Any]:
+    """What OmegaConf does not make of texts: choices among numbers, and lists of nothing."""
+    hints = typing.get_type_hints(schema)
+    return {name: _from_text(hints.get(name), value) for name, value in node.items()}
+
+
+def _from_text(kind: Any, value: Any) -> Any:
+    if isinstance(value, dict) and (section := named_sections(kind)):
+        return {name: _from_text(section, child) for name, child in value.items()}
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        return _from_texts(typing.cast(type, kind), value)
+    if typing.get_origin(kind) is tuple and value == "":
+        return []
+    choices = {str(one): one for one in typing.get_args(kind)}
+    is_choice = typing.get_origin(kind) is typing.Literal and isinstance(value, str)
+    return choices.get(value, value) if is_choice else value
+
+
+def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
+    _check_keys(node, where)
+    node = _from_texts(RunConfig, node)
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(config, node))
+    except ConfigKeyError as error:
+        raise ConfigError(f"{where}: {_first_line(error)}") from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{where}: {key}: {_first_line(error)}") from None
+
+
+def _read_files(files: FilePath | Sequence[FilePath]) -> list[tuple[str, dict[str, Any]]]:
+    """All layers of files; a base that several have counts once, where it stands first."""
+    layers: dict[Path, tuple[str, dict[str, Any]]] = {}
+    for file in [files] if isinstance(files, FilePath) else files:
+        for where, node in _read_file(Path(file)):
+            layers.setdefault(_real(Path(where)), (where, node))
+    return list(layers.values())
+
+
+def load_config(
+    files: FilePath | Sequence[FilePath] | None = None, overrides: list[str] | None = None
+) -> RunConfig:
+    """Merge defaults, run files with their bases in order, and `key=value` overrides.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion), a wrong type, an impossible value.
+    """
+    layers = _read_files(files or ())
+    layers.append(("command line", _read_overrides(overrides or [])))
+    config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
+    for where, node in [*_architecture_there(layers), *layers]:
+        config = _merge(config, where, node)
+    return _build(RunConfig, _resolve(config))
+
+
+def config_from_dict(node: Any) -> RunConfig:
+    """The inverse of `to_dict`; settings that are missing have their defaults.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    if not isinstance(node, dict):
+        raise ConfigError(f"the saved configuration is {type(node).__name__}, not sections")
+    config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
+    merged = _merge(config, "the saved configuration", node)
+    return _build(RunConfig, _resolve(merged))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionary of a configuration, tuples as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration; see `config_yaml`."""
+    path.write_text(config_yaml(config))

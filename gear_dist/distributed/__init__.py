@@ -1,0 +1,1 @@
+"""What workers need of each other and of whoever starts them."""

@@ -1,0 +1,1 @@
+"""Trained networks in use: weights files, sampling, reconstruction; no engines."""

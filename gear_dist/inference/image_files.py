@@ -1,0 +1,97 @@
+"""A folder of image files for a trained tokenizer: found, read, and the bad ones left out."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gear_dist.config.colour import parse_colour
+from gear_dist.config.schema import DataConfig
+from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
+from gear_dist.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_NAMED = 20
+"""Bad files that are named on the terminal; more are counted."""
+
+
+class BadFile(NamedTuple):
+    """A file that is left out."""
+
+    path: Path
+    reason: str
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Image files of a folder and its subfolders, by name; hidden ones are left out.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = folder.rglob("*")
+    paths = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    shown = [p for p in paths if not _is_hidden(p.relative_to(folder))]
+    if not shown:
+        raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
+    return shown
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def read_image(path: Path, data: DataConfig) -> torch.Tensor:
+    """An image, resized and centre-cropped, uint8 (3, H, W).
+
+    Raises:
+        DataError: it cannot be read, or does not decode.
+    """
+    try:
+        image = decode_image(path.read_bytes(), data.max_pixels, parse_colour(data.background))
+    except (OSError, BadImageError) as error:
+        raise DataError(f"{path}: {error}") from None
+    square = crop(resize_short_side(image, data.image_size), data.image_size)
+    return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
+
+
+class ImageFiles:
+    """Reads files one after another; what does not decode is named and passed over."""
+
+    def __init__(self, paths: list[Path], data: DataConfig, max_bad_share: float) -> None:
+        self.paths = paths
+        self.bad: list[BadFile] = []
+        """Those passed over so far."""
+        self._data = data
+        # One bad file among few is no reason to write nothing.
+        self._allowed = max(1, int(max_bad_share * len(paths))) if max_bad_share else 0
+
+    def __iter__(self) -> Iterator[tuple[Path, torch.Tensor]]:
+        """Good files, each with its image, uint8 (3, H, W).
+
+        Raises:
+            DataError: more bad files than allowed, or not one that is good.
+        """
+        for path in self.paths:
+            try:
+                image = read_image(path, self._data)
+            except DataError as error:
+                self._leave_out(path, str(error))
+                continue
+            yield path, image
+        if len(self.bad) > _NAMED:
+            print(f"{len(self.bad):,} files were left out", file=sys.stderr)
+        if len(self.bad) == len(self.paths):
+            raise DataError(f"--images: not one of {len(self.paths):,} files is a good image")
+
+    def _leave_out(self, path: Path, reason: str) -> None:
+        self.bad.append(BadFile(path, reason.removeprefix(f"{path}: ")))
+        if len(self.bad) > self._allowed:
+            raise DataError(
+                f"{reason}: {len(self.bad):,} of {len(self.paths):,} files are bad: mend or remove "
+                "them, or raise --max-bad-share"
+            )
+        if len(self.bad) <= _NAMED:
+            print(f"left out: {reason}", file=sys.stderr)

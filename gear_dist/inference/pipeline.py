@@ -1,0 +1,95 @@
+"""A trained tokenizer and generator in use: reconstruction and sampling, without engines.
+
+Shapes: B images, H x W pixels, L tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from gear_dist.config.schema import RunConfig, SamplingConfig
+from gear_dist.data.pixels import to_model_range, to_u8
+from gear_dist.errors import DataError
+from gear_dist.inference.model_folder import ModelFolder
+from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
+from gear_dist.models.generator import Generator, build_generator, sample
+from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
+
+CHUNK = 64
+CHUNK_PIXELS = 2**19
+"""Pixels that go through a tokenizer at a time: the public ones take 2 kB a pixel and more."""
+
+
+class TrainedPair:
+    """A tokenizer and perhaps a generator, in evaluation mode."""
+
+    def __init__(self, config: RunConfig, states: NetworkStates, device: torch.device):
+        """Args: states: published networks by name (see `weights.split_states`)."""
+        self.config = config
+        self.device = device
+        self._tokenizer_chunk = min(CHUNK, max(1, CHUNK_PIXELS // config.data.image_size**2))
+        self.tokenizer: Tokenizer = build_tokenizer(
+            config.tokenizer,
+            soft_temperature=config.alignment.soft_temperature,
+            kernels=config.engine.kernels,
+        )
+        self.tokenizer.load_state_dict(states["tokenizer"])
+        self.tokenizer.to(device).eval()
+        self.generator: Generator | None = None
+        if "generator" in states:
+            self.generator = build_generator(config)
+            self.generator.load_state_dict(states["generator"])
+            self.generator.to(device).eval()
+
+    @classmethod
+    def load(cls, model: ModelFolder, device: torch.device) -> "TrainedPair":
+        """Read a run's or a model folder's weights.
+
+        Raises:
+            DataError: it has no tokenizer, or its weights do not fit its configuration.
+        """
+        states = {"tokenizer": read_weights(model.require("tokenizer"))}
+        if "generator" in model.weights:
+            states["generator"] = read_weights(model.weights["generator"])
+        for name, state in states.items():
+            check_fit(name, state, model.config, str(model.weights[name]))
+        return cls(model.config, states, device)
+
+    @torch.no_grad()
+    def encode(self, images_u8: Tensor) -> Tensor:
+        """Indices (B, L), int64 on the CPU, of uint8 images (B, 3, H, W)."""
+        parts = [
+            self.tokenizer.encode(to_model_range(chunk.to(self.device)))
+            for chunk in images_u8.split(self._tokenizer_chunk)
+        ]
+        return torch.cat(parts).cpu()
+
+    @torch.no_grad()
+    def reconstruct(self, images_u8: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) through the tokenizer and back, uint8 on the CPU."""
+        parts = [
+            self.tokenizer(to_model_range(chunk.to(self.device))).reconstruction
+            for chunk in images_u8.split(self._tokenizer_chunk)
+        ]
+        return to_u8(torch.cat(parts))
+
+    @torch.no_grad()
+    def generate(
+        self, labels_B: Tensor, seed: int, sampling: SamplingConfig | None = None
+    ) -> Tensor:
+        """Images of the given classes, uint8 (B, 3, H, W) on the CPU; a function of the seed.
+
+        Raises:
+            DataError: the run has no generator yet.
+            ConfigError: a class is out of range, or guidance is asked without a null class.
+        """
+        if self.generator is None:
+            raise DataError(
+                "there is no generator here: the run has trained none yet, or none was imported"
+            )
+        sampling = sampling or self.config.sampling
+        random = torch.Generator(self.device).manual_seed(seed)
+        parts = []
+        for labels in labels_B.split(CHUNK):
+            indices = sample(self.generator, labels.to(self.device), sampling, random)
+            parts += [self.tokenizer.decode(part) for part in indices.split(self._tokenizer_chunk)]
+        return to_u8(torch.cat(parts))

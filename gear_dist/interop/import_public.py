@@ -1,0 +1,185 @@
+"""Public checkpoints to a model folder that every command takes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gear_dist.config.loading import load_config
+from gear_dist.config.schema import START_NETWORKS, RunConfig, architecture_settings
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.inference.model_folder import CARD_NAME, create_model_folder, write_model_config
+from gear_dist.inference.weights import check_fit, write_weights
+from gear_dist.interop.detect_format import Copy, Dropped, Found, recognise
+from gear_dist.interop.hub import find_source
+from gear_dist.interop.infer_config import infer_settings
+from gear_dist.interop.load_checkpoint import read_checkpoint
+from gear_dist.interop.model_card import Provenance, import_card
+from gear_dist.runs.run_folder import to_json
+from gear_dist.storage.base import write_file, write_text
+
+REPORT_NAME = "import.json"
+
+
+class ImportedNetwork(NamedTuple):
+    """A network that was taken from a checkpoint."""
+
+    network: str
+    source: str
+    key: str
+    """Where in the file."""
+    num_tensors: int
+    num_parameters: int
+
+
+class ImportReport(NamedTuple):
+    """What an import used, dropped and missed."""
+
+    used: list[ImportedNetwork]
+    dropped: dict[str, list[Dropped]]
+    """By source."""
+    missing: list[str]
+    """Networks that no source holds; a run makes new ones."""
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [
+            f"used: {item.network} ({item.num_parameters:,} parameters in {item.num_tensors} "
+            f"tensors, {item.key} of {item.source})"
+            for item in self.used
+        ]
+        for source, dropped in self.dropped.items():
+            lines += [f"dropped: {item.name} of {source}: {item.reason}" for item in dropped]
+        lines.append(f"missing: {', '.join(self.missing) or 'nothing'}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The report for machines."""
+        return {
+            "used": [item._asdict() for item in self.used],
+            "dropped": {
+                source: [item._asdict() for item in dropped]
+                for source, dropped in self.dropped.items()
+            },
+            "missing": self.missing,
+        }
+
+
+def import_checkpoints(
+    sources: Sequence[str], out: Path, *, copy: Copy = "ema", overrides: Sequence[str] = ()
+) -> ImportReport:
+    """Write the networks of public checkpoints as a model folder.
+
+    Args:
+        sources: local files, or hub files (see `find_source`); no two with the same network.
+        out: the folder, new or empty.
+        copy: which of two copies of a network to take.
+        overrides: `key=value` for what shapes do not tell, such as generator.num_heads.
+
+    Raises:
+        DataError: a source cannot be read, holds no network, or does not fit any configuration.
+        ConfigError: `out` is taken, sources collide, an override is wrong.
+    """
+    found, files, dropped = _find_networks(sources, copy)
+    config = _configuration(found, files, overrides)
+    for name, item in found.items():
+        check_fit(name, item.state, config, files[name])
+    create_model_folder(out)
+    used = [_write(out, item, files[name]) for name, item in found.items()]
+    missing = [name for name in START_NETWORKS if name not in found]
+    report = ImportReport(used, dropped, missing)
+    write_file(out / REPORT_NAME, (to_json(report.to_json(), indent=2) + "\n").encode())
+    origins = [Provenance(item.network, item.source, item.key) for item in used]
+    write_text(out / CARD_NAME, import_card(out.name, config, origins, report.lines()))
+    write_model_config(out, config, found)
+    return report
+
+
+def _find_networks(
+    sources: Sequence[str], copy: Copy
+) -> tuple[dict[str, Found], dict[str, str], dict[str, list[Dropped]]]:
+    """The networks of all sources, the source of each, and by source what is not taken."""
+    found: dict[str, Found] = {}
+    files: dict[str, str] = {}
+    dropped: dict[str, list[Dropped]] = {}
+    for source in sources:
+        networks, dropped[source] = _read(source, copy)
+        for item in networks:
+            if item.network in found:
+                raise ConfigError(
+                    f"{source}: has a {item.network}, and so has {files[item.network]}: import "
+                    "them into folders of their own"
+                )
+            found[item.network], files[item.network] = item, source
+    if "projectors" in found and "generator" not in found:
+        alone = Dropped(found.pop("projectors").source, "alignment heads without their generator")
+        dropped[files["projectors"]].append(alone)
+    if not found:
+        raise DataError(f"{', '.join(sources)}: only alignment heads, and no generator of theirs")
+    return found, files, dropped
+
+
+def _read(source: str, copy: Copy) -> tuple[list[Found], list[Dropped]]:
+    checkpoint = read_checkpoint(find_source(source))
+    try:
+        recognised = recognise(checkpoint, copy)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    return recognised.networks, recognised.dropped
+
+
+def _configuration(
+    found: Mapping[str, Found], files: Mapping[str, str], overrides: Sequence[str]
+) -> RunConfig:
+    """The configuration whose networks have these shapes."""
+    settings: dict[str, dict[str, Any]] = {}
+    for name, item in found.items():
+        section, _ = architecture_settings(name)
+        try:
+            settings[section] = infer_settings(name, item.state)
+        except DataError as error:
+            raise DataError(f"{files[name]}: {error}") from None
+    if "generator" in found:
+        _match_codes(found["generator"], settings, files)
+    words = [
+        f"{section}.{name}={value}"
+        for section, values in settings.items()
+        for name, value in values.items()
+    ]
+    config = load_config(None, [*words, *overrides])
+    if any(word.startswith("data.image_size=") for word in overrides):
+        return config
+    size = _image_size(found, config)
+    return load_config(None, [*words, f"data.image_size={size}", *overrides])
+
+
+def _match_codes(
+    generator: Found, settings: dict[str, dict[str, Any]], files: Mapping[str, str]
+) -> None:
+    """The generator's number of codes, which is the tokenizer's.
+
+    Raises:
+        DataError: the two have not the same number.
+    """
+    num_codes = generator.state["tok_embeddings.weight"].shape[0]
+    known = settings.setdefault("tokenizer", {}).setdefault("codebook_size", num_codes)
+    if known != num_codes:
+        raise DataError(
+            f"{files['generator']}: its generator has {num_codes} codes, and the tokenizer of "
+            f"{files['tokenizer']} {known}: they do not belong together"
+        )
+
+
+def _image_size(found: Mapping[str, Found], config: RunConfig) -> int:
+    """Pixels that a stored rotary table stands for, else the published 256 or the configured."""
+    table = found["generator"].extras.get("freqs_cis") if "generator" in found else None
+    if table is None:
+        return config.data.image_size
+    return math.isqrt(table[0] - 1) * config.tokenizer.downsampling
+
+
+def _write(out: Path, item: Found, source: str) -> ImportedNetwork:
+    count = sum(value.numel() for value in item.state.values())
+    metadata = {"source": source, "key": item.source}
+    write_weights(out / f"{item.network}.safetensors", item.state, metadata)
+    return ImportedNetwork(item.network, source, item.source, len(item.state), count)

@@ -1,0 +1,1 @@
+"""Networks: tokenizers, generators, discriminators, teachers."""

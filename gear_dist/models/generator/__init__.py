@@ -1,0 +1,44 @@
+"""The autoregressive generator: transformer, projectors, sampling."""
+
+from collections.abc import Sequence
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.inference.sampler import sample
+from gear_dist.models.generator.aligned import (
+    AlignedGenerator,
+    AlignedOutput,
+    build_projector,
+    find_teacher_widths,
+)
+from gear_dist.models.generator.transformer import Generator, SoftTokens, StraightThroughTokens
+
+__all__ = [
+    "AlignedGenerator",
+    "AlignedOutput",
+    "Generator",
+    "SoftTokens",
+    "StraightThroughTokens",
+    "build_aligned_generator",
+    "build_generator",
+    "find_teacher_widths",
+    "sample",
+]
+
+
+def build_generator(config: RunConfig) -> Generator:
+    """The generator of a configuration, randomly initialised."""
+    return Generator(
+        config.generator,
+        num_codes=config.tokenizer.codebook_size,
+        grid_size=config.grid_size,
+        kernels=config.engine.kernels,
+    )
+
+
+def build_aligned_generator(config: RunConfig, teacher_widths: Sequence[int]) -> AlignedGenerator:
+    """The generator with one projector a teacher."""
+    generator = build_generator(config)
+    width, hidden = config.generator.width, config.alignment.projector_width
+    return AlignedGenerator(
+        generator, [build_projector(width, hidden, teacher) for teacher in teacher_widths]
+    )

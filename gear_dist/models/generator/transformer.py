@@ -1,0 +1,323 @@
+"""The class-conditional autoregressive generator, under the public checkpoints' key names.
+
+Shapes: B images, L tokens, S = positions in this pass (class token first), D model width,
+K codes, N = B (L - 1) soft tokens, C code width. Source: arXiv 2406.06525; 2606.32039.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gear_dist.config.schema import GeneratorConfig
+from gear_dist.models.activation_checkpoint import recomputed
+from gear_dist.models.generator.rotary import rotary_table, rotate
+from gear_dist.models.tokenizers.codes import Codes
+from gear_kernels import vocabulary_cross_entropy
+
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+HIDDEN_MULTIPLE = 256
+
+
+class SoftTokens(NamedTuple):
+    """Tokens of the soft read-out: latents and codes in place of indices."""
+
+    latents_BLC: Tensor
+    codes: Codes
+    log_sum_exp_BL: Tensor
+    temperature: float
+
+    def without_last(self) -> "SoftTokens":
+        """The first L - 1 tokens of each image: what a decoder reads to predict all L."""
+        return self._replace(
+            latents_BLC=self.latents_BLC[:, :-1], log_sum_exp_BL=self.log_sum_exp_BL[:, :-1]
+        )
+
+    def read(self, table_KD: Tensor, kernels: str) -> Tensor:
+        """softmax(affinity / temperature) @ table: (B, L, D)."""
+        batch, length, _ = self.latents_BLC.shape
+        soft_ND = self.codes.soft_readout(
+            self.latents_BLC.flatten(0, 1),
+            table_KD,
+            self.log_sum_exp_BL.flatten(),
+            temperature=self.temperature,
+            implementation=kernels,
+        )
+        return soft_ND.view(batch, length, -1)
+
+
+class StraightThroughTokens(NamedTuple):
+    """Hard tokens whose gradient is the soft ones': the one-hot of the index, straight-through."""
+
+    indices_BL: Tensor
+    soft: SoftTokens
+
+    def without_last(self) -> "StraightThroughTokens":
+        """See `SoftTokens.without_last`."""
+        return StraightThroughTokens(self.indices_BL[:, :-1], self.soft.without_last())
+
+    def read(self, table_KD: Tensor, kernels: str) -> Tensor:
+        """(hard + softmax(affinity / temperature) - sg softmax) @ table: rows of it, (B, L, D)."""
+        soft_BLD = self.soft.read(table_KD, kernels)
+        return F.embedding(self.indices_BL, table_KD) + (soft_BLD - soft_BLD.detach())
+
+
+Tokens = Tensor | SoftTokens | StraightThroughTokens
+"""Indices (B, L), or what stands for them with a gradient."""
+
+
+class GeneratorOutput(NamedTuple):
+    """One training pass."""
+
+    tap_BLD: Tensor
+    """Residual stream after the tap layer; position i predicts token i."""
+    cross_entropy: Tensor | None
+    """Mean over all tokens, fp32; None where no targets were given."""
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer for all positions, filled from the left."""
+
+    def __init__(self, batch: int, positions: int, heads: int, head_width: int, like: Tensor):
+        shape = (batch, heads, positions, head_width)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, heads, new, h) at the end; return everything so far."""
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x^2 + eps) * weight, in fp32."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + NORM_EPS)
+        return normed.to(x.dtype) * self.weight
+
+
+class TokenEmbedding(nn.Module):
+    """Rows of the (K, D) table: hard by index, soft by the fused read-out.
+
+    All read the table inside this module's forward, so that ZeRO-3 gathers it there.
+    """
+
+    def __init__(self, num_codes: int, width: int, kernels: str):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_codes, width))
+        self.kernels = kernels
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens (B, L) of any kind to (B, L, D)."""
+        if isinstance(tokens, Tensor):
+            return F.embedding(tokens, self.weight)
+        return tokens.read(self.weight, self.kernels)
+
+
+class ClassEmbedding(nn.Module):
+    """Class table with a null row (index num_classes) where labels are ever dropped."""
+
+    def __init__(self, num_classes: int, width: int, *, with_null: bool):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + with_null, width)
+
+    def forward(self, labels_B: Tensor) -> Tensor:
+        """Labels (B,) to (B, 1, D)."""
+        return self.embedding_table(labels_B)[:, None]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; wqkv rows are [q; k; v], each head-major."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x_BSD: Tensor, table: Tensor, cache: KeyValueCache | None) -> Tensor:
+        heads = (self.num_heads, x_BSD.shape[-1] // self.num_heads)
+        q, k, v = (part.unflatten(-1, heads) for part in self.wqkv(x_BSD).chunk(3, dim=-1))
+        q, k = rotate(q, table), rotate(k, table)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        causal = True
+        if cache is not None:
+            # One new position sees all: no mask. Several are only ever the first ones.
+            causal = cache.length == 0 and q.shape[2] > 1
+            k, v = cache.append(k, v)
+        y = _attend(q, k, v, causal).to(x_BSD.dtype)
+        return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(h)) v, heads second."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # In bf16 the backward of torch's attention on CPU takes three times as long as in fp32.
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        hidden = -(-(8 * config.width // 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+        self.w1 = nn.Linear(config.width, hidden, bias=False)
+        self.w3 = nn.Linear(config.width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, config.width, bias=False)
+        self.dropout = nn.Dropout(config.feed_forward_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.width)
+        self.ffn_norm = RMSNorm(config.width)
+        self.recomputes = config.activation_checkpointing
+
+    def forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        return recomputed(self._forward, x, table, cache, enabled=self.recomputes)
+
+    def _forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class OutputHead(nn.Linear):
+    """The (K, D) output matrix. `forward` is the loss, so that logits need not exist at once."""
+
+    def __init__(self, width: int, num_codes: int, kernels: str):
+        super().__init__(width, num_codes, bias=False)
+        self.kernels = kernels
+
+    def forward(  # type: ignore[override]
+        self, hidden_BLD: Tensor, targets_BL: Tensor | StraightThroughTokens
+    ) -> Tensor:
+        """Mean cross-entropy over all tokens, fp32 scalar.
+
+        Straight-through targets give it a gradient to the one-hot t as well: -t @ log p.
+        """
+        if isinstance(targets_BL, StraightThroughTokens):
+            loss = self._cross_entropy(hidden_BLD, targets_BL.indices_BL)
+            target_BLD = targets_BL.read(self.weight, self.kernels).float()
+            # The log-sum-exp in log p has no part in it: a straight-through one-hot always sums
+            # to 1. So the target's rows alone are left, at a value of 0.
+            moved_BLD = target_BLD - target_BLD.detach()
+            return loss - (hidden_BLD.detach().float() * moved_BLD).sum(-1).mean()
+        return self._cross_entropy(hidden_BLD, targets_BL)
+
+    def _cross_entropy(self, hidden_BLD: Tensor, targets_BL: Tensor) -> Tensor:
+        hidden_ND, weight, device = hidden_BLD.flatten(0, 1), self.weight, hidden_BLD.device.type
+        if torch.is_autocast_enabled(device):
+            # The fused loss is no operation that autocast knows: without this it runs in fp32.
+            dtype = torch.get_autocast_dtype(device)
+            hidden_ND, weight = hidden_ND.to(dtype), weight.to(dtype)
+        return vocabulary_cross_entropy(
+            hidden_ND, weight, targets_BL.flatten(), implementation=self.kernels
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits (..., K); for sampling."""
+        return F.linear(hidden, self.weight).float()
+
+
+class Generator(nn.Module):
+    """Llama-style decoder over one class token and the image tokens."""
+
+    def __init__(self, config: GeneratorConfig, *, num_codes: int, grid_size: int, kernels: str):
+        super().__init__()
+        self.config = config
+        self.grid_size = grid_size
+        self.tok_embeddings = TokenEmbedding(num_codes, config.width, kernels)
+        self.cls_embedding = ClassEmbedding(
+            config.num_classes, config.width, with_null=config.class_dropout > 0
+        )
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width)
+        self.output = OutputHead(config.width, num_codes, kernels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=INIT_STD)
+        nn.init.zeros_(self.output.weight)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens L per image."""
+        return self.grid_size**2
+
+    def rotary(self, device: torch.device) -> Tensor:
+        """Rotary rows (1 + L, h / 2, 2) of all positions."""
+        head_width = self.config.width // self.config.num_heads
+        return rotary_table(self.grid_size, head_width, device)
+
+    def forward(
+        self,
+        tokens: Tokens,
+        labels_B: Tensor,
+        targets_BL: Tensor | StraightThroughTokens | None = None,
+    ) -> GeneratorOutput:
+        """Class token, then the first L - 1 tokens; position i predicts token i.
+
+        Without targets only the blocks up to the tap run.
+
+        Args:
+            tokens: the first L - 1.
+            labels_B: classes (B,), the null class where a label is dropped.
+            targets_BL: all L, to predict.
+        """
+        class_B1D = self.cls_embedding(labels_B)
+        tokens_BlD = self.tok_embeddings(tokens)
+        x = self.token_dropout(torch.cat([class_B1D, tokens_BlD.to(class_B1D.dtype)], dim=1))
+        table = self.rotary(x.device)[: x.shape[1]]
+        tap = self.config.tap_layer
+        for block in self.layers[:tap]:
+            x = block(x, table)
+        tap_BLD = x
+        if targets_BL is None:
+            return GeneratorOutput(tap_BLD, None)
+        for block in self.layers[tap:]:
+            x = block(x, table)
+        return GeneratorOutput(tap_BLD, self.output(self.norm(x), targets_BL))
+
+    @torch.no_grad()
+    def logits(self, indices_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """fp32 logits (B, L', K) after the class token and L' - 1 given tokens."""
+        x = torch.cat([self.cls_embedding(labels_B), self.tok_embeddings(indices_BL)], dim=1)
+        table = self.rotary(x.device)[: x.shape[1]]
+        for block in self.layers:
+            x = block(x, table)
+        return self.output.logits(self.norm(x))
+
+    def decode_step(self, x_BSD: Tensor, position: int, caches: list[KeyValueCache]) -> Tensor:
+        """fp32 logits (B, K) after embedded positions `position ..`, given cached ones before."""
+        table = self.rotary(x_BSD.device)[position : position + x_BSD.shape[1]]
+        x = x_BSD
+        for block, cache in zip(self.layers, caches, strict=True):
+            x = block(x, table, cache)
+        return self.output.logits(self.norm(x[:, -1]))

@@ -1,0 +1,96 @@
+"""Frozen encoders whose features the generator's tap is aligned to: the registry.
+
+Importing it does not import torch, so that the command line stays quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gear_dist.config.schema import RunConfig, TeacherConfig
+
+if TYPE_CHECKING:
+    from gear_dist.models.teachers.base import Teacher
+    from gear_dist.models.teachers.normalisation import normalise_features
+
+__all__ = [
+    "TEACHERS",
+    "Teacher",
+    "load_teacher",
+    "load_teachers",
+    "normalise_features",
+    "teacher_class",
+    "untrained_teachers",
+]
+
+TEACHERS = {
+    "clip": "clip.ClipTeacher",
+    "convnet": "convnet.ConvNetTeacher",
+    "dinov2": "dinov2.DinoV2Teacher",
+    "dinov3": "dinov3.DinoV3Teacher",
+    "siglip2": "siglip2.Siglip2Teacher",
+    "vjepa2": "vjepa2.VJepa2Teacher",
+}
+"""Module in this package and class of each `teacher.name`."""
+
+
+def teacher_class(name: str) -> "type[Teacher]":
+    """The class of a `teacher.name`; imports torch."""
+    module, _, attribute = TEACHERS[name].partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def load_teacher(
+    config: TeacherConfig, *, image_size: int, grid_size: int, setting: str = "teacher"
+) -> "Teacher":
+    """Load one frozen teacher with its weights, in fp32 on the CPU.
+
+    Args:
+        config: its section.
+        image_size: side H = W of the images it will see, pixels.
+        grid_size: token positions along a side.
+        setting: name of the section, for errors.
+
+    Raises:
+        ConfigError: the weights are not reachable, of another family, or do not fit the settings.
+    """
+    teacher = teacher_class(config.name).load(
+        config, image_size=image_size, grid_size=grid_size, setting=setting
+    )
+    teacher.set_normalisation(config, setting)
+    return teacher
+
+
+def load_teachers(config: RunConfig) -> "list[Teacher]":
+    """All teachers of a run, in the order of their projectors; see `load_teacher`."""
+    return [
+        load_teacher(
+            section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
+        )
+        for setting, section in config.teachers.items()
+    ]
+
+
+def untrained_teachers(config: RunConfig) -> "list[Teacher]":
+    """The same teachers with no weights of use: for their sizes. Reads config.json at most.
+
+    Raises:
+        ConfigError: a teacher whose sizes are not known here.
+    """
+    return [
+        teacher_class(section.name).untrained(
+            section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
+        )
+        for setting, section in config.teachers.items()
+    ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Teacher":
+        from gear_dist.models.teachers.base import Teacher
+
+        return Teacher
+    if name == "normalise_features":
+        from gear_dist.models.teachers.normalisation import normalise_features
+
+        return normalise_features
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,182 @@
+"""What a run ran on: versions, hardware, code revision, command. No environment variables.
+
+Nothing here imports torch unless `torch_devices` is called.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gear_dist.config.loading import to_dict
+from gear_dist.config.schema import RunConfig
+from gear_dist.redaction import redact_command
+from gear_dist.runs.run_folder import flatten
+
+PACKAGES = (
+    "gear-dist",
+    "torch",
+    "deepspeed",
+    "ray",
+    "triton",
+    "transformers",
+    "webdataset",
+    "pyarrow",
+    "numpy",
+)
+
+
+def collect_environment(
+    config: RunConfig, extra: Mapping[str, Any], command: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The environment record of a run, for `RunFolder.write_environment`.
+
+    Args:
+        config: gives the seed, and the names of settings, whose values are not secrets.
+        extra: what the caller knows: kernel implementation, world size, precision, facts of the
+            data manifest.
+        command: the command line, program first (recorded as gear-dist); None: this process's.
+            A worker's own says nothing: hand the driver's down.
+
+    Returns:
+        Plain data. `extra` has the last word where a name occurs twice.
+    """
+    command = sys.argv if command is None else command
+    return {
+        "versions": package_versions(),
+        "python": platform.python_version(),
+        "os": f"{platform.system()} {platform.release()} ({_distribution()})",
+        "hardware": {
+            "cpu": cpu_model(),
+            "cores": num_cores(),
+            "memory_bytes": memory_bytes()[0],
+            "gpus": torch_devices(),
+            "gpu_driver": gpu_driver(),
+        },
+        "git": git_state(),
+        "seed": config.run.seed,
+        "command": shlex.join(["gear-dist", *redact_command(command[1:], setting_names(config))]),
+        **extra,
+    }
+
+
+def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """Installed version of each package; None: not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def setting_names(config: RunConfig) -> frozenset[str]:
+    """Dotted names of all settings."""
+    return frozenset(flatten(to_dict(config)))
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Memory in all and available, in bytes, both within the container's limit; 0: unknown."""
+    sizes = {}
+    for line in _lines(Path("/proc/meminfo")):
+        name, _, value = line.partition(":")
+        sizes[name] = int(value.split()[0]) * 1024
+    total, available = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
+    limit = _number(Path("/sys/fs/cgroup/memory.max"))
+    used = _number(Path("/sys/fs/cgroup/memory.current"))
+    if 0 < limit < total:
+        return limit, max(0, min(available, limit - used))
+    return total, available
+
+
+def torch_devices() -> list[dict[str, Any]]:
+    """Visible CUDA devices: name, memory in bytes, compute capability. Imports torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [
+        {
+            "name": device.name,
+            "memory_bytes": device.total_memory,
+            "capability": f"{device.major}.{device.minor}",
+        }
+        for device in devices
+    ]
+
+
+def gpu_driver() -> str | None:
+    """Version of the NVIDIA driver; None where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    return (
+        _output([tool, "--query-gpu=driver_version", "--format=csv,noheader"]).partition("\n")[0]
+        or None
+    )
+
+
+def git_state() -> dict[str, Any] | None:
+    """Revision of the checkout that this package runs from; None where it is no checkout.
+
+    Returns:
+        {"revision": hash, "dirty": whether tracked or new files differ from it}.
+    """
+    root = Path(__file__).resolve().parents[2]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    revision = _output([git, "-C", str(root), "rev-parse", "HEAD"])
+    if not revision:
+        return None
+    changes = _output([git, "-C", str(root), "status", "--porcelain"])
+    return {"revision": revision, "dirty": bool(changes)}
+
+
+def _output(command: list[str]) -> str:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+    except OSError:
+        return "unknown"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int:
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() else 0

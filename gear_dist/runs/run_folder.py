@@ -1,0 +1,459 @@
+"""The run folder: everything that a run leaves behind, and the only code that knows its names.
+
+Rank 0 alone writes, but all ranks add to bad_samples.txt. Files that are replaced are replaced
+atomically; metrics.jsonl is appended to, one line a record, and a line torn by a kill is dropped
+when the run goes on.
+"""
+
+import datetime
+import errno
+import json
+import math
+import numbers
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from gear_dist.config.loading import config_yaml, load_config, to_dict
+from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.storage.base import FileStorage, write_file
+from gear_dist.storage.json_files import build_record, parse_json
+from gear_dist.storage.paths import local_path
+
+State = Literal["running", "restarting", "done", "interrupted", "failed"]
+
+RUN_ID = re.compile(r"[0-9a-f]{8}")
+"""A run's id: drawn when it begins, and left in its folder, its checkpoints and their address."""
+
+# Settings that may change between the parts of one run: where and how it runs, what it logs.
+# The embedded object store's port, and so the endpoint, differs from start to start.
+FREE_SETTINGS = re.compile(
+    r"run\.(?!seed$).*|log\..*|checkpoint\..*|sampling\..*|watchdog\..*|"
+    r"engine\.(max_micro_batch|max_skipped_steps|zero_stage|bucket_elements|optimizer_offload)|"
+    r"engine\.keep_gathered_elements|(tokenizer|generator)\.activation_checkpointing|"
+    r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)|"
+    r"data\.shard_memory_bytes"
+)
+_GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
+MORE_TEACHERS = "more_teachers."
+_GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")
+
+
+class Status(NamedTuple):
+    """How a run stands; `updated` is an ISO 8601 time in UTC."""
+
+    state: State
+    step: int
+    total_steps: int
+    exit_code: int | None = None
+    reason: str = ""
+    updated: str = ""
+    attempt: int = 1
+    """Counts the starts of the workers by one command."""
+    last_failure: str = ""
+    """The last crash that training has gone on after."""
+
+
+class Grid(NamedTuple):
+    """A picture grid of the run: kind `reconstruction` or `samples`, taken after `step`."""
+
+    kind: str
+    step: int
+    path: Path
+
+
+class RunFolder:
+    """Paths, writers and readers of one run folder. Construction touches no file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.environment_path = self.path / "environment.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.bad_samples_path = self.path / "bad_samples.txt"
+        self.status_path = self.path / "status.json"
+        self.id_path = self.path / "run_id"
+        self.evaluation_path = self.path / "evaluation.json"
+        self.report_path = self.path / "report.html"
+        self.grids = self.path / "grids"
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights"
+        self._metrics_file: FileIO | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
+        """Make the folder, or take up the run that it holds, and write the configuration.
+
+        Raises:
+            ConfigError: see `check_may_start`.
+            StorageError: the folder cannot be written.
+        """
+        folder = cls(path)
+        folder.check_may_start(config)
+        with _disk_errors(folder.path):
+            for part in (folder.path, folder.grids, folder.checkpoints, folder.weights):
+                part.mkdir(parents=True, exist_ok=True)
+            FileStorage(folder.path).remove_leftovers()
+        folder.write_config(config)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Open a finished or running run for reading.
+
+        Raises:
+            DataError: there is no run folder at `path`.
+        """
+        folder = cls(local_path(path))
+        if not folder.path.is_dir():
+            raise DataError(f"{folder.path}: no such run folder")
+        if not folder.config_path.is_file():
+            raise DataError(f"{folder.path}: not a run folder (it has no config.yaml)")
+        return folder
+
+    def holds_run(self) -> bool:
+        """Whether something was trained here: a start that failed before that may be redone."""
+        if not self.config_path.is_file():
+            return False
+        return self.has_records or self._has_checkpoints()
+
+    @property
+    def has_records(self) -> bool:
+        """Whether steps were taken here that left a record."""
+        return self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0
+
+    def _has_checkpoints(self) -> bool:
+        """Whether a save has at least begun here."""
+        return self.checkpoints.is_dir() and any(p.is_dir() for p in self.checkpoints.iterdir())
+
+    def check_may_start(self, config: RunConfig) -> bool:
+        """Whether a run of this configuration would go on here (else it would be new).
+
+        Raises:
+            ConfigError: the folder holds a run of another configuration (see `check_same_run`), or
+                any run where run.resume=none. Where there may be checkpoints it is for them to
+                say: a run none of whose checkpoints can be used may start anew.
+        """
+        if not self.holds_run():
+            return False
+        checkpoints_decide = config.checkpoint.address or self._has_checkpoints()
+        if config.run.resume == "none" and not checkpoints_decide:
+            raise ConfigError(
+                f"run.resume=none, but {self.path} already holds a run; set another "
+                "run.name, remove the folder, or use run.resume=auto to continue it"
+            )
+        self.check_same_run(config)
+        return True
+
+    def check_same_run(self, config: RunConfig) -> None:
+        """Refuse a configuration that defines another run than the folder's.
+
+        All settings define the run but `FREE_SETTINGS`; the steps of a stage may grow.
+
+        Raises:
+            ConfigError: names each setting that differs, both values, and the fix.
+        """
+        differing = differing_settings(self.read_config_dict(), config)
+        if differing:
+            raise ConfigError(
+                f"{self.path} holds a run of another configuration: {', '.join(differing)}; set "
+                "another run.name, or restore these settings (stages may only grow), or remove "
+                "the folder"
+            )
+
+    def read_id(self) -> str:
+        """The run's id; empty where it has none yet.
+
+        Raises:
+            DataError: the file holds something else.
+        """
+        try:
+            text = self.id_path.read_text().strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.id_path}: not readable: {_one_line(error)}") from None
+        if not RUN_ID.fullmatch(text):
+            raise DataError(f"{self.id_path}: {text[:20]!r} is no run's id (8 hex digits)")
+        return text
+
+    def write_id(self, run: str) -> None:
+        """Write the run's id."""
+        write_file(self.id_path, f"{run}\n".encode())
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml, the resolved configuration."""
+        write_file(self.config_path, config_yaml(config).encode())
+
+    def read_config(self) -> RunConfig:
+        """Read config.yaml back; ConfigError where another version's settings do not fit."""
+        return load_config(self.config_path)
+
+    def read_config_dict(self) -> dict[str, Any]:
+        """Read config.yaml as plain data, whatever version wrote it."""
+        try:
+            node = yaml.safe_load(self.config_path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{self.config_path}: not readable: {_one_line(error)}") from None
+        if not isinstance(node, dict):
+            raise ConfigError(f"{self.config_path}: expected sections such as `data:`")
+        return node
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write environment.json; see `gear_dist.runs.environment.collect_environment`."""
+        _write_json(self.environment_path, environment)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read environment.json; empty where there is none."""
+        return _read_json(self.environment_path) or {}
+
+    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Write evaluation.json."""
+        _write_json(self.evaluation_path, evaluation)
+
+    def read_evaluation(self) -> dict[str, Any] | None:
+        """Read evaluation.json; None where the run has not been evaluated."""
+        return _read_json(self.evaluation_path)
+
+    def write_status(
+        self,
+        state: State,
+        step: int,
+        total_steps: int,
+        *,
+        exit_code: int | None = None,
+        reason: str = "",
+        attempt: int | None = None,
+        last_failure: str | None = None,
+    ) -> None:
+        """Replace status.json atomically; `updated` is now.
+
+        `attempt` and `last_failure` stay as they are where they are None: the launcher knows them,
+        and the worker writes the rest.
+        """
+        updated = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        status = Status(state, step, total_steps, exit_code, reason, updated)
+        before = self.read_status() or status
+        status = status._replace(
+            attempt=before.attempt if attempt is None else attempt,
+            last_failure=before.last_failure if last_failure is None else last_failure,
+        )
+        _write_json(self.status_path, status._asdict())
+
+    def read_status(self) -> Status | None:
+        """Read status.json; None where the run has not started."""
+        node = _read_json(self.status_path)
+        known = {key: value for key, value in (node or {}).items() if key in Status._fields}
+        if not {"state", "step", "total_steps"} <= set(known):
+            return None
+        try:
+            return build_record(Status, known)
+        except ValueError as error:
+            raise DataError(
+                f"{self.status_path}: damaged: {error}; remove it, the run writes another"
+            ) from None
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl, visible to readers when this returns.
+
+        Numbers that are not finite are written as null, so that each line is JSON. Tensors of one
+        element are accepted, and synchronise: pass floats.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        line = (to_json(record) + "\n").encode()
+        try:
+            with _disk_errors(self.metrics_path):
+                if self._metrics_file is None:
+                    self._drop_torn_line()
+                    self._metrics_file = self.metrics_path.open("ab", buffering=0)
+                while line:  # a disk that fills up takes a part first and fails at the next call
+                    line = line[self._metrics_file.write(line) :]
+        except StorageError:
+            self.close()  # the next append looks for a torn line first
+            raise
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records in order; a torn or unreadable line is left out."""
+        return list(self._records())
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Drop the records of steps beyond `after_step`, which a resumed run takes again."""
+        if not self.metrics_path.is_file():
+            return
+        self.close()
+        kept = [to_json(record) for record in self._records() if record["step"] <= after_step]
+        write_file(self.metrics_path, "".join(line + "\n" for line in kept).encode())
+
+    def rewind(self, step: int) -> None:
+        """Drop what the run did after `step`, when it resumes there: metrics records and grids."""
+        self.truncate_metrics(step)
+        with _disk_errors(self.grids):
+            for grid in self.list_grids():
+                if grid.step > step:
+                    grid.path.unlink()
+
+    def append_bad_samples(self, names: list[str]) -> None:
+        """Add lines to bad_samples.txt; every rank does.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with _disk_errors(self.bad_samples_path), self.bad_samples_path.open("a") as file:
+            file.write("".join(f"{name}\n" for name in names))
+
+    def reconstruction_grid_path(self, step: int) -> Path:
+        """Where the grid of originals and reconstructions after `step` belongs."""
+        return self.grids / f"reconstruction-{step:07d}.png"
+
+    def sample_grid_path(self, step: int) -> Path:
+        """Where the grid of generated images after `step` belongs."""
+        return self.grids / f"samples-{step:07d}.png"
+
+    def list_grids(self, kind: str = "") -> list[Grid]:
+        """The grids by step, of one kind or of all."""
+        found = [(_GRID_NAME.fullmatch(path.name), path) for path in self.grids.glob("*.png")]
+        grids = [Grid(match["kind"], int(match["step"]), path) for match, path in found if match]
+        return sorted(grid for grid in grids if kind in ("", grid.kind))
+
+    def close(self) -> None:
+        """Close metrics.jsonl; a later append opens it again."""
+        if self._metrics_file is not None:
+            self._metrics_file.close()
+            self._metrics_file = None
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics_path.is_file():
+            return
+        with self.metrics_path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                record = _parse(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
+
+    def _drop_torn_line(self) -> None:
+        if not self.metrics_path.is_file():
+            return
+        data = self.metrics_path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            write_file(self.metrics_path, data[:whole])
+
+
+def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Settings by which a configuration defines another run, each with both values.
+
+    All settings define the run but `FREE_SETTINGS`; the steps of a stage may grow.
+
+    Args:
+        old: the other run's configuration as plain data, of whatever version.
+    """
+    before = flatten(old)
+    before = default_settings(before) | before
+    after = flatten(to_dict(config))
+    # A teacher that only one of the two has is missing in the other.
+    removed = [key for key in before if key.startswith(MORE_TEACHERS) and key not in after]
+    pairs = {key: (before.get(key, "none"), after.get(key, "none")) for key in [*after, *removed]}
+    return [
+        f"{key}={now} (the run has {then})"
+        for key, (then, now) in pairs.items()
+        if _defines_another_run(key, then, now)
+    ]
+
+
+def default_settings(given: Iterable[str] = ()) -> dict[str, Any]:
+    """The default of every setting by its dotted name, of each teacher in `given` too."""
+    sections = {key.rpartition(".")[0] for key in given if key.startswith(MORE_TEACHERS)}
+    teacher = to_dict(TeacherConfig())
+    more = {f"{section}.{name}": teacher[name] for section in sections for name in teacher}
+    return flatten(to_dict(RunConfig())) | more
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys: {"data": {"flip": 0.5}} gives {"data.flip": 0.5}."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: numbers that are not finite are null, one-element tensors floats, else text."""
+    return json.dumps(_plain(value), allow_nan=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None
+
+
+def _defines_another_run(key: str, old: Any, new: Any) -> bool:
+    if FREE_SETTINGS.fullmatch(key):
+        return False
+    if _GROWING_SETTINGS.fullmatch(key):
+        return new < old
+    return old != new
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError that names the file and the fix."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "the disk is full; free some space and run the same command again"
+        elif isinstance(error, FileExistsError | NotADirectoryError):
+            fix = "a file is where a folder is needed; move it or set another run.root"
+        else:
+            fix = f"cannot be written ({error.strerror}); set run.root to a folder you may write"
+        raise StorageError(f"{where}: {fix}") from None
+
+
+def _write_json(path: Path, node: Mapping[str, Any]) -> None:
+    write_file(path, (to_json(node, indent=2) + "\n").encode())
+
+
+def _parse(line: str) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        node = _parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable: {_one_line(error)}") from None
+    if not isinstance(node, dict):
+        raise DataError(f"{path}: not a JSON object; remove the file to go without it")
+    return node
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

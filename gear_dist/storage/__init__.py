@@ -1,0 +1,1 @@
+"""Folders and object stores behind one interface, and what is kept in them."""

@@ -1,0 +1,1 @@
+"""The joint training step on DeepSpeed engines, and the worker around it."""

@@ -1,0 +1,338 @@
+"""DeepSpeed engines: one a network, their JSON built from the configuration.
+
+Three engines share a process. What one engine's loss sends through another's network goes through
+that network's module with its parameters frozen, never through its engine: an engine's forward
+hooks its outputs, and a foreign backward would start its gradient reduction.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.planning.memory import bucket_elements
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """Settings that DeepSpeed reads at import or first communication.
+
+    Its shared-memory collective for CPU is left out: it compiles for a minute at first use, needs
+    a compiler and leaks shared memory a run; gloo serves.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    # DeepSpeed calls collectives by names that newer torch warns about, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
+    )
+
+
+def resolve_precision(config: RunConfig, device: torch.device) -> str:
+    """'bf16' or 'fp32': what `engine.precision=auto` means on this device."""
+    if config.engine.precision != "auto":
+        return config.engine.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def deepspeed_config(
+    config: RunConfig, *, world_size: int, bf16_weights: bool, on_cuda: bool
+) -> dict[str, Any]:
+    """DeepSpeed's JSON for one engine.
+
+    At stage 0 the clipping is ours, because DeepSpeed does not tell the norm there.
+    """
+    engine = config.engine
+    buckets = bucket_elements(config, on_cuda)
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": engine.micro_batch(world_size),
+        "gradient_accumulation_steps": engine.accumulation,
+        "train_batch_size": engine.global_batch,
+        "gradient_clipping": config.optimizer.clip_norm if engine.zero_stage > 0 else 0.0,
+        "zero_optimization": {
+            "stage": engine.zero_stage,
+            "reduce_bucket_size": buckets,
+            "allgather_bucket_size": buckets,
+            "stage3_prefetch_bucket_size": min(buckets, engine.keep_gathered_elements),
+            "stage3_max_reuse_distance": engine.keep_gathered_elements,
+            "stage3_max_live_parameters": engine.keep_gathered_elements,
+            # A parameter that stays gathered would not follow when masters are written.
+            "stage3_param_persistence_threshold": 0,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if engine.optimizer_offload == "cpu":
+        result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
+        # DeepSpeed's own optimizer for the host compiles C++ at first use; torch's is fused, too.
+        result["zero_force_ds_cpu_optimizer"] = False
+    if bf16_weights:
+        result["bf16"] = {"enabled": True}
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
+    return result
+
+
+class _Holding:
+    """Mixed into an optimizer: its step does nothing while `held`.
+
+    DeepSpeed's own step still runs around it, which clears gradients and counts.
+    """
+
+    held = False
+
+    def step(self, closure: Any = None) -> Any:
+        """The optimizer's step, or nothing."""
+        return None if self.held else super().step(closure)  # type: ignore[misc]
+
+
+class HoldingSGD(_Holding, torch.optim.SGD):
+    """SGD whose steps can be skipped."""
+
+
+class HoldingAdamW(_Holding, torch.optim.AdamW):
+    """AdamW whose steps can be skipped."""
+
+
+def _optimizer(config: RunConfig, module: nn.Module) -> HoldingSGD | HoldingAdamW:
+    settings = config.optimizer
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    # The rate is set before every step; this one is never used.
+    if settings.name == "sgd":
+        return HoldingSGD(parameters, lr=1.0)
+    return HoldingAdamW(
+        parameters,
+        lr=1.0,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,  # on CPU, too: stage 0 has hundreds of small tensors, each several calls else
+    )
+
+
+class TrainingEngine:
+    """A DeepSpeed engine with the few things that its stages do differently brought together.
+
+    Attributes:
+        grad_norm: gradient norm of the last step over all parameters, before clipping.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        config: RunConfig,
+        *,
+        world_size: int,
+        device: torch.device,
+        bf16_weights: bool = False,
+    ):
+        import deepspeed
+
+        self.name = name
+        self.device = device
+        self.zero_stage = config.engine.zero_stage
+        self.clip_norm = config.optimizer.clip_norm
+        self._offloaded = config.engine.optimizer_offload != "none"
+        bf16 = resolve_precision(config, device) == "bf16"
+        bf16_weights = bf16_weights and bf16 and self.zero_stage > 0
+        self._autocast = bf16 and not bf16_weights
+        on_cuda = device.type == "cuda"
+        module.to(device).train()
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=_optimizer(config, module),
+            config=deepspeed_config(
+                config, world_size=world_size, bf16_weights=bf16_weights, on_cuda=on_cuda
+            ),
+            dist_init_required=False,
+        )
+        if on_cuda and self.zero_stage == 0:
+            # bf16 convolutions on tensor cores want it. Only at this stage do weights have memory
+            # of their own; elsewhere channels-last inputs bring most of it.
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.grad_norm: float | Tensor = 0.0
+        self._norm: Tensor | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, for passes that must not train it (see `frozen`)."""
+        return self._engine.module
+
+    @property
+    def zero_optimizer(self) -> Any:
+        """DeepSpeed's optimizer around ours; at stage 0 ours."""
+        return self._engine.optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer that holds the states of this rank's masters."""
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 compute over fp32 weights, where this engine's precision asks for it."""
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def __call__(self, *args: Any) -> Any:
+        """The training forward: exactly once a micro-batch."""
+        with self.autocast():
+            return self._engine(*args)
+
+    @contextmanager
+    def frozen(self, *, training: bool) -> Iterator[Callable[..., Any]]:
+        """Yield the module's forward, its parameters taking no gradient until the exit.
+
+        Hold it until the backward that runs through it has returned: activation checkpoints
+        recompute then, and must find the parameters frozen.
+
+        Args:
+            training: whether dropout and batch statistics act as in training.
+        """
+        module = self.module
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        was_training = module.training
+
+        def forward(*args: Any) -> Any:
+            with self.autocast():
+                return module(*args)
+
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        module.train(training)
+        try:
+            yield forward
+        finally:
+            module.train(was_training)
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the current micro-batch is the last of its step."""
+        return bool(self._engine.is_gradient_accumulation_boundary())
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one micro-batch's mean loss; reduced over ranks by DeepSpeed."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """Once a micro-batch, after every engine's backward; moves at the accumulation's end."""
+        boundary = self.ends_step
+        if boundary:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = learning_rate
+            if self.zero_stage == 0:
+                self._clip()
+        self._engine.step()
+        if boundary and self.zero_stage > 0:
+            self.grad_norm = self._engine.get_global_grad_norm()
+
+    def _clip(self) -> None:
+        """DeepSpeed's clipping of the other stages, with the norm that the judging has taken."""
+        parameters = list(self.module.parameters())
+        norm = self._norm
+        if norm is None:
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_norm > 0:
+            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.grad_norm, self._norm = norm, None
+
+    def masters(self) -> list[Tensor]:
+        """fp32 weights that this rank's optimizer moves: flat partitions, or at stage 0 all.
+
+        With floating-point buffers appended, so that averages and checkpoints cover them.
+        """
+        flats = [parameter.data for parameter in self.optimizer_parameters()]
+        return [*flats, *(b for b in self.module.buffers() if b.is_floating_point())]
+
+    def optimizer_parameters(self) -> list[Tensor]:
+        """The tensors that the optimizer keeps states for, before the buffers in `masters`."""
+        wrapper = self._engine.optimizer
+        if self.zero_stage == 0:
+            return list(self.module.parameters())
+        names = (
+            "fp32_partitioned_groups_flat",  # stage 3
+            "single_partition_of_fp32_groups",  # stages 1 and 2
+            "fp32_groups_flat_partition",  # stage 1 with bf16 weights
+        )
+        return list(next(getattr(wrapper, name) for name in names if hasattr(wrapper, name)))
+
+    def gradient_size(self) -> Tensor:
+        """A norm of this rank's reduced gradients, finite only where all are; 0-dimensional.
+
+        Between the last backward of a step and its `step`.
+        """
+        gradients = self._gradients()
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        if self.zero_stage == 0:
+            self._norm = get_total_norm(gradients)
+            return self._norm
+        norms = torch.stack(torch._foreach_norm(gradients, float("inf")))
+        return norms.float().max().to(self.device)
+
+    def _gradients(self) -> list[Tensor]:
+        wrapper = self._engine.optimizer
+        if self.zero_stage == 0:
+            found = [p.grad for p in self.module.parameters()]
+        elif self._offloaded:
+            found = [master.grad for master in self.optimizer_parameters()]
+        elif hasattr(wrapper, "averaged_gradients"):
+            groups = [group for group in wrapper.averaged_gradients.values() if group is not None]
+            found = [g for group in groups for g in (group if isinstance(group, list) else [group])]
+        else:
+            found = wrapper.fp32_groups_gradient_flat_partition  # stage 1 with bf16 weights
+        return [g for g in found if g is not None]
+
+    def hold(self, held: bool) -> None:
+        """Whether the next step moves nothing."""
+        self.optimizer.held = held  # type: ignore[attr-defined]
+
+    def publish_masters(self) -> None:
+        """Copy written masters into the weights that the module computes with. Collective."""
+        wrapper = self._engine.optimizer
+        if self.zero_stage == 3:
+            for i in range(len(wrapper.fp32_partitioned_groups_flat)):
+                wrapper._reassign_or_swap_out_partitioned_parameters(i)
+        elif self.zero_stage > 0:
+            wrapper.update_lp_params()
+
+    def full_state(self) -> dict[str, Tensor]:
+        """Parameters as fp32 and all buffers, whole and by name, on the CPU. Collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state = {}
+        for name, parameter in self.module.named_parameters():
+            full = parameter if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+            assert full is not None, f"{self.name}.{name} has no fp32 master"
+            state[name] = full.detach().float().cpu().clone().view(_full_shape(parameter))
+        for name, buffer in self.module.named_buffers():
+            state[name] = buffer.detach().cpu().clone()
+        return state
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Whole shapes of parameters and buffers, by name."""
+        shapes = {name: list(_full_shape(p)) for name, p in self.module.named_parameters()}
+        return shapes | {name: list(b.shape) for name, b in self.module.named_buffers()}
+
+    def close(self) -> None:
+        """Release hooks and partitions; the engine is of no use afterwards."""
+        self._engine.destroy()
+
+
+def _full_shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)

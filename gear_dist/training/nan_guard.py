@@ -1,0 +1,77 @@
+"""Numeric safety: a step whose loss or gradient is not finite moves nothing, anywhere."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from gear_dist.distributed import collectives
+from gear_dist.training.networks import Networks
+from gear_dist.training.steps import Metrics
+
+
+class NumericGuard:
+    """Watches steps; skips all networks' together on all ranks, with what forwards have changed.
+
+    Attributes:
+        skipped: steps skipped since the run began.
+        in_a_row: of those, the last ones without a good step between.
+        last_bad: what was not finite when a step was last skipped.
+    """
+
+    def __init__(self, device: torch.device, skipped: int = 0):
+        self.skipped = skipped
+        self.in_a_row = 0
+        self.last_bad = ""
+        self._device = device
+        self._buffers: list[Tensor] = []
+        self._losses: Metrics = {}
+
+    def begin(self, networks: Networks) -> None:
+        """Before a step's first forward: batch statistics move in forwards."""
+        self._buffers = [buffer.clone() for buffer in networks.buffers()]
+        self._losses = {}
+
+    def add(self, metrics: Metrics) -> None:
+        """A micro-batch's losses. Does not synchronise."""
+        for name, value in metrics.items():
+            if name.endswith("_loss"):
+                self._losses[name] = self._losses.get(name, 0) + value
+
+    def judge(self, networks: Networks, stop_requested: bool) -> bool:
+        """Decide on the step, between its last backward and its movement. Collective.
+
+        The one synchronisation of a step; what else ranks must agree on rides along.
+
+        Returns:
+            Whether any rank asks to stop.
+        """
+        watched = dict(self._losses)
+        for name, engine in networks.engines.items():
+            watched[f"{name}'s gradient"] = engine.gradient_size()
+        values = torch.stack([value.float() for value in watched.values()])
+        bad = (~values.isfinite()).any()
+        flags = torch.stack([bad.float(), bad.new_tensor(stop_requested).float()])
+        is_bad, stop = collectives.any_rank(flags)
+        networks.hold(is_bad)
+        if is_bad:
+            self.skipped += 1
+            self.in_a_row += 1
+            self.last_bad = _name_bad(list(watched), values)
+            _copy(self._buffers, networks.buffers())
+        else:
+            self.in_a_row = 0
+        return stop
+
+
+def _name_bad(names: list[str], values: Tensor) -> str:
+    """What is not finite on any rank. Collective."""
+    mine = {name for name, fine in zip(names, values.isfinite().tolist(), strict=True) if not fine}
+    found = set().union(*collectives.gather_objects(mine))
+    return ", ".join(name for name in names if name in found) + " is"
+
+
+@torch.no_grad()
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    for a, b in zip(source, target, strict=True):
+        b.copy_(a)

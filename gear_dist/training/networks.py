@@ -1,0 +1,194 @@
+"""The networks of one stage: engines, averages, and everything of theirs that must survive."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gear_dist.checkpoints.reader import CheckpointReader
+from gear_dist.checkpoints.shards import (
+    Piece,
+    engine_pieces,
+    make_optimizer_states,
+    optimizer_facts,
+    whole,
+)
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed import collectives
+from gear_dist.errors import ConfigError
+from gear_dist.inference.weights import LECAM_PREFIX, PROJECTORS_PREFIX, NetworkStates
+from gear_dist.losses.adversarial import build_critic
+from gear_dist.models.generator import build_aligned_generator
+from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
+from gear_dist.training.ema import ExponentialMovingAverage
+from gear_dist.training.engine import TrainingEngine, resolve_precision
+from gear_dist.training.stages import AVERAGED, TRAINED, StageName
+
+
+class Networks:
+    """Engines of the networks that a stage trains, and the frozen tokenizer where it does not.
+
+    Attributes:
+        engines: by network name.
+        averages: exponential moving averages, by network name.
+        frozen_tokenizer: the tokenizer of the generator stage, else None.
+    """
+
+    def __init__(
+        self,
+        stage: StageName,
+        config: RunConfig,
+        carried: NetworkStates,
+        *,
+        teacher_widths: tuple[int, ...],
+        world_size: int,
+        device: torch.device,
+    ):
+        """Build the stage's networks from earlier stages' states, else at random.
+
+        Args:
+            carried: what the stage before left (see `carry`); networks it lacks are new.
+            teacher_widths: feature widths of the teachers, one projector each.
+        """
+        self.config = config
+        self.device = device
+        self.engines: dict[str, TrainingEngine] = {}
+        self.averages: dict[str, ExponentialMovingAverage] = {}
+        self.frozen_tokenizer: Tokenizer | None = None
+        modules = build_modules(config, teacher_widths)
+        for name, module in modules.items():
+            if name in carried:
+                load_network(module, carried[name])
+        if stage == "generator":
+            tokenizer = modules["tokenizer"].to(device).eval().requires_grad_(False)
+            assert isinstance(tokenizer, Tokenizer)
+            self.frozen_tokenizer = tokenizer
+        for name in TRAINED[stage]:
+            self.engines[name] = TrainingEngine(
+                name,
+                modules[name],
+                config,
+                world_size=world_size,
+                device=device,
+                bf16_weights=name == "generator",
+            )
+            if name in AVERAGED:
+                decay = config.optimizer.ema_decay
+                self.averages[name] = ExponentialMovingAverage(self.engines[name], decay)
+
+    @torch.no_grad()
+    def frozen_indices(self, images: Tensor) -> Tensor:
+        """Indices (B, L) by the frozen tokenizer, in the precision that the joint stage has."""
+        assert self.frozen_tokenizer is not None
+        bf16 = resolve_precision(self.config, self.device) == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self.frozen_tokenizer.encode(images)
+
+    def learning_rate(self, name: str) -> float:
+        """The network's base rate."""
+        return getattr(self.config.optimizer, f"{name}_lr")
+
+    def step(self, rate_factor: float) -> None:
+        """Move every network, after all backwards of a micro-batch."""
+        for name, engine in self.engines.items():
+            engine.step(self.learning_rate(name) * rate_factor)
+
+    def update_averages(self) -> None:
+        """Once a step, after it."""
+        for average in self.averages.values():
+            average.update()
+
+    def carry(self) -> NetworkStates:
+        """What the next stage starts from, and what users use: averages where kept. Collective.
+
+        A stage so starts from what the one before would publish.
+        """
+        states = {
+            name: self.averages[name].full_state() if name in self.averages else engine.full_state()
+            for name, engine in self.engines.items()
+        }
+        if self.frozen_tokenizer is not None:
+            frozen = self.frozen_tokenizer.state_dict()
+            states["tokenizer"] = {key: value.detach().cpu() for key, value in frozen.items()}
+        return states
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of everything that must survive, as views."""
+        for name, engine in self.engines.items():
+            average = self.averages.get(name)
+            yield from engine_pieces(engine, average.averages if average else None)
+        if self.frozen_tokenizer is not None:
+            for key, value in self.frozen_tokenizer.state_dict().items():
+                yield whole(f"tokenizer.frozen.{key}", value)
+
+    def facts(self) -> dict[str, Any]:
+        """What `pieces` leaves out, and the whole shapes: plain data, alike on all ranks."""
+        shapes = {name: engine.shapes() for name, engine in self.engines.items()}
+        if self.frozen_tokenizer is not None:
+            frozen = self.frozen_tokenizer.state_dict()
+            shapes["tokenizer"] = {key: list(value.shape) for key, value in frozen.items()}
+        optimizers = {name: optimizer_facts(engine) for name, engine in self.engines.items()}
+        return {"optimizers": optimizers, "shapes": shapes}
+
+    @torch.no_grad()
+    def restore(self, reader: CheckpointReader) -> None:
+        """Take the state over from a checkpoint of the same stage. Collective.
+
+        Raises:
+            DataError: it lacks something.
+        """
+        for name, facts in reader.facts["networks"]["optimizers"].items():
+            make_optimizer_states(self.engines[name], facts)
+        reader.fill(self.pieces(), likely=collectives.rank() / collectives.world_size())
+        for engine in self.engines.values():
+            engine.publish_masters()
+
+    def buffers(self) -> list[Tensor]:
+        """Buffers of the trained networks, such as batch statistics; live."""
+        return [b for engine in self.engines.values() for b in engine.module.buffers()]
+
+    def hold(self, held: bool) -> None:
+        """Whether the next `step` moves nothing, in any network."""
+        for engine in self.engines.values():
+            engine.hold(held)
+
+    def close(self) -> None:
+        """Release all engines."""
+        for engine in self.engines.values():
+            engine.close()
+
+
+def build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[str, nn.Module]:
+    """All three networks in one fixed order, so that the seed gives the same in every stage."""
+    tokenizer = build_tokenizer(
+        config.tokenizer,
+        soft_temperature=config.alignment.soft_temperature,
+        kernels=config.engine.kernels,
+    )
+    return {
+        "tokenizer": tokenizer,
+        "discriminator": build_critic(config.discriminator),
+        "generator": build_aligned_generator(config, teacher_widths),
+    }
+
+
+def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a whole network; a generator may come without projectors, which then are new, or with
+    projectors that no teacher needs, and a discriminator without the averages of LeCam.
+
+    Raises:
+        ConfigError: the projectors are of other teachers.
+    """
+    anew = module.state_dict()
+    own = {k: v for k, v in anew.items() if k.startswith(PROJECTORS_PREFIX)}
+    given = {k: v.shape for k, v in state.items() if k.startswith(PROJECTORS_PREFIX)}
+    if own and given and given != {key: value.shape for key, value in own.items()}:
+        raise ConfigError(
+            "stages.start_from: its projectors are not those of this teacher and "
+            "alignment.projector_width: leave projectors out of stages.start_networks"
+        )
+    if not own or not given:
+        state = {key: value for key, value in state.items() if key not in given} | own
+    averages = {k: v for k, v in anew.items() if k.startswith(LECAM_PREFIX)}
+    module.load_state_dict(averages | state)

@@ -1,0 +1,112 @@
+"""What rank 0 writes of a run as it goes: status, metric records, grids, published weights."""
+
+from typing import Any
+
+import torch
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.worker_context import Host, Progress
+from gear_dist.errors import EXIT_INTERRUPTED, StorageError, UserError
+from gear_dist.inference.weights import NetworkStates, save_run_weights
+from gear_dist.runs.environment import collect_environment
+from gear_dist.runs.loggers import MetricsLog, open_metrics_log
+from gear_dist.runs.run_folder import RunFolder, State
+from gear_dist.training.sample_grids import GridPainter
+
+
+class RunRecorder:
+    """Writes the run folder and tells the host; on other ranks than 0 every method does nothing."""
+
+    def __init__(self, config: RunConfig, host: Host, device: torch.device):
+        self._config = config
+        self._host = host
+        self._device = device
+        self._folder = RunFolder(config.run.folder)
+        self._log: MetricsLog | None = None
+        self._owns_folder = False
+        self._is_main = host.rank == 0
+
+    def take_folder(self) -> None:
+        """From here on the folder is this run's: failures may be written there."""
+        self._owns_folder = self._is_main
+
+    def open(self, step: int, environment: dict[str, Any]) -> None:
+        """Begin to record after `step`; what the run did beyond it is dropped.
+
+        Raises:
+            DataError: the validation corpus, whose first images the grids show, is not there.
+        """
+        if not self._is_main:
+            return
+        self.rewind(step)
+        self._folder.write_environment(collect_environment(self._config, environment))
+        self._log = open_metrics_log(self._folder, self._config)
+        self._painter = GridPainter(
+            self._config,
+            self._folder,
+            self._log,
+            self._device,
+            num_classes=len(environment["data"]["classes"]),
+        )
+
+    def rewind(self, step: int) -> None:
+        """Drop records and grids of steps beyond `step`, which are taken again."""
+        if self._is_main:
+            self._folder.rewind(step)
+
+    def record(self, step: int, stage: str, numbers: dict[str, Any]) -> None:
+        """One metric record, to all sinks and to the host."""
+        if not self._is_main:
+            return
+        assert self._log is not None
+        record: dict[str, Any] = {"step": step, "stage": stage, **numbers}
+        self._log.log(record)
+        shown = {key: float(v) for key, v in record.items() if isinstance(v, (int, float))}
+        self._host.report(Progress(step, self._total_steps, stage, shown))
+
+    def say(self, step: int, stage: str, message: str) -> None:
+        """A line of its own for whoever watches."""
+        if self._is_main:
+            self._host.report(Progress(step, self._total_steps, stage, {}, message))
+
+    def publish(self, states: NetworkStates, step: int, stage: str) -> None:
+        """Weights for users, and grids at fixed seeds. The others wait at their next collective.
+
+        A store that refuses the weights costs the run nothing else.
+        """
+        if not self._is_main:
+            return
+        try:
+            save_run_weights(self._folder.weights, states, self._config, step)
+        except StorageError as error:
+            self.say(step, stage, f"WARNING: the weights of step {step} were not written: {error}")
+        # A run does not depend on when it is looked at.
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._painter.paint(states, step)
+
+    def write_status(self, state: State, step: int, **details: Any) -> None:
+        """How the run stands."""
+        if self._is_main:
+            self._folder.write_status(state, step, self._total_steps, **details)
+
+    def finish(self, state: State, step: int, reason: str) -> None:
+        """The end of this part of the run, without an error."""
+        code = EXIT_INTERRUPTED if state == "interrupted" else 0
+        self.write_status(state, step, exit_code=code, reason=reason)
+        if self._log is not None:
+            self._log.close(code)
+
+    def fail(self, step: int, error: BaseException) -> None:
+        """Leave the reason in status.json, unless the folder is another run's."""
+        if not self._owns_folder:
+            return
+        code = error.exit_code if isinstance(error, UserError) else 1
+        reason = str(error) if isinstance(error, UserError) else repr(error)
+        self.write_status("failed", step, exit_code=code, reason=reason)
+        if self._log is not None:
+            self._log.close(code)
+
+    @property
+    def _total_steps(self) -> int:
+        return self._config.stages.total_steps

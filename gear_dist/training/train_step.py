@@ -1,0 +1,103 @@
+"""One optimizer step of a run: its batches on the device, its micro-batches, its movement."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.data.loader import Batch
+from gear_dist.data.pixels import to_model_range
+from gear_dist.losses.perceptual import load_lpips
+from gear_dist.models.teachers import load_teachers
+from gear_dist.training.engine import resolve_precision
+from gear_dist.training.nan_guard import NumericGuard
+from gear_dist.training.networks import Networks
+from gear_dist.training.stages import Stage, rate_factor
+from gear_dist.training.steps import Metrics, MicroBatch, train_micro_batch
+
+
+class Moved(NamedTuple):
+    """What a step came to."""
+
+    stop: bool
+    """Whether any rank was asked to stop."""
+    found: list[tuple[Metrics, Tensor]]
+    """Detached metrics and indices (B, L) of each micro-batch; none where the step was skipped."""
+
+
+class Stepper:
+    """Takes steps, with the frozen networks that losses need.
+
+    Attributes:
+        teachers: none where nothing is aligned.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device):
+        """Load the frozen networks.
+
+        Raises:
+            ConfigError: their weights are not reachable.
+        """
+        self._config = config
+        self._device = device
+        self._lpips = load_lpips(config.losses) if config.stages.has_tokenizer else None
+        if self._lpips is not None:
+            self._lpips.to(device)
+        aligns = config.alignment.enabled and config.stages.has_generator
+        self.teachers = [teacher.to(device) for teacher in load_teachers(config)] if aligns else []
+
+    def move(
+        self,
+        networks: Networks,
+        stage: Stage,
+        step: int,
+        batches: Iterator[Batch],
+        *,
+        guard: NumericGuard,
+        stop_requested: Callable[[], bool],
+    ) -> Moved:
+        """Forward, backward and movement of a step, or of none where it is not finite. Collective.
+
+        Args:
+            networks: of the stage.
+            stage: the step's.
+            step: counted over the whole run, from 0.
+            batches: as many micro-batches as the step accumulates are taken.
+            guard: decides whether the step counts.
+            stop_requested: asked once, when the step is computed.
+        """
+        factor = rate_factor(self._config.optimizer, stage, step)
+        accumulation = self._config.engine.accumulation
+        stop, found = False, []
+        guard.begin(networks)
+        for i, batch in enumerate(itertools.islice(batches, accumulation)):
+            metrics, indices = train_micro_batch(
+                networks, self._to_device(batch, stage), self._config, step, self._lpips
+            )
+            guard.add(metrics)
+            found.append((metrics, indices))
+            if i + 1 == accumulation:
+                stop = guard.judge(networks, stop_requested())
+            networks.step(factor)
+        if guard.in_a_row > 0:
+            return Moved(stop, [])
+        networks.update_averages()
+        return Moved(stop, found)
+
+    @torch.no_grad()
+    def _to_device(self, batch: Batch, stage: Stage) -> MicroBatch:
+        images = to_model_range(batch.images.to(self._device, non_blocking=True))
+        if self._device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        labels = batch.labels.to(self._device, non_blocking=True)
+        drop_draws = batch.drop_draws.to(self._device, non_blocking=True)
+        features = [] if stage.name == "tokenizer" else self._features(images)
+        return MicroBatch(images, labels, features, drop_draws)
+
+    def _features(self, images: Tensor) -> Sequence[Tensor]:
+        bf16 = resolve_precision(self._config, self._device) == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            return [teacher(images) for teacher in self.teachers]
