@@ -10,7 +10,7 @@ from gear_dist.checkpoints.owner import Owner, Ownership
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
 from gear_dist.checkpoints.shards import Piece, whole
-from gear_dist.config.schema import CheckpointConfig
+from gear_dist.config.run import CheckpointConfig
 from gear_dist.storage.base import Storage
 
 RUN = "0a1b2c3d"

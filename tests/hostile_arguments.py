@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gear_dist.runs.run_folder import MORE_TEACHERS, default_settings
+from gear_dist.config.compare import MORE_TEACHERS, default_settings
 from hostile_run import Case
 from hostile_tree import RUN
 

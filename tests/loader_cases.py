@@ -12,7 +12,7 @@ import torch
 import xxhash
 from PIL import Image
 
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.loader import Batch, ShardLoader, Share
 from gear_dist.data.manifest import (
@@ -28,8 +28,8 @@ from gear_dist.data.manifest import (
     samples_key,
 )
 from gear_dist.data.shard_reader import index_samples
-from gear_dist.storage.base import FileStorage
 from gear_dist.storage.checksums import crc64nvme_hex
+from gear_dist.storage.local import FileStorage
 
 SMALL = DataConfig(image_size=32, shuffle_buffer_shards=2, decode_threads=1, caption_dropout=0.0)
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from gear_dist.config.schema import GeneratorConfig, TokenizerConfig
+from gear_dist.config.models import GeneratorConfig, TokenizerConfig
 
 FILE = Path(__file__).parent / "reference" / "public_checkpoints.json"
 TOKENIZERS = {

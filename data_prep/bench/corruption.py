@@ -20,7 +20,7 @@ from gear_data_prep.sharding.plan import PlanSettings
 from gear_data_prep.sources import make_spec, open_source
 from gear_data_prep.sources.files import SourceOptions
 from gear_dist.errors import UserError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 
 STALL_SECONDS = 30
 _STRICT = ImageSettings(read_codes=True)

@@ -125,7 +125,8 @@ def _shard_urls(source: str) -> list[str]:
     from botocore.config import Config
 
     from gear_dist.data.manifest import load_manifest
-    from gear_dist.storage.base import FileStorage, open_storage
+    from gear_dist.storage.local import FileStorage
+    from gear_dist.storage.open import open_storage
     from gear_dist.storage.s3 import S3Storage
 
     storage = open_storage(source)
@@ -153,7 +154,7 @@ def streaming_batches(source: str, crop: str) -> Iterator[Any]:
 
 def our_batches(source: str, decoding: str, rank: int) -> Iterator[Any]:
     """This project's loader, one rank of two."""
-    from gear_dist.config.schema import DataConfig
+    from gear_dist.config.data import DataConfig
     from gear_dist.data.loader import build_loader
 
     config = DataConfig(image_size=SIZE, decode_threads=1, decoding=decoding)  # type: ignore[arg-type]

@@ -23,10 +23,10 @@ from streaming_peer import write_corpus
 
 from gear_cluster.demo.object_store import ensure_running, stop
 from gear_data_prep.__main__ import main as data_prep
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.loader import ShardLoader, build_loader
 from gear_dist.data.order import Order, Part
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 
 HERE = Path(__file__).parent
 BUCKET = "s3://gear-bench"

@@ -115,7 +115,7 @@ def measure_upload(bench: Bench) -> Iterator[str]:
     import boto3
 
     from gear_cluster.demo.object_store import ensure_running, stop
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     store = ensure_running(bench.folder / "store")
     os.environ.update(store.environment())
@@ -151,7 +151,7 @@ def measure_upload(bench: Bench) -> Iterator[str]:
 def measure_verify(bench: Bench) -> Iterator[str]:
     """A full verify, and a repair of two shards."""
     from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     tree = make_tree(bench.folder / "small", bench.num_images, SMALL)
     target = bench.folder / "verified"

@@ -7,7 +7,9 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.addresses import join_address
-from gear_dist.storage.base import FileStorage, Storage, open_storage, overlap
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage, overlap
 
 
 def checkpoint_storage(config: RunConfig) -> Storage:

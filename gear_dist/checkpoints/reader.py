@@ -16,7 +16,8 @@ from gear_dist.checkpoints.contents import read_manifest
 from gear_dist.checkpoints.layout import DamagedCheckpointError, PartRecord, split_key
 from gear_dist.checkpoints.shards import Piece
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage, MissingObjectError, Storage
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.local import FileStorage
 
 _READ_BYTES = 1 << 22
 

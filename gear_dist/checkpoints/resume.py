@@ -10,12 +10,14 @@ from gear_dist.checkpoints.manager import CheckpointStore, UnusableCheckpointsEr
 from gear_dist.checkpoints.owner import Claim, Ownership, claim_address, is_written_by
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
+from gear_dist.config.compare import differing_settings
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed import collectives
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.runs.run_folder import RunFolder, differing_settings
+from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.addresses import split_address
-from gear_dist.storage.base import Storage, open_storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.open import open_storage
 
 
 def open_store(config: RunConfig, beat: Callable[[], None] = lambda: None) -> CheckpointStore:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gear_dist.checkpoints.contents import Contents, belongs, look
 from gear_dist.checkpoints.layout import MANIFEST, Published, is_object, run_of
-from gear_dist.config.schema import CheckpointConfig
+from gear_dist.config.run import CheckpointConfig
 from gear_dist.storage.base import Storage
 
 

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from gear_dist.cli.arguments import path_argument
 from gear_dist.errors import UserError
-from gear_dist.planning.memory import format_bytes
+from gear_dist.formatting import format_bytes
 from gear_dist.redaction import redact_text
 from gear_dist.runs.environment import cpu_model, gpu_driver, memory_bytes, num_cores
 
@@ -264,7 +264,7 @@ def check_endpoint(endpoint: str) -> Check:
 def check_store(address: str, endpoint: str) -> Check:
     """Whether the corpus at an address can be listed and is published."""
     from gear_dist.data.manifest import load_manifest
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     shown = redact_text(address)
     try:

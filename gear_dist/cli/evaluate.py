@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gear_dist.cli.arguments import MAX_SEED, number, path_argument, whole
-from gear_dist.config.schema import MAX_THREADS
+from gear_dist.config.checks import MAX_THREADS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ from typing import Any
 from gear_dist.cli.arguments import MAX_SEED, path_argument, whole
 from gear_dist.cli.config_arguments import add_config_words
 from gear_dist.cli.evaluate import CLASSIFIER_STEPS
-from gear_dist.config.schema import MAX_THREADS
+from gear_dist.config.checks import MAX_THREADS
 from gear_dist.reproduce.arms import ARMS
 
 
@@ -61,7 +61,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     """
     from gear_dist.reproduce.page import draw_curves, draw_reached, draw_table
     from gear_dist.reproduce.study import Study, run_study
-    from gear_dist.storage.base import write_text
+    from gear_dist.storage.atomic import write_text
 
     study = Study(
         folder=args.out,

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from gear_dist.cli.arguments import MAX_GRID_IMAGES, MAX_SEED, number, path_argument, whole
-from gear_dist.config.schema import RunConfig, SamplingConfig
+from gear_dist.config.models import SamplingConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.runs.run_folder import RunFolder

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from gear_dist.cli.arguments import MAX_SEED, number, path_argument, whole
-from gear_dist.config.schema import MAX_THREADS
+from gear_dist.config.checks import MAX_THREADS
 from gear_dist.errors import ConfigError, DataError
 
 STEPS = 600

@@ -7,7 +7,7 @@ from gear_dist.cli.arguments import path_argument, whole
 from gear_dist.cli.sample import MODEL_HELP, add_bad_share, choose_device
 from gear_dist.inference.model_folder import open_model
 from gear_dist.runs.run_folder import to_json
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 
 INDICES_NAME = "indices.npy"
 FILES_NAME = "files.json"

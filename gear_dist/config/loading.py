@@ -19,7 +19,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from gear_dist.config.schema import START_NETWORKS, RunConfig, architecture_settings
+from gear_dist.config.schema import RunConfig, architecture_settings
+from gear_dist.config.training import START_NETWORKS
 from gear_dist.config.yaml_text import load_yaml_text
 from gear_dist.errors import ConfigError
 from gear_dist.redaction import refuse_user

@@ -12,7 +12,7 @@ import torch
 import xxhash
 
 from gear_dist.config.colour import parse_colour
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.manifest import DatasetFacts, iterate_samples
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage

@@ -16,9 +16,11 @@ from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError
 from gear_dist.data.split_names import split_of
 from gear_dist.data.tar_samples import READ_SUFFIXES
 from gear_dist.errors import DataError
-from gear_dist.storage.base import Storage, open_storage, write_file
+from gear_dist.storage.atomic import write_file
+from gear_dist.storage.base import Storage
 from gear_dist.storage.cache_folder import cache_folder
 from gear_dist.storage.checksums import crc64nvme_hex
+from gear_dist.storage.open import open_storage
 
 _COUNT_THREADS = 4
 _SPLITS = ("train", "validation")

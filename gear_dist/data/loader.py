@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.batch_reader import BatchReader
 from gear_dist.data.batches import Batch, BatchMaker

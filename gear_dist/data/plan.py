@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import Corpus
 from gear_dist.data.order import Order, Part, choose_lanes, split_lanes
 from gear_dist.errors import ConfigError, DataError

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gear_dist.data.manifest import ShardInfo
-from gear_dist.storage.base import FileStorage, MissingObjectError
+from gear_dist.storage.base import MissingObjectError
+from gear_dist.storage.local import FileStorage
 from gear_dist.storage.paths import expand_user
 
 

@@ -13,7 +13,8 @@ from webdataset.gopen import gopen_schemes
 
 from gear_dist.data.corpus import open_corpus
 from gear_dist.errors import ConfigError
-from gear_dist.storage.base import FileStorage, open_storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.ranged_file import RangedFile
 
 _WINDOW_BYTES = 8 << 20

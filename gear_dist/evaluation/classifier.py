@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor, nn
 
 from gear_dist.config.colour import parse_colour
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.data.labelled import (
     LabelledImages,
@@ -29,8 +29,9 @@ from gear_dist.models.classifier_training import (
     model_input,
     save_classifier,
 )
-from gear_dist.storage.base import FileStorage, make_folder
+from gear_dist.storage.atomic import make_folder
 from gear_dist.storage.json_files import build_record
+from gear_dist.storage.local import FileStorage
 
 KIND = "gear-dist evaluation classifier, version 1"
 FEATURE_WIDTH = 64

@@ -20,8 +20,9 @@ from gear_dist.errors import DataError
 from gear_dist.inference.model_folder import ModelFolder
 from gear_dist.inference.weights import metadata_texts, split_states
 from gear_dist.storage.addresses import split_address
-from gear_dist.storage.base import atomic_file, open_storage
+from gear_dist.storage.atomic import atomic_file
 from gear_dist.storage.json_files import build_record
+from gear_dist.storage.open import open_storage
 
 Shapes = dict[str, dict[str, list[int]]]
 Copy = Literal["ema", "live"]

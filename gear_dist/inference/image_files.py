@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gear_dist.config.colour import parse_colour
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.errors import DataError
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gear_dist.config.loading import load_config, to_dict
-from gear_dist.config.schema import START_NETWORKS, RunConfig, architecture_settings
+from gear_dist.config.schema import RunConfig, architecture_settings
+from gear_dist.config.training import START_NETWORKS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder, to_json
-from gear_dist.storage.base import make_folder, write_file
+from gear_dist.storage.atomic import make_folder, write_file
 from gear_dist.storage.paths import local_path
 
 CONFIG_NAME = "config.json"

@@ -6,12 +6,14 @@ Shapes: B images, H x W pixels, L tokens.
 import torch
 from torch import Tensor
 
-from gear_dist.config.schema import RunConfig, SamplingConfig
+from gear_dist.config.models import SamplingConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.data.pixels import to_model_range, to_u8
 from gear_dist.errors import DataError
 from gear_dist.inference.model_folder import ModelFolder
+from gear_dist.inference.sampler import sample
 from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
-from gear_dist.models.generator import Generator, build_generator, sample
+from gear_dist.models.generator import Generator, build_generator
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 
 CHUNK = 64

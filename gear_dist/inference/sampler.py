@@ -6,7 +6,7 @@ Shapes: B images, L tokens, K codes.
 import torch
 from torch import Tensor
 
-from gear_dist.config.schema import SamplingConfig
+from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.generator.transformer import Generator, KeyValueCache
 

@@ -13,10 +13,10 @@ from gear_dist.checkpoints.safetensors_writer import write_tensors
 from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import DataError
-from gear_dist.losses.adversarial import PatchDiscriminator
+from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator import build_aligned_generator, build_generator, find_teacher_widths
 from gear_dist.models.tokenizers import build_tokenizer
-from gear_dist.storage.base import atomic_file
+from gear_dist.storage.atomic import atomic_file
 
 NetworkStates = dict[str, dict[str, Tensor]]
 """Whole networks by name, as the engines have them, on the CPU; see `split_states`."""

@@ -16,7 +16,7 @@ from gear_dist.inference.model_folder import (
 from gear_dist.inference.weights import check_fit, read_weights, write_weights
 from gear_dist.interop.model_card import export_card
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.storage.base import atomic_file, write_text
+from gear_dist.storage.atomic import atomic_file, write_text
 
 Layout = Literal["gear", "public"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gear_dist.config.loading import load_config
-from gear_dist.config.schema import START_NETWORKS, RunConfig, architecture_settings
+from gear_dist.config.schema import RunConfig, architecture_settings
+from gear_dist.config.training import START_NETWORKS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import CARD_NAME, create_model_folder, write_model_config
 from gear_dist.inference.weights import check_fit, write_weights
@@ -16,7 +17,7 @@ from gear_dist.interop.infer_config import infer_settings
 from gear_dist.interop.load_checkpoint import read_checkpoint
 from gear_dist.interop.model_card import Provenance, import_card
 from gear_dist.runs.run_folder import to_json
-from gear_dist.storage.base import write_file, write_text
+from gear_dist.storage.atomic import write_file, write_text
 
 REPORT_NAME = "import.json"
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gear_dist.config.compare import flatten
 from gear_dist.config.schema import RunConfig
-from gear_dist.runs.run_folder import flatten
 
 _HEAD = """---
 library_name: gear-dist

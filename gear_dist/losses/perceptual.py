@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import LossConfig
+from gear_dist.config.training import LossConfig
 from gear_dist.errors import ConfigError
 from gear_dist.storage.file_kinds import not_a_checkpoint
 from gear_dist.storage.paths import local_path

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gear_dist.data.labelled import UNKNOWN, LabelledImages
 from gear_dist.data.pixels import to_model_range
 from gear_dist.errors import ConfigError, NumericError
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 
 
 class FitSettings(NamedTuple):

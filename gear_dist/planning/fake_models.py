@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.losses.adversarial import SyncBatchNorm
 from gear_dist.losses.perceptual import LPIPS
+from gear_dist.models.discriminator.patchgan import SyncBatchNorm
 from gear_dist.models.generator.rotary import rotary_table
 from gear_dist.models.teachers import Teacher, untrained_teachers
 from gear_dist.planning.memory import ParameterCounts

@@ -7,14 +7,13 @@ counted (gear_dist.planning). No torch.
 from typing import Literal, NamedTuple
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.formatting import format_bytes
+from gear_dist.training.deepspeed_config import bucket_elements
 from gear_dist.training.stages import AVERAGED, TRAINED, StageName
 
 _FP32 = 4
 _BF16 = 2
 _MOMENTS = {"adamw": 2, "sgd": 0}
-CPU_BUCKET_ELEMENTS = 2_000_000  # 5e8 costs seconds a step on CPU
-CUDA_BUCKET_ELEMENTS = 500_000_000
-
 Precision = Literal["fp32", "bf16"]
 
 
@@ -168,27 +167,11 @@ class NetworkStateBytes(NamedTuple):
         return -(-size // self.world_size) if sharded else size
 
 
-def bucket_elements(config: RunConfig, on_cuda: bool) -> int:
-    """Elements of ZeRO's communication buckets."""
-    return config.engine.bucket_elements or (
-        CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS
-    )
-
-
 def _bucket_bytes(config: RunConfig, counts: list[int], on_cuda: bool) -> int:
     if config.engine.zero_stage == 0:
         return 0
     elements = bucket_elements(config, on_cuda)
     return sum(2 * _FP32 * min(elements, count) for count in counts)
-
-
-def format_bytes(size: float) -> str:
-    """1536 gives '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def format_estimate(estimate: MemoryEstimate) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gear_dist.config.loading import to_dict
-from gear_dist.planning.memory import format_bytes, format_estimate
+from gear_dist.formatting import format_bytes
+from gear_dist.planning.memory import format_estimate
 from gear_dist.planning.plan import Plan, StagePlan
 
 _GIGA = 1e9

@@ -7,10 +7,10 @@ another version's form, is left out of the tables; what no table shows is listed
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gear_dist.config.compare import flatten
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_value
 from gear_dist.report.tables import draw_table, show_value
-from gear_dist.runs.run_folder import flatten
 
 _PARTS = ("frechet_name", "guided", "unguided", "reconstruction", "judge", "warnings")
 _FIGURES = ("chance_accuracy", "num_generated", "real_frechet")

@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from gear_dist.config.compare import MORE_TEACHERS
 from gear_dist.report.evaluation import list_tiles
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_count, format_duration, format_value
 from gear_dist.report.panels import Panel, Series, training_seconds
-from gear_dist.runs.run_folder import MORE_TEACHERS
 
 if TYPE_CHECKING:
-    from gear_dist.report.page import RunRecord
+    from gear_dist.report.record import RunRecord
 
 _BADGES = ("done", "running", "restarting", "interrupted", "failed")
 # What the tiles show of the curves, where a run has them: metric, label, unit.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gear_dist.storage.base import atomic_file
+from gear_dist.storage.atomic import atomic_file
 
 _GAP = 4
 _CAPTION_HEIGHT = 19

@@ -1,14 +1,13 @@
 """report.html: one page that shows a run, from whatever its folder holds so far."""
 
 import importlib.resources
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from gear_dist.report.evaluation import draw_evaluation
 from gear_dist.report.header import draw_header, draw_notes
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.panels import collect_series, collect_stages
+from gear_dist.report.record import RunRecord, read_record
 from gear_dist.report.sections import (
     draw_curves,
     draw_environment,
@@ -16,22 +15,8 @@ from gear_dist.report.sections import (
     draw_latest_grids,
     draw_settings,
 )
-from gear_dist.runs.run_folder import Grid, RunFolder, Status, flatten
-from gear_dist.storage.base import write_text
-
-
-class RunRecord(NamedTuple):
-    """All that the page shows, read once."""
-
-    name: str
-    config: dict[str, Any]
-    """Settings by dotted name."""
-    status: Status | None
-    records: list[dict[str, Any]]
-    grids: list[Grid]
-    evaluation: Mapping[str, Any] | None
-    environment: Mapping[str, Any]
-
+from gear_dist.runs.run_folder import RunFolder
+from gear_dist.storage.atomic import write_text
 
 # Nothing is fetched from anywhere, whatever a run's texts hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -46,19 +31,6 @@ def write_report(folder: RunFolder) -> Path:
     """
     write_text(folder.report_path, render_report(read_record(folder)))
     return folder.report_path
-
-
-def read_record(folder: RunFolder) -> RunRecord:
-    """Read a run folder, finished or not."""
-    return RunRecord(
-        name=folder.path.resolve().name,
-        config=flatten(folder.read_config_dict()),
-        status=folder.read_status(),
-        records=folder.read_metrics(),
-        grids=folder.list_grids(),
-        evaluation=folder.read_evaluation(),
-        environment=folder.read_environment(),
-    )
 
 
 def render_report(record: RunRecord) -> str:

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal, NamedTuple
 
-from gear_dist.runs.run_folder import flatten
+from gear_dist.config.compare import flatten
 
 Scale = Literal["auto", "linear", "share"]
 

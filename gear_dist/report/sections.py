@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gear_dist.config.compare import default_settings
 from gear_dist.report.curves import NUM_COLOURS, draw_chart
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_value
 from gear_dist.report.panels import GROUPS, Panel, Series, StageSpan
 from gear_dist.report.pictures import embed_picture, spread
 from gear_dist.report.tables import draw_table, show_value, with_units
-from gear_dist.runs.run_folder import Grid, default_settings
+from gear_dist.runs.run_folder import Grid
 
 _HISTORY_GRIDS = 12
 _GRID_TITLES = {"samples": "Samples", "reconstruction": "Reconstructions"}

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gear_dist.planning.memory import format_bytes
+from gear_dist.config.compare import flatten
+from gear_dist.formatting import format_bytes
 from gear_dist.redaction import redact_text
 from gear_dist.report.markup import Markup, element
 from gear_dist.report.numbers import format_value
-from gear_dist.runs.run_folder import flatten
 
 _LONG_LIST = 16
 

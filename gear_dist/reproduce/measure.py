@@ -23,7 +23,7 @@ from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.trace_step import count_stage
 from gear_dist.reproduce.study import Point
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 from gear_dist.training.engine import resolve_precision
 from gear_dist.training.trainer import resolve_device
 

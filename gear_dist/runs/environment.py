@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gear_dist.config.compare import flatten
 from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.redaction import redact_command
-from gear_dist.runs.run_folder import flatten
 
 PACKAGES = (
     "gear-dist",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 
 _WANDB_START_SECONDS = 30
 

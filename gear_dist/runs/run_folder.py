@@ -11,7 +11,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -19,29 +19,18 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from gear_dist.config.loading import config_yaml, load_config, to_dict
-from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.config.compare import differing_settings
+from gear_dist.config.loading import config_yaml, load_config
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage.base import FileStorage, write_file
+from gear_dist.storage.atomic import write_file
 from gear_dist.storage.json_files import build_record, parse_json
+from gear_dist.storage.local import FileStorage
 from gear_dist.storage.paths import local_path
 
 State = Literal["running", "restarting", "done", "interrupted", "failed"]
-
 RUN_ID = re.compile(r"[0-9a-f]{8}")
 """A run's id: drawn when it begins, and left in its folder, its checkpoints and their address."""
-
-# Settings that may change between the parts of one run: where and how it runs, what it logs.
-# The embedded object store's port, and so the endpoint, differs from start to start.
-FREE_SETTINGS = re.compile(
-    r"run\.(?!seed$).*|log\..*|checkpoint\..*|sampling\..*|watchdog\..*|"
-    r"engine\.(max_micro_batch|max_skipped_steps|zero_stage|bucket_elements|optimizer_offload)|"
-    r"engine\.keep_gathered_elements|(tokenizer|generator)\.activation_checkpointing|"
-    r"data\.(endpoint|prefetch_batches|decode_threads|read_attempts|cache_\w+|max_bad_share)|"
-    r"data\.shard_memory_bytes"
-)
-_GROWING_SETTINGS = re.compile(r"stages\.\w+\.steps")
-MORE_TEACHERS = "more_teachers."
 _GRID_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d+)\.png")
 
 
@@ -154,7 +143,7 @@ class RunFolder:
     def check_same_run(self, config: RunConfig) -> None:
         """Refuse a configuration that defines another run than the folder's.
 
-        All settings define the run but `FREE_SETTINGS`; the steps of a stage may grow.
+        All settings define the run but those that their section names in MAY_CHANGE.
 
         Raises:
             ConfigError: names each setting that differs, both values, and the fix.
@@ -347,46 +336,6 @@ class RunFolder:
             write_file(self.metrics_path, data[:whole])
 
 
-def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
-    """Settings by which a configuration defines another run, each with both values.
-
-    All settings define the run but `FREE_SETTINGS`; the steps of a stage may grow.
-
-    Args:
-        old: the other run's configuration as plain data, of whatever version.
-    """
-    before = flatten(old)
-    before = default_settings(before) | before
-    after = flatten(to_dict(config))
-    # A teacher that only one of the two has is missing in the other.
-    removed = [key for key in before if key.startswith(MORE_TEACHERS) and key not in after]
-    pairs = {key: (before.get(key, "none"), after.get(key, "none")) for key in [*after, *removed]}
-    return [
-        f"{key}={now} (the run has {then})"
-        for key, (then, now) in pairs.items()
-        if _defines_another_run(key, then, now)
-    ]
-
-
-def default_settings(given: Iterable[str] = ()) -> dict[str, Any]:
-    """The default of every setting by its dotted name, of each teacher in `given` too."""
-    sections = {key.rpartition(".")[0] for key in given if key.startswith(MORE_TEACHERS)}
-    teacher = to_dict(TeacherConfig())
-    more = {f"{section}.{name}": teacher[name] for section in sections for name in teacher}
-    return flatten(to_dict(RunConfig())) | more
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys: {"data": {"flip": 0.5}} gives {"data.flip": 0.5}."""
-    flat: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON: numbers that are not finite are null, one-element tensors floats, else text."""
     return json.dumps(_plain(value), allow_nan=False, indent=indent)
@@ -406,14 +355,6 @@ def _plain(value: Any) -> Any:
     except (TypeError, ValueError):
         return str(value)
     return number if math.isfinite(number) else None
-
-
-def _defines_another_run(key: str, old: Any, new: Any) -> bool:
-    if FREE_SETTINGS.fullmatch(key):
-        return False
-    if _GROWING_SETTINGS.fullmatch(key):
-        return new < old
-    return old != new
 
 
 @contextmanager

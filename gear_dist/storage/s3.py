@@ -14,13 +14,8 @@ from botocore import exceptions
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.redaction import refuse_user
 from gear_dist.storage.addresses import parse_address
-from gear_dist.storage.base import (
-    COPY_BYTES,
-    MissingObjectError,
-    ObjectInfo,
-    atomic_file,
-    check_key,
-)
+from gear_dist.storage.atomic import COPY_BYTES, atomic_file
+from gear_dist.storage.base import MissingObjectError, ObjectInfo, check_key
 from gear_dist.storage.s3_client import (
     ABSENT,
     BAD_CREDENTIALS,

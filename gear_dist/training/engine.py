@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.planning.memory import bucket_elements
+from gear_dist.training.deepspeed_config import deepspeed_config
+from gear_dist.training.optimizer import build_optimizer
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -45,81 +46,6 @@ def resolve_precision(config: RunConfig, device: torch.device) -> str:
     if config.engine.precision != "auto":
         return config.engine.precision
     return "bf16" if device.type == "cuda" else "fp32"
-
-
-def deepspeed_config(
-    config: RunConfig, *, world_size: int, bf16_weights: bool, on_cuda: bool
-) -> dict[str, Any]:
-    """DeepSpeed's JSON for one engine.
-
-    At stage 0 the clipping is ours, because DeepSpeed does not tell the norm there.
-    """
-    engine = config.engine
-    buckets = bucket_elements(config, on_cuda)
-    result: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": engine.micro_batch(world_size),
-        "gradient_accumulation_steps": engine.accumulation,
-        "train_batch_size": engine.global_batch,
-        "gradient_clipping": config.optimizer.clip_norm if engine.zero_stage > 0 else 0.0,
-        "zero_optimization": {
-            "stage": engine.zero_stage,
-            "reduce_bucket_size": buckets,
-            "allgather_bucket_size": buckets,
-            "stage3_prefetch_bucket_size": min(buckets, engine.keep_gathered_elements),
-            "stage3_max_reuse_distance": engine.keep_gathered_elements,
-            "stage3_max_live_parameters": engine.keep_gathered_elements,
-            # A parameter that stays gathered would not follow when masters are written.
-            "stage3_param_persistence_threshold": 0,
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31 - 1,
-        "wall_clock_breakdown": False,
-    }
-    if engine.optimizer_offload == "cpu":
-        result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
-        # DeepSpeed's own optimizer for the host compiles C++ at first use; torch's is fused, too.
-        result["zero_force_ds_cpu_optimizer"] = False
-    if bf16_weights:
-        result["bf16"] = {"enabled": True}
-        result["data_types"] = {"grad_accum_dtype": "fp32"}
-    return result
-
-
-class _Holding:
-    """Mixed into an optimizer: its step does nothing while `held`.
-
-    DeepSpeed's own step still runs around it, which clears gradients and counts.
-    """
-
-    held = False
-
-    def step(self, closure: Any = None) -> Any:
-        """The optimizer's step, or nothing."""
-        return None if self.held else super().step(closure)  # type: ignore[misc]
-
-
-class HoldingSGD(_Holding, torch.optim.SGD):
-    """SGD whose steps can be skipped."""
-
-
-class HoldingAdamW(_Holding, torch.optim.AdamW):
-    """AdamW whose steps can be skipped."""
-
-
-def _optimizer(config: RunConfig, module: nn.Module) -> HoldingSGD | HoldingAdamW:
-    settings = config.optimizer
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    # The rate is set before every step; this one is never used.
-    if settings.name == "sgd":
-        return HoldingSGD(parameters, lr=1.0)
-    return HoldingAdamW(
-        parameters,
-        lr=1.0,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,  # on CPU, too: stage 0 has hundreds of small tensors, each several calls else
-    )
 
 
 class TrainingEngine:
@@ -153,7 +79,7 @@ class TrainingEngine:
         module.to(device).train()
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=_optimizer(config, module),
+            optimizer=build_optimizer(config, module),
             config=deepspeed_config(
                 config, world_size=world_size, bf16_weights=bf16_weights, on_cuda=on_cuda
             ),

@@ -7,22 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from gear_dist.checkpoints.reader import CheckpointReader
-from gear_dist.checkpoints.shards import (
-    Piece,
-    engine_pieces,
-    make_optimizer_states,
-    optimizer_facts,
-    whole,
-)
+from gear_dist.checkpoints.shards import Piece, whole
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed import collectives
 from gear_dist.errors import ConfigError
 from gear_dist.inference.weights import LECAM_PREFIX, PROJECTORS_PREFIX, NetworkStates
-from gear_dist.losses.adversarial import build_critic
+from gear_dist.models.discriminator.patchgan import build_discriminator
 from gear_dist.models.generator import build_aligned_generator
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 from gear_dist.training.ema import ExponentialMovingAverage
 from gear_dist.training.engine import TrainingEngine, resolve_precision
+from gear_dist.training.engine_state import engine_pieces, make_optimizer_states, optimizer_facts
 from gear_dist.training.stages import AVERAGED, TRAINED, StageName
 
 
@@ -168,7 +163,7 @@ def build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[st
     )
     return {
         "tokenizer": tokenizer,
-        "discriminator": build_critic(config.discriminator),
+        "discriminator": build_discriminator(config.discriminator),
         "generator": build_aligned_generator(config, teacher_widths),
     }
 

@@ -1,12 +1,10 @@
-"""Which stage a step belongs to, and its learning rates: functions of the step alone."""
+"""The stages of a run: which networks each trains, and which steps are its own. No torch."""
 
-import math
 from typing import Literal, NamedTuple
 
-from gear_dist.config.schema import OptimizerConfig, StagesConfig
+from gear_dist.config.training import StagesConfig
 
 StageName = Literal["tokenizer", "joint", "generator"]
-
 TRAINED: dict[StageName, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "discriminator"),
     "joint": ("tokenizer", "discriminator", "generator"),
@@ -41,20 +39,3 @@ def plan_stages(config: StagesConfig) -> list[Stage]:
             stages.append(Stage(name, start, stage.steps, stage.lr_scale))
             start += stage.steps
     return stages
-
-
-def rate_factor(config: OptimizerConfig, stage: Stage, step: int) -> float:
-    """What the rates are multiplied by at a step: the stage's scale times `_shape`."""
-    return stage.lr_scale * _shape(config, stage, step)
-
-
-def _shape(config: OptimizerConfig, stage: Stage, step: int) -> float:
-    """Linear warm-up, then the schedule, 1 at the most."""
-    done = step - stage.start
-    if done < config.warmup_steps:
-        return (done + 1) / (config.warmup_steps + 1)
-    if config.schedule == "constant":
-        return 1.0
-    left = (done - config.warmup_steps) / max(1, stage.steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
-    return config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine

@@ -11,12 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gear_dist.config.schema import AlignmentConfig, GeneratorConfig, RunConfig
-from gear_dist.losses.adversarial import Critic, adversarial_loss, hinge_loss
+from gear_dist.config.models import GeneratorConfig
+from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import AlignmentConfig
+from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
 from gear_dist.losses.alignment import alignment_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.perceptual import LPIPS
 from gear_dist.losses.reconstruction import gradient_loss, l1_loss
+from gear_dist.models.discriminator.patchgan import MultiBatchDiscriminator
 from gear_dist.models.generator import AlignedOutput, SoftTokens, StraightThroughTokens
 from gear_dist.models.tokenizers import Quantized, TokenizerOutput
 from gear_dist.training.engine import TrainingEngine
@@ -147,7 +150,7 @@ def discriminator_step(
     terms: Metrics = {}
     if lecam_weight > 0:
         critic = discriminator.module
-        assert isinstance(critic, Critic)
+        assert isinstance(critic, MultiBatchDiscriminator)
         assert critic.lecam is not None
         terms["lecam"] = critic.lecam(real, fake)
         loss = loss + lecam_weight * terms["lecam"]

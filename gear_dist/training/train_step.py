@@ -13,9 +13,10 @@ from gear_dist.data.pixels import to_model_range
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
 from gear_dist.training.engine import resolve_precision
+from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.nan_guard import NumericGuard
 from gear_dist.training.networks import Networks
-from gear_dist.training.stages import Stage, rate_factor
+from gear_dist.training.stages import Stage
 from gear_dist.training.steps import Metrics, MicroBatch, train_micro_batch
 
 

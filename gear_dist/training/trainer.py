@@ -25,12 +25,13 @@ from gear_dist.runs.run_folder import RunFolder
 from gear_dist.training.collapse_monitor import Watchdog
 from gear_dist.training.engine import prepare_deepspeed, resolve_precision
 from gear_dist.training.init_from import load_start
+from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.metrics import MetricWindow, Speedometer
 from gear_dist.training.nan_guard import NumericGuard
 from gear_dist.training.networks import Networks
 from gear_dist.training.recorder import RunRecorder
 from gear_dist.training.rng_state import random_pieces, reseed, take_up_random_pieces
-from gear_dist.training.stages import Stage, plan_stages, rate_factor
+from gear_dist.training.stages import Stage, plan_stages
 from gear_dist.training.train_step import Stepper
 from gear_kernels import resolve, resolve_cross_entropy
 

@@ -13,7 +13,7 @@ from gear_dist.distributed import collectives
 from gear_dist.distributed.worker_context import Outcome
 from gear_dist.errors import ConfigError, NumericError, StorageError
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.storage.base import FileStorage
+from gear_dist.storage.local import FileStorage
 from gear_dist.training.engine import TrainingEngine
 from gear_dist.training.trainer import Trainer, train_worker
 

@@ -21,7 +21,7 @@ import xxhash
 
 from fault_proxy import LOST, REFUSED, SILENT, TORN, FaultProxy, Rule
 from gear_cluster.demo.object_store import StoreEndpoint
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 
 BUCKET = "gear-tests-schedules"
 KEEP_LAST = 2

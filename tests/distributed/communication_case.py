@@ -9,7 +9,8 @@ from collective_tally import CollectiveTally
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.config.models import TeacherConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.models.teachers.convnet import WIDTH
 from gear_dist.planning.cost_model import saved_for_backward
 from gear_dist.training.engine import TrainingEngine, prepare_deepspeed

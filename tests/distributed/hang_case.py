@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from gear_dist.checkpoints import slow_work
 from gear_dist.cli.main import main
 from gear_dist.distributed.hang_watchdog import HangWatch
-from gear_dist.storage.base import FileStorage
+from gear_dist.storage.local import FileStorage
 from gear_dist.training.trainer import Trainer
 
 LIMIT_S = 5.0

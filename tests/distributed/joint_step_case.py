@@ -5,18 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gear_dist.config.schema import (
+from gear_dist.config.data import DataConfig
+from gear_dist.config.models import DiscriminatorConfig, GeneratorConfig, TokenizerConfig
+from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import (
     AlignmentConfig,
-    DataConfig,
-    DiscriminatorConfig,
     EngineConfig,
-    GeneratorConfig,
     LossConfig,
     OptimizerConfig,
-    RunConfig,
     StageConfig,
     StagesConfig,
-    TokenizerConfig,
 )
 from gear_dist.training.engine import prepare_deepspeed
 from gear_dist.training.networks import Networks, NetworkStates

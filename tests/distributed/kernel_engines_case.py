@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gear_dist.config.schema import EngineConfig, OptimizerConfig, RunConfig
+from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig, OptimizerConfig
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.training.engine import TrainingEngine, prepare_deepspeed
 from gear_kernels import (

@@ -15,7 +15,7 @@ from ray_training_case import GEAR_DIST, Case
 from survival_case import Driver, driver, step_of
 
 from gear_dist.checkpoints.layout import MANIFEST, is_folder
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 
 CHECKPOINT_STEPS = 3
 GRID_STEPS = 4

@@ -2,16 +2,10 @@
 
 import torch
 
-from gear_dist.config.schema import (
-    AlignmentConfig,
-    DataConfig,
-    DiscriminatorConfig,
-    EngineConfig,
-    GeneratorConfig,
-    LossConfig,
-    RunConfig,
-    TokenizerConfig,
-)
+from gear_dist.config.data import DataConfig
+from gear_dist.config.models import DiscriminatorConfig, GeneratorConfig, TokenizerConfig
+from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import AlignmentConfig, EngineConfig, LossConfig
 from gear_dist.training.engine import prepare_deepspeed
 from gear_dist.training.networks import Networks
 from gear_dist.training.steps import MicroBatch, train_micro_batch

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gear_data_prep.__main__ import main as data_prep
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.loader import build_loader
 from photographs import PHOTOGRAPHS, write_photo_folder
 

@@ -8,7 +8,8 @@ from gear_dist.cli.main import main
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
 from gear_dist.storage.addresses import Address, join_address, parse_address, split_address
-from gear_dist.storage.base import FileStorage, open_storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.paths import local_path
 from image_files import encode
 

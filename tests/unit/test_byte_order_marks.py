@@ -11,7 +11,7 @@ from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.sources.files import read_lines
 from gear_dist.data.manifest import load_manifest
 from gear_dist.data.shard_reader import Shard, index_samples
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from image_files import encode, tar_bytes
 from loader_cases import tar_of
 

@@ -17,7 +17,9 @@ from gear_dist.checkpoints.manager import UnusableCheckpointsError
 from gear_dist.checkpoints.saving import Saver
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage import s3, s3_client
-from gear_dist.storage.base import FileStorage, Storage, open_storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3 import S3Storage
 
 

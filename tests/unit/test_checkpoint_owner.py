@@ -16,7 +16,8 @@ from gear_dist.checkpoints.owner import Claim, Owner, Ownership, TakenError, cla
 from gear_dist.cli.main import main
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage.base import Storage, open_storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.open import open_storage
 
 CONFIG = {"config": {"run": {"seed": 0}}}
 

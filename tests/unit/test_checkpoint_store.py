@@ -16,9 +16,11 @@ from gear_dist.checkpoints.owner import Owner, Ownership
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
 from gear_dist.checkpoints.shards import Piece, whole
-from gear_dist.config.schema import CheckpointConfig
+from gear_dist.config.run import CheckpointConfig
 from gear_dist.errors import DataError, StorageError
-from gear_dist.storage.base import FileStorage, Storage, open_storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 
 OWN = {POINTER, OWNER}
 

@@ -3,7 +3,8 @@
 import pytest
 
 from gear_dist.config.loading import load_config, save_config
-from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.config.models import TeacherConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 
 

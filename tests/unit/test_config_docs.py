@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from gear_dist.config.compare import flatten
 from gear_dist.config.docs import list_settings, render
 from gear_dist.config.loading import to_dict
-from gear_dist.config.schema import RunConfig, TeacherConfig
-from gear_dist.runs.run_folder import flatten
+from gear_dist.config.models import TeacherConfig
+from gear_dist.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,13 +9,13 @@ from PIL import Image
 
 from gear_dist.cli.main import main
 from gear_dist.cli.sample import _class_name, parse_classes
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import DATASET_KEY, dump_facts, load_manifest
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage
+from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"

@@ -13,7 +13,8 @@ import torch
 import webdataset
 
 from gear_cluster.demo.object_store import StoreEndpoint
-from gear_dist.config.schema import DataConfig, GeneratorConfig
+from gear_dist.config.data import DataConfig
+from gear_dist.config.models import GeneratorConfig
 from gear_dist.data import corpus as corpus_module
 from gear_dist.data import fetching
 from gear_dist.data import plan as plan_module
@@ -23,7 +24,7 @@ from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from gear_dist.training.steps import MicroBatch, kept_labels
 from loader_cases import (
     all_keys,

@@ -12,7 +12,7 @@ from PIL import Image
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
 from gear_dist.data.manifest import load_manifest, load_samples
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from image_files import contents, encode
 
 

@@ -192,12 +192,12 @@ def test_a_store_is_opened(tmp_path, monkeypatch):
 
 
 def test_a_store_that_refuses_gives_its_own_line(tmp_path, monkeypatch):
-    from gear_dist.storage import base
+    from gear_dist.storage import open as module
 
     def refuse(_address, _endpoint):
         raise DataError("s3://b: wrong credentials; set AWS_ACCESS_KEY_ID")
 
-    monkeypatch.setattr(base, "open_storage", refuse)
+    monkeypatch.setattr(module, "open_storage", refuse)
     check = doctor.check_store("s3://b", "")
     assert (check.status, check.detail) == (
         "fail",

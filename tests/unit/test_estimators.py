@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gear_dist.config.schema import GeneratorConfig, TokenizerConfig
+from gear_dist.config.models import GeneratorConfig, TokenizerConfig
 from gear_dist.models.generator import Generator, SoftTokens, StraightThroughTokens
 from gear_dist.models.tokenizers import build_tokenizer
 from gear_dist.training.steps import soft_tokens

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import DataError
 from gear_dist.evaluation.classifier import (

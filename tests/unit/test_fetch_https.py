@@ -20,7 +20,7 @@ from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.sources import public_address
 from gear_data_prep.sources.fetch import Fetcher, FetchError, FetchLimits
 from gear_dist.data.manifest import load_manifest
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from image_files import encode
 
 HOST = "images.test"

@@ -16,14 +16,15 @@ from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.images.checks import ImageSettings, check_image
 from gear_data_prep.sharding.plan import PlanSettings
 from gear_dist.config.colour import parse_colour
-from gear_dist.config.schema import DataConfig, RunConfig
+from gear_dist.config.data import DataConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError, decode_image, jpeg_orientation
 from gear_dist.data.labelled import LoadSettings, load_labelled
 from gear_dist.data.manifest import load_samples
 from gear_dist.errors import ConfigError
 from gear_dist.inference.image_files import read_image
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from image_files import encode
 from loader_cases import make_loader, take
 

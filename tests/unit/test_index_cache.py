@@ -10,7 +10,7 @@ from gear_data_prep.sources import index_cache, make_spec, open_source
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
 from gear_dist.storage import s3
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3 import S3Storage
 from image_files import encode, tar_bytes
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 import public_files as files
 from gear_dist.cli.main import main
 from gear_dist.config.loading import load_config
-from gear_dist.config.schema import DiscriminatorConfig
+from gear_dist.config.models import DiscriminatorConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import TrainedPair
 from gear_dist.interop.export import export_model
 from gear_dist.interop.import_public import import_checkpoints
 from gear_dist.interop.infer_config import infer_settings
-from gear_dist.losses.adversarial import PatchDiscriminator
+from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator import build_aligned_generator, build_generator
 from gear_dist.models.tokenizers import build_tokenizer
 from gear_dist.training.init_from import load_start, open_start

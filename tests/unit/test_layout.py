@@ -1,6 +1,7 @@
 """The rooms: who may import whom, what may not be a package, and the page that lists every file."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -21,29 +22,83 @@ MAY_IMPORT = {
     "gear_data_prep": {"gear_dist"},
     "gear_cluster": {"gear_dist", "gear_kernels", "gear_data_prep"},
 }
-ABOVE_ALL = {"gear_dist/cli/main.py", "gear_dist/__main__.py"}
+ORDER = (
+    ("errors", "formatting", "source_tree"),
+    ("redaction",),
+    ("storage",),
+    ("config",),
+    ("distributed",),
+    ("runs",),
+    ("data",),
+    ("checkpoints", "models"),
+    ("losses", "inference", "report"),
+    ("training",),
+    ("evaluation", "interop", "planning"),
+    ("reproduce",),
+    ("cli",),
+)
+"""Rooms and single modules of gear_dist; each imports itself and those before it, none beside."""
+LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+ABOVE_ALL = {"gear_dist.cli.main", "gear_dist.__main__"}
+
+
+def find_modules() -> dict[str, Path]:
+    """Files of all packages by the name they are imported by."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = [package, *path.relative_to(ROOT / folder).with_suffix("").parts]
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = find_modules()
 
 
 def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, wherever in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= inner if inner <= MODULES.keys() else inner | {node.module}
+    return names & MODULES.keys()
+
+
+IMPORTS = {name: imported(path) - {name} for name, path in MODULES.items()}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_imports_run_one_way(package):
-    for path in (ROOT / PACKAGES[package]).rglob("*.py"):
-        name = path.relative_to(ROOT).as_posix()
-        if name in ABOVE_ALL:
+def test_packages_import_one_way(package):
+    for name, modules in IMPORTS.items():
+        if name.split(".")[0] != package or name in ABOVE_ALL:
             continue
-        modules = imported(path)
-        rooms = {module.split(".")[0] for module in modules} & set(PACKAGES)
+        rooms = {module.split(".")[0] for module in modules}
         assert rooms - {package} <= MAY_IMPORT[package], name
         assert "gear_dist.cli.main" not in modules, f"{name}: cli stands above all"
+
+
+def test_rooms_import_one_way():
+    ours = {name for name in MODULES if name.startswith("gear_dist.")} - ABOVE_ALL
+    assert {room_of(name) for name in ours} == LEVELS.keys()
+    upward = [
+        f"{name} -> {other}"
+        for name in ours
+        for other in IMPORTS[name] & ours
+        if room_of(name) != room_of(other) and LEVELS[room_of(name)] <= LEVELS[room_of(other)]
+    ]
+    assert not upward
+
+
+def test_no_modules_import_one_another():
+    """graphlib names a circle's modules in its error."""
+    list(graphlib.TopologicalSorter(IMPORTS).static_order())
 
 
 def test_rooms_that_hold_a_package_are_none_themselves():

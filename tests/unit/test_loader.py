@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gear_dist.config.schema import DataConfig
+from gear_dist.config.data import DataConfig
 from gear_dist.data import batches as batches_module
 from gear_dist.data import fetching
 from gear_dist.data import plan as plan_module
@@ -23,7 +23,7 @@ from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.shard_reader import read_shard
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from loader_cases import (
     all_keys,
     encode,

@@ -14,7 +14,7 @@ from gear_dist.data.first_samples import Place, read_first_samples
 from gear_dist.data.loader import ShardLoader
 from gear_dist.data.shard_reader import read_shard
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage
+from gear_dist.storage.local import FileStorage
 from gear_dist.storage.s3 import S3Storage
 from loader_cases import all_keys, make_loader, numbered_samples, same, take, write_corpus
 from sample_shards import SampleShards

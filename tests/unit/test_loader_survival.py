@@ -18,7 +18,8 @@ from gear_dist.data.corpus import Corpus, open_corpus
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.loader import build_loader
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage, open_storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from loader_cases import SMALL, all_keys, make_loader, numbered_samples, same, take, write_corpus
 
 

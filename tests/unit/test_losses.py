@@ -5,14 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gear_dist.config.schema import DiscriminatorConfig, LossConfig
+from gear_dist.config.models import DiscriminatorConfig
+from gear_dist.config.training import LossConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.weights import join_states, split_states
-from gear_dist.losses.adversarial import INIT_STD, Critic, PatchDiscriminator, build_critic
 from gear_dist.losses.alignment import alignment_loss
 from gear_dist.losses.perceptual import SCALE, SHIFT, load_lpips
 from gear_dist.losses.reconstruction import gradient_loss
 from gear_dist.models.discriminator.lecam import LeCam
+from gear_dist.models.discriminator.patchgan import (
+    INIT_STD,
+    MultiBatchDiscriminator,
+    PatchDiscriminator,
+    build_discriminator,
+)
 from gear_dist.training.networks import load_network
 
 VGG_CONVS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -138,7 +144,7 @@ def test_critic_runs_its_batches_one_after_another():
     twin = PatchDiscriminator(DiscriminatorConfig(8, 1)).train()
     twin.load_state_dict(net.state_dict())
     a, b = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16) + 1
-    ours = Critic(net)(a, b)
+    ours = MultiBatchDiscriminator(net)(a, b)
     assert all(torch.equal(x, twin(y)) for x, y in zip(ours, (a, b), strict=True))
     assert net.main[3].num_batches_tracked == 2
 
@@ -202,9 +208,9 @@ def test_lecam_is_the_formula_over_moving_averages():
 
 def test_lecam_is_no_part_of_the_published_discriminator():
     """A run that starts from one has new averages; the next stage takes the ones it left."""
-    assert build_critic(DiscriminatorConfig(8, 1)).lecam is None
+    assert build_discriminator(DiscriminatorConfig(8, 1)).lecam is None
     config = DiscriminatorConfig(8, 1, lecam_weight=0.1, lecam_decay=0.5)
-    critic, other = build_critic(config), build_critic(config)
+    critic, other = build_discriminator(config), build_discriminator(config)
     critic.lecam(torch.ones(1), -torch.ones(1))
     states = {"discriminator": critic.state_dict()}
     published = split_states(states)

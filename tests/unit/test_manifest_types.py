@@ -18,7 +18,7 @@ from gear_dist.data.manifest import (
     load_manifest,
 )
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage
+from gear_dist.storage.local import FileStorage
 from image_files import encode
 
 

@@ -4,11 +4,11 @@ import pytest
 
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
+from gear_dist.formatting import format_bytes
 from gear_dist.planning.memory import (
     ActivationBytes,
     ParameterCounts,
     estimate_memory,
-    format_bytes,
     format_estimate,
 )
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from gear_dist.config.schema import DiscriminatorConfig, RunConfig
-from gear_dist.losses.adversarial import PatchDiscriminator
+from gear_dist.config.models import DiscriminatorConfig
+from gear_dist.config.schema import RunConfig
+from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator import build_generator
 from gear_dist.models.tokenizers import build_tokenizer
 from public_layouts import GENERATORS, TOKENIZERS, read_layout

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gear_dist.config.schema import TokenizerConfig
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.models.generator import SoftTokens
 from gear_dist.models.generator.transformer import TokenEmbedding

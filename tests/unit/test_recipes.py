@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from gear_dist.config.loading import load_config, save_config
-from gear_dist.config.schema import DiscriminatorConfig, RunConfig
+from gear_dist.config.models import DiscriminatorConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.plan import make_plan
 from public_layouts import GENERATORS, TOKENIZERS

@@ -6,7 +6,7 @@ from gear_dist.config.loading import config_from_dict, load_config
 from gear_dist.errors import ConfigError
 from gear_dist.redaction import redact_command, redact_text, refuse_user
 from gear_dist.runs.environment import setting_names
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3_client import ENDPOINT_VARIABLES, make_client
 
 

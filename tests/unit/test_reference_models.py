@@ -6,16 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gear_dist.config.schema import (
+from gear_dist.config.models import (
     DiscriminatorConfig,
     GeneratorConfig,
     SamplingConfig,
     TokenizerConfig,
 )
 from gear_dist.inference.sampler import sample
-from gear_dist.losses.adversarial import PatchDiscriminator, adversarial_loss, hinge_loss
+from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.reconstruction import l1_loss
+from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator.transformer import Generator, SoftTokens
 from gear_dist.models.tokenizers import LearnedCodes, build_tokenizer
 from gear_kernels import Affinity

@@ -15,7 +15,6 @@ import yaml
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.runs.run_folder import RunFolder, Status
-from gear_dist.storage import base as storage
 
 
 @pytest.fixture
@@ -299,7 +298,7 @@ def test_a_disk_that_fills_up_keeps_the_old_status(folder, monkeypatch):
     def full(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="disk is full"):
         folder.write_status("running", 2, 10)
     assert folder.status_path.read_bytes() == old

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gear_dist.config.schema import GeneratorConfig, SamplingConfig
+from gear_dist.config.models import GeneratorConfig, SamplingConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.sampler import draw, filter_logits, sample
 from gear_dist.models.generator.transformer import Generator

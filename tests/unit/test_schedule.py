@@ -2,8 +2,9 @@
 
 import pytest
 
-from gear_dist.config.schema import OptimizerConfig, StageConfig, StagesConfig
-from gear_dist.training.stages import plan_stages, rate_factor
+from gear_dist.config.training import OptimizerConfig, StageConfig, StagesConfig
+from gear_dist.training.lr_schedule import rate_factor
+from gear_dist.training.stages import plan_stages
 
 
 def test_stages_follow_one_another_and_empty_ones_are_left_out():

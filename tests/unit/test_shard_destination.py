@@ -9,7 +9,9 @@ from PIL import Image
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.cli.main import main
 from gear_dist.data.manifest import load_manifest
-from gear_dist.storage.base import FileStorage, Storage, open_storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from loader_cases import tar_of
 
 

@@ -15,7 +15,8 @@ from gear_dist.data.manifest import load_manifest
 from gear_dist.data.shard_reader import UnreadableSampleError, index_samples
 from gear_dist.data.tar_members import list_members
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage, open_storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from loader_cases import make_loader, take, tar_of
 from sample_shards import SampleShards
 

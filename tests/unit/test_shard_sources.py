@@ -20,7 +20,7 @@ from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from image_files import contents, encode, tar_bytes
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from gear_dist.cli.main import main
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.split_names import folder_split, split_of
-from gear_dist.storage.base import FileStorage
+from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
 
 

@@ -22,8 +22,8 @@ from gear_data_prep.sources.files import SourceOptions
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.tar_members import list_members
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage.base import open_storage
 from gear_dist.storage.checksums import crc64nvme_hex
+from gear_dist.storage.open import open_storage
 from sample_shards import SampleShards
 
 

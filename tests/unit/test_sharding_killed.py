@@ -14,7 +14,7 @@ import pytest
 from gear_data_prep.__main__ import main as data_prep
 from gear_dist.data.manifest import load_manifest
 from gear_dist.errors import DataError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from sample_shards import SampleShards
 
 OPTIONS = ("--shard-samples", "6")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_data_prep.__main__ import main as data_prep
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3 import S3Storage
 
 OPTIONS = ("--shard-bytes", "24M", "--validation-share", "0", "--policy", "palette=keep")

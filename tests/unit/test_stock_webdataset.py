@@ -15,7 +15,7 @@ from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.data.manifest import load_samples
 from gear_dist.data.stock_webdataset import register_s3, shard_urls
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from sample_shards import SampleShards
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage.base import FileStorage, ObjectInfo, atomic_file, open_storage
+from gear_dist.storage.atomic import atomic_file
+from gear_dist.storage.base import ObjectInfo
 from gear_dist.storage.checksums import crc64nvme_hex
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_listing_hides_unfinished_writes(storage: FileStorage) -> None:
 
 def test_killed_writers_are_cleaned_up(storage: FileStorage) -> None:
     code = (
-        "import os, sys; from gear_dist.storage.base import open_storage\n"
+        "import os, sys; from gear_dist.storage.open import open_storage\n"
         "with open_storage(sys.argv[1]).writer('shards/k') as stream:\n"
         "    stream.write(b'half'); stream.flush(); os.kill(os.getpid(), 9)"
     )
@@ -174,7 +177,7 @@ def test_create_without_hard_links(storage: FileStorage, monkeypatch: pytest.Mon
 
 
 def test_checksum_in_windows(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gear_dist.storage import base as module
+    from gear_dist.storage import checksums as module
 
     data = os.urandom(100_000)
     storage.write("k", data)

@@ -14,7 +14,9 @@ import pytest
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage import s3_upload
-from gear_dist.storage.base import ObjectInfo, Storage, checksum_of, open_storage
+from gear_dist.storage.base import ObjectInfo, Storage
+from gear_dist.storage.checksums import checksum_of
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.usefixtures("object_store")

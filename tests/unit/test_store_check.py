@@ -10,7 +10,7 @@ from gear_cluster.conformance import checks
 from gear_cluster.conformance.checks import Finding
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.cli.main import main
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3_client import make_client
 from lacking_store import ADDS, LACKS, changed_store
 

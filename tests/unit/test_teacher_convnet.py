@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gear_dist.cli.main import main
-from gear_dist.config.schema import TeacherConfig
+from gear_dist.config.models import TeacherConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
 from gear_dist.models.teachers import TEACHERS, load_teacher

@@ -10,7 +10,7 @@ from transformers import image_utils
 
 from documented_commands import section
 from gear_dist.config.loading import load_config
-from gear_dist.config.schema import TeacherConfig
+from gear_dist.config.models import TeacherConfig
 from gear_dist.models.teachers import (
     TEACHERS,
     load_teacher,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
 from gear_dist.config.loading import load_config
-from gear_dist.config.schema import TeacherConfig
+from gear_dist.config.models import TeacherConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.teachers import load_teacher, load_teachers
 from tiny_encoders import LAYOUTS, WIDTH, save_encoder
@@ -80,7 +80,7 @@ def test_a_hub_name_is_found_in_the_hubs_cache_offline(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     code = (
-        "from gear_dist.config.schema import TeacherConfig\n"
+        "from gear_dist.config.models import TeacherConfig\n"
         "from gear_dist.models.teachers import load_teacher\n"
         "config = TeacherConfig(name='clip', path='some-owner/tiny-clip')\n"
         "print(load_teacher(config, image_size=32, grid_size=4).width)"

@@ -14,7 +14,7 @@ import webdataset
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.sources import fetch_table
 from gear_dist.data.manifest import load_manifest
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from image_files import encode
 from web_site import Site, serve_site
 

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
-from gear_dist.config.schema import LogConfig, RunConfig, TokenizerConfig, WatchdogConfig
+from gear_dist.config.models import TokenizerConfig
+from gear_dist.config.run import LogConfig, WatchdogConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, NumericError
 from gear_dist.training.collapse_monitor import Watchdog
 

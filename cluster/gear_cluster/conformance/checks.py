@@ -10,7 +10,7 @@ from botocore import exceptions
 from gear_cluster.conformance import probes as probes
 from gear_cluster.conformance.probes import LackingError, Scratch
 from gear_dist.errors import ConfigError
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.s3 import S3Storage
 from gear_dist.storage.s3_client import ABSENT, NO_BUCKET, UNREACHABLE, error_code, make_client
 

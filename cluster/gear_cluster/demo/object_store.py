@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 from gear_dist.storage.json_files import build_record, parse_json
 
 DEFAULT_FOLDER = Path(".gear/object_store")

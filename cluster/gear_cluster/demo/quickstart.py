@@ -23,7 +23,7 @@ from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError
 from gear_dist.runs.environment import num_cores
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.source_tree import source_folders
-from gear_dist.storage.base import open_storage
+from gear_dist.storage.open import open_storage
 
 STATE = Path(".gear")
 BUCKET = "s3://gear"

@@ -12,8 +12,8 @@ from gear_dist.cli.arguments import (
     path_argument,
     whole,
 )
+from gear_dist.config.checks import MAX_THREADS
 from gear_dist.config.colour import WHITE
-from gear_dist.config.schema import MAX_THREADS
 from gear_dist.errors import DataError
 
 
@@ -75,7 +75,7 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> Any:
     from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     storage = open_storage(args.corpus, args.endpoint)
     return storage, verify_corpus(storage, VerifySettings(args.sample, args.decode, args.seed))
@@ -128,7 +128,8 @@ def _repair(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from gear_data_prep.corpus_tools.stats import as_table, measure_corpus
     from gear_data_prep.corpus_tools.stats_page import render_page
-    from gear_dist.storage.base import open_storage, write_text
+    from gear_dist.storage.atomic import write_text
+    from gear_dist.storage.open import open_storage
 
     storage = open_storage(args.corpus, args.endpoint)
     stats = measure_corpus(storage, _other_split(args))
@@ -142,7 +143,7 @@ def _other_split(args: argparse.Namespace) -> Any:
     """The finished corpus beside this one, where its name is that of a split."""
     from gear_dist.data.manifest import DATASET_KEY
     from gear_dist.storage.addresses import join_address, parse_address, split_address
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     name = parse_address(args.corpus).path.rstrip("/").rpartition("/")[2]
     beside = {"train": "validation", "validation": "train"}.get(name)
@@ -155,7 +156,8 @@ def _other_split(args: argparse.Namespace) -> Any:
 
 def _preview(args: argparse.Namespace) -> int:
     from gear_data_prep.corpus_tools.preview import contact_sheet
-    from gear_dist.storage.base import atomic_file, open_storage
+    from gear_dist.storage.atomic import atomic_file
+    from gear_dist.storage.open import open_storage
 
     storage = open_storage(args.corpus, args.endpoint)
     sheet = contact_sheet(

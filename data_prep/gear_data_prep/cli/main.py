@@ -7,7 +7,7 @@ from typing import Any
 from gear_data_prep.cli.corpus import add_corpus_commands
 from gear_data_prep.cli.shard import add_option, add_shard
 from gear_dist.cli.arguments import MAX_SEED, path_argument, whole
-from gear_dist.config.schema import MAX_THREADS
+from gear_dist.config.checks import MAX_THREADS
 
 
 def add_commands(subparsers: Any) -> None:

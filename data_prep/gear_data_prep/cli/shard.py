@@ -9,8 +9,8 @@ from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
 from gear_dist.cli.arguments import MAX_SEED, colour_argument, number, whole
+from gear_dist.config.checks import MAX_THREADS
 from gear_dist.config.colour import WHITE, hex_colour
-from gear_dist.config.schema import MAX_THREADS
 from gear_dist.errors import ConfigError
 from gear_dist.storage.addresses import join_address, parse_address
 from gear_dist.storage.paths import local_path
@@ -219,7 +219,7 @@ def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.sharding.pipeline import make_corpus
     from gear_data_prep.sources import make_spec, open_source
     from gear_dist.data.contents import read_contents
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     start = time.monotonic()
     parse_address(args.destination, "DESTINATION")
@@ -278,7 +278,7 @@ def _check_places(source: str, destination: str, endpoint: str) -> None:
     """
     from gear_dist.data.manifest import DATASET_KEY
     from gear_dist.storage.addresses import join_address, parse_address
-    from gear_dist.storage.base import open_storage, overlap
+    from gear_dist.storage.open import open_storage, overlap
 
     if parse_address(destination, "DESTINATION").path.strip("/") == "" and "s3:" not in destination:
         raise ConfigError(
@@ -302,7 +302,7 @@ def _check_places(source: str, destination: str, endpoint: str) -> None:
 def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
     """Duplicates of a former corpus; of images in both splits those in `train`."""
     from gear_data_prep.corpus_tools.duplicates import find_dropped
-    from gear_dist.storage.base import open_storage
+    from gear_dist.storage.open import open_storage
 
     option = "--without-duplicates-of"
     former = {

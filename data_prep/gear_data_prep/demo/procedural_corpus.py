@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 
 SHAPES = ("circle", "square", "triangle", "cross")
 TEXTURES = ("solid", "striped", "checkered", "ringed")

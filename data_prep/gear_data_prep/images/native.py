@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from gear_dist.errors import StorageError
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 from gear_dist.storage.cache_folder import cache_folder, find_intruder, make_cache_folder
 
 _FLAGS = ("-O3", "-shared", "-fPIC")

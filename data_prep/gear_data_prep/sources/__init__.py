@@ -11,7 +11,8 @@ from gear_dist.data.split_names import folder_split
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES as _NAMES
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.storage.addresses import parse_address
-from gear_dist.storage.base import FileStorage, Storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
 from gear_dist.storage.paths import expand_user, local_path
 
 IMAGE_SUFFIXES = tuple(f".{name}" for name in _NAMES)

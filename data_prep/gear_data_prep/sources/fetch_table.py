@@ -26,7 +26,8 @@ from gear_data_prep.sources.files import Place, SourceOptions, open_root
 from gear_data_prep.sources.ledgers import Ledgers, ledger_key, shown_url
 from gear_data_prep.sources.url_rows import Tell, UrlRow, read_url_rows
 from gear_dist.errors import DataError
-from gear_dist.storage.base import MissingObjectError, Storage, open_storage
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.open import open_storage
 
 CHUNK_ROWS = 1000
 _CHUNKS_AHEAD = 4

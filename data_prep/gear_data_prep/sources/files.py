@@ -6,7 +6,9 @@ from typing import BinaryIO, NamedTuple
 from gear_dist.data.tar_members import ReadAt
 from gear_dist.errors import DataError
 from gear_dist.storage.addresses import parse_address, split_address
-from gear_dist.storage.base import FileStorage, ObjectInfo, Storage, open_storage
+from gear_dist.storage.base import ObjectInfo, Storage
+from gear_dist.storage.local import FileStorage
+from gear_dist.storage.open import open_storage
 from gear_dist.storage.paths import local_path
 from gear_dist.storage.ranged_file import RangedFile
 

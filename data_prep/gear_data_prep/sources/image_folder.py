@@ -27,7 +27,8 @@ from gear_dist.data.split_names import TEST, folder_split
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES as SUFFIXES
 from gear_dist.data.tar_samples import sample_key
 from gear_dist.errors import DataError
-from gear_dist.storage.base import FileStorage, Storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
 
 
 class TreeImage(NamedTuple):

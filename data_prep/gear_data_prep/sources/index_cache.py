@@ -18,7 +18,7 @@ import xxhash
 
 from gear_data_prep.sources.files import SourceFile, is_remote
 from gear_dist.errors import StorageError
-from gear_dist.storage.base import write_file
+from gear_dist.storage.atomic import write_file
 from gear_dist.storage.cache_folder import cache_folder, make_cache_folder
 
 _VERSION = 2

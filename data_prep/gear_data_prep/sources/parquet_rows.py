@@ -16,7 +16,8 @@ from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_re
 from gear_data_prep.sources.splits import check_validation_classes, group_by_split
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import ConfigError, DataError, UserError
-from gear_dist.storage.base import FileStorage, Storage
+from gear_dist.storage.base import Storage
+from gear_dist.storage.local import FileStorage
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences", "prompt")

@@ -12,7 +12,8 @@ from gear_data_prep.sources.files import Place, SourceOptions, is_remote
 from gear_data_prep.sources.ledgers import ledger_key, load_rows
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import DataError
-from gear_dist.storage.base import MissingObjectError, Storage, open_storage
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.open import open_storage
 
 _KEPT_TABLES = 64
 

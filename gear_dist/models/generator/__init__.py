@@ -1,9 +1,8 @@
-"""The autoregressive generator: transformer, projectors, sampling."""
+"""The autoregressive generator: transformer and projectors."""
 
 from collections.abc import Sequence
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.inference.sampler import sample
 from gear_dist.models.generator.aligned import (
     AlignedGenerator,
     AlignedOutput,
@@ -21,7 +20,6 @@ __all__ = [
     "build_aligned_generator",
     "build_generator",
     "find_teacher_widths",
-    "sample",
 ]
 
 

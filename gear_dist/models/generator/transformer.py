@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import GeneratorConfig
+from gear_dist.config.models import GeneratorConfig
 from gear_dist.models.activation_checkpoint import recomputed
 from gear_dist.models.generator.rotary import rotary_table, rotate
 from gear_dist.models.tokenizers.codes import Codes

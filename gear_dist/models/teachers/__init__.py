@@ -6,7 +6,8 @@ Importing it does not import torch, so that the command line stays quick.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gear_dist.config.schema import RunConfig, TeacherConfig
+from gear_dist.config.models import TeacherConfig
+from gear_dist.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from gear_dist.models.teachers.base import Teacher

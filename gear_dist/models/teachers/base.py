@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from gear_dist.config.schema import TeacherConfig
+from gear_dist.config.models import TeacherConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.teachers.normalisation import Normalisation, normalise_features
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import TeacherConfig
+from gear_dist.config.models import TeacherConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
 from gear_dist.models.classifier_training import (

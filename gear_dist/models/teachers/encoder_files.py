@@ -6,28 +6,34 @@ HF_TOKEN. It fills in at random what a file lacks, and only warns; here that is 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from gear_dist.config.schema import TeacherConfig
+from gear_dist.config.models import TeacherConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.teachers import TEACHERS, teacher_class
 from gear_dist.storage.paths import expand_user, local_path
 
-if TYPE_CHECKING:
-    from gear_dist.models.teachers.encoder import EncoderTeacher
-
 _SHOWN = 3
+
+
+class EncoderFamily(Protocol):
+    """What is asked of an `EncoderTeacher`'s class."""
+
+    models: ClassVar[Mapping[str, str]]
+    published: ClassVar[Mapping[str, Mapping[str, Any]]]
+    patch_sizes: ClassVar[tuple[int, ...]]
+    fixed_sizes: ClassVar[Mapping[str, Any]]
 
 
 class UnreachableError(ConfigError):
     """Neither folder nor hub has the files."""
 
 
-def load_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, setting: str) -> Any:
+def load_backbone(family: type[EncoderFamily], config: TeacherConfig, setting: str) -> Any:
     """A family's model with its weights, fp32 on the CPU, in evaluation mode.
 
     Args:
@@ -59,7 +65,7 @@ def load_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, setting
     return backbone
 
 
-def empty_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, setting: str) -> Any:
+def empty_backbone(family: type[EncoderFamily], config: TeacherConfig, setting: str) -> Any:
     """A family's model without initialisation, of published sizes or those of config.json.
 
     Raises:
@@ -81,19 +87,19 @@ def empty_backbone(family: "type[EncoderTeacher]", config: TeacherConfig, settin
         return _model_class(family, sizes.model_type)(sizes)
 
 
-def _model_class(family: "type[EncoderTeacher]", model_type: str) -> Any:
+def _model_class(family: type[EncoderFamily], model_type: str) -> Any:
     import transformers
 
     return getattr(transformers, family.models[model_type])
 
 
-def _make_sizes(family: "type[EncoderTeacher]", facts: Mapping[str, Any]) -> Any:
+def _make_sizes(family: type[EncoderFamily], facts: Mapping[str, Any]) -> Any:
     given = {key: value for key, value in facts.items() if key != "model_type"}
     config_class = _model_class(family, facts["model_type"]).config_class
     return config_class(**{**given, **family.fixed_sizes})
 
 
-def _read_sizes(family: "type[EncoderTeacher]", config: TeacherConfig, setting: str) -> Any:
+def _read_sizes(family: type[EncoderFamily], config: TeacherConfig, setting: str) -> Any:
     """config.json of the vision encoder, checked; of one with a text encoder, its vision part."""
     from transformers import PreTrainedConfig
 
@@ -115,7 +121,7 @@ def _read_sizes(family: "type[EncoderTeacher]", config: TeacherConfig, setting: 
     return sizes
 
 
-def _advice(family: "type[EncoderTeacher]", model_type: str, setting: str) -> str:
+def _advice(family: type[EncoderFamily], model_type: str, setting: str) -> str:
     for name in TEACHERS:
         if model_type in teacher_class(name).models:
             return f"set {setting}.name={name}"
@@ -123,7 +129,7 @@ def _advice(family: "type[EncoderTeacher]", model_type: str, setting: str) -> st
 
 
 def _check_sizes(
-    family: "type[EncoderTeacher]", config: TeacherConfig, setting: str, sizes: Any
+    family: type[EncoderFamily], config: TeacherConfig, setting: str, sizes: Any
 ) -> None:
     if sizes.patch_size not in family.patch_sizes:
         raise ConfigError(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gear_dist.config.schema import TokenizerConfig
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.models.tokenizers import magvit2, vqgan
 from gear_dist.models.tokenizers.codes import Codes, LearnedCodes, SignCodes
 from gear_dist.models.tokenizers.quantizers import (

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import TokenizerConfig
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.models.activation_checkpoint import recomputed
 
 NORM_EPS = 1e-6

@@ -6,7 +6,7 @@ Shapes: B images, C code width, h x w token grid, f downsampling. Source: arXiv 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import TokenizerConfig
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.models.tokenizers.blocks import NORM_EPS, GroupNorm, Level, ResidualBlock
 
 BLOCKS_KEY = "block"

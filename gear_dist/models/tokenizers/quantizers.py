@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import TokenizerConfig
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.models.tokenizers.codes import Codes, LearnedCodes, SignCodes
 from gear_kernels import Affinity, Assignment, assign, lfq_assign, straight_through_readout
 

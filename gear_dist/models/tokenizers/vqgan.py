@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_dist.config.schema import TokenizerConfig
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.models.tokenizers.blocks import (
     AttentionBlock,
     Downsample,

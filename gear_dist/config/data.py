@@ -1,0 +1,108 @@
+"""Settings of the data. No torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from gear_dist.config.checks import (
+    MAX_THREADS,
+    MAX_WIDTH,
+    require,
+    require_at_least,
+    require_at_most,
+    require_colour,
+    require_fraction,
+)
+from gear_dist.redaction import refuse_user
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        "endpoint",
+        "prefetch_batches",
+        "decode_threads",
+        "read_attempts",
+        "cache_folder",
+        "cache_bytes",
+        "max_bad_share",
+        "shard_memory_bytes",
+    )
+
+    train: str = ""
+    """Sharded training corpus: s3://bucket/prefix, file:///folder or a path."""
+    mixture: tuple[str, ...] = ()
+    """Further training corpora that are mixed with `train`."""
+    mixture_weights: tuple[float, ...] = ()
+    """Share of each batch for `train` and each corpus of `mixture`, in proportion; empty: the \
+corpora are joined, so that an epoch shows every sample once."""
+    validation: str = ""
+    """Sharded validation corpus for grids and evaluation; empty: the training corpus."""
+    endpoint: str = ""
+    """S3 endpoint for s3:// addresses; empty: the AWS default or AWS_ENDPOINT_URL."""
+    image_size: int = 256
+    """Side of the square crops, pixels."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    max_pixels: int = 64_000_000
+    """Largest width x height that is decoded; larger images are refused before decoding."""
+    decoding: Literal["exact", "fast"] = "exact"
+    """exact: pixels within one grey level of PIL's bicubic resize; fast: JPEGs of at least twice \
+the size are decoded at a half, a quarter or an eighth, which changes pixels."""
+    background: str = "white"
+    """Colour that transparent pixels are composited over: a name, #rrggbb, or three numbers from \
+0 to 255 with commas between them."""
+    captions: Literal["off", "first", "random"] = "off"
+    """Captions in the batches: none, each image's first, or one of its captions drawn anew every \
+epoch. Unless off, a sample may lack a class and must have a caption."""
+    caption_dropout: float = 0.1
+    """Probability that a caption is replaced by an empty one in training, for guidance."""
+    prefetch_batches: int = 4
+    """Batches that the loader's thread reads ahead."""
+    shuffle_buffer_shards: int = 8
+    """Shards whose samples are mixed at any time, over all workers: at most, and at least one a \
+worker. A corpus of up to 256 MiB is kept in memory and mixed as a whole."""
+    shard_memory_bytes: int = 4 << 30
+    """Memory of a worker for shards, half of it for those that are mixed and half for the next. \
+Where `shuffle_buffer_shards` of them need more, a run that starts mixes fewer; later the setting \
+may change, and only limits how early shards are fetched."""
+    lanes: int = 0
+    """Equal segments of the epoch, of each of which every global batch takes the same number of \
+samples; a worker reads only its own. A divisor of engine.global_batch, at best a multiple of the \
+number of workers; 0: chosen when the run starts. They stay when the number of workers changes."""
+    tail: Literal["drop", "repeat"] = "drop"
+    """The samples of an epoch that do not fill a global batch: left out, others every epoch, or \
+filled up with samples of the epoch's beginning."""
+    decode_threads: int = 2
+    """Threads of a worker that decode images; what it yields does not depend on it."""
+    max_bad_share: float = 0.001
+    """Share of a worker's samples of an epoch that may be unusable: each is named in the run \
+folder's bad_samples.txt and replaced by the next one of its shard; more of them end the run."""
+    read_attempts: int = 3
+    """Tries of a shard that cannot be read or is damaged, with growing pauses; on S3 each is \
+itself up to ten requests."""
+    cache_folder: str = ""
+    """Local folder where shards are kept once they are read; empty: none."""
+    cache_bytes: int = 100_000_000_000
+    """Size up to which `cache_folder` grows; then the shards longest unused go."""
+
+    def __post_init__(self) -> None:
+        refuse_user("data.endpoint", self.endpoint, endpoint=True)
+        require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
+        require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
+        require_at_least("data", self, 1, "shard_memory_bytes")
+        require_at_least("data", self, 0, "lanes", "cache_bytes")
+        require_at_most("data", self, MAX_WIDTH, "image_size", "lanes")
+        require_at_most("data", self, MAX_THREADS, "prefetch_batches", "decode_threads")
+        require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
+        require_fraction("data", self, "max_bad_share", "caption_dropout")
+        require_colour("data.background", self.background)
+        weights = self.mixture_weights
+        require(
+            all(weight > 0 for weight in weights),
+            f"data.mixture_weights={list(weights)} must all be > 0; leave a corpus out instead",
+        )
+
+    @property
+    def train_addresses(self) -> tuple[str, ...]:
+        """All training corpora."""
+        return (self.train, *self.mixture)

@@ -1,0 +1,53 @@
+"""DeepSpeed's JSON for one engine, built from the configuration. No torch."""
+
+from typing import Any
+
+from gear_dist.config.schema import RunConfig
+
+CPU_BUCKET_ELEMENTS = 2_000_000  # 5e8 costs seconds a step on CPU
+CUDA_BUCKET_ELEMENTS = 500_000_000
+
+
+def bucket_elements(config: RunConfig, on_cuda: bool) -> int:
+    """Elements of ZeRO's communication buckets."""
+    return config.engine.bucket_elements or (
+        CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS
+    )
+
+
+def deepspeed_config(
+    config: RunConfig, *, world_size: int, bf16_weights: bool, on_cuda: bool
+) -> dict[str, Any]:
+    """DeepSpeed's JSON for one engine.
+
+    At stage 0 the clipping is ours, because DeepSpeed does not tell the norm there.
+    """
+    engine = config.engine
+    buckets = bucket_elements(config, on_cuda)
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": engine.micro_batch(world_size),
+        "gradient_accumulation_steps": engine.accumulation,
+        "train_batch_size": engine.global_batch,
+        "gradient_clipping": config.optimizer.clip_norm if engine.zero_stage > 0 else 0.0,
+        "zero_optimization": {
+            "stage": engine.zero_stage,
+            "reduce_bucket_size": buckets,
+            "allgather_bucket_size": buckets,
+            "stage3_prefetch_bucket_size": min(buckets, engine.keep_gathered_elements),
+            "stage3_max_reuse_distance": engine.keep_gathered_elements,
+            "stage3_max_live_parameters": engine.keep_gathered_elements,
+            # A parameter that stays gathered would not follow when masters are written.
+            "stage3_param_persistence_threshold": 0,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if engine.optimizer_offload == "cpu":
+        result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
+        # DeepSpeed's own optimizer for the host compiles C++ at first use; torch's is fused, too.
+        result["zero_force_ds_cpu_optimizer"] = False
+    if bf16_weights:
+        result["bf16"] = {"enabled": True}
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
+    return result
