@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 ROOMS = ("kernels", "cluster", "data_prep")
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout, or the folder that gear_dist is installed in."""
 
 
 def source_folders() -> list[str]:
     """Import folders of the checkout that this file is in; empty where it is installed."""
-    root = Path(__file__).resolve().parent.parent
-    folders = [root, *(root / room for room in ROOMS)]
+    folders = [ROOT, *(ROOT / room for room in ROOMS)]
     return [str(folder) for folder in folders] if all(f.is_dir() for f in folders) else []
 
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import open_corpus
-from gear_dist.data.loader import Batch, ShardLoader, Share
+from gear_dist.data.loader import Batch, DataRank, ShardLoader
 from gear_dist.data.manifest import (
     SAMPLES_SCHEMA,
     SCHEMA_VERSION,
     SHARDS_KEY,
     SHARDS_SCHEMA,
-    DatasetFacts,
+    DatasetInfo,
     ShardInfo,
-    dump_facts,
+    dump_info,
     dump_table,
     group_parts,
     samples_key,
@@ -47,7 +47,7 @@ def make_loader(
     return ShardLoader(
         [open_corpus(address) for address in addresses],
         replace(SMALL, **data),
-        share=Share(batch_size, rank, world_size, accumulation),
+        share=DataRank(batch_size, rank, world_size, accumulation),
         seed=seed,
         num_classes=num_classes,
     )
@@ -66,7 +66,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
         and a.captions == b.captions
         and torch.equal(a.images, b.images)
         and torch.equal(a.labels, b.labels)
-        and torch.equal(a.drop_draws, b.drop_draws)
+        and torch.equal(a.cfg_dropout_rand, b.cfg_dropout_rand)
         for a, b in zip(first, second, strict=True)
     )
 
@@ -107,7 +107,7 @@ def write_corpus(root: Path, shards: list[list[dict[str, bytes]]], classes: int 
         tables[samples_key(part)] = pa.Table.from_pylist(listed, SAMPLES_SCHEMA)
     for key, table in tables.items():
         storage.write(key, dump_table(table))
-    facts = DatasetFacts(
+    info = DatasetInfo(
         schema_version=SCHEMA_VERSION,
         num_samples=number,
         num_shards=len(shards),
@@ -119,7 +119,7 @@ def write_corpus(root: Path, shards: list[list[dict[str, bytes]]], classes: int 
         tool_version="0",
         checksums={key: xxhash.xxh3_128_hexdigest(storage.read(key)) for key in tables},
     )
-    storage.write("manifest/dataset.json", dump_facts(facts))
+    storage.write("manifest/dataset.json", dump_info(info))
     return storage.address
 
 

@@ -11,7 +11,7 @@ from gear_dist.errors import DataError
 from gear_dist.models.teachers import load_teachers
 from gear_dist.planning.memory import format_estimate
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.training.init_from import open_start
+from gear_dist.training.init_from import open_init_from
 
 
 def dry_run(config: RunConfig) -> None:
@@ -26,7 +26,7 @@ def dry_run(config: RunConfig) -> None:
     if held:
         folder.check_same_run(config)
     print(f"run folder {folder.path}: {'holds this run, would go on' if held else 'new'}")
-    start = None if held else open_start(config)
+    start = None if held else open_init_from(config)
     if start is not None:
         print(f"starts from {start.path}: {', '.join(start.weights)}")
     world_size, device = _placement(config)
@@ -92,8 +92,8 @@ def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> Co
             needs, or has too many classes.
     """
     storage, manifest = open_corpus(address, config.data.endpoint)
-    facts = manifest.facts
-    folder = "shards/" if facts.schema_version else ""
+    info = manifest.info
+    folder = "shards/" if info.schema_version else ""
     found = {item.key: item.bytes for item in storage.list(folder)}
     for shard in manifest.shards:
         if found.get(shard.key) != shard.bytes:
@@ -101,10 +101,10 @@ def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> Co
             raise DataError(
                 f"{storage.address}/{shard.key}: {problem} the manifest: shard the corpus again"
             )
-    contents = read_contents(storage, facts)
+    contents = read_contents(storage, info)
     size = sum(shard.bytes for shard in manifest.shards)
     print(
-        f"{storage.address}: {contents.describe()}; {facts.num_shards:,} shards, "
+        f"{storage.address}: {contents.describe()}; {info.num_shards:,} shards, "
         f"{size / 1e6:,.1f} MB"
     )
     for line in check_contents(storage.address, contents, config.data, num_classes):
@@ -116,13 +116,13 @@ def _placement(config: RunConfig) -> tuple[int, str]:
     """Workers and device as this machine would have them; a cluster may have others."""
     import torch
 
-    from gear_cluster.local_launcher import resolve_device
+    from gear_dist.distributed.device import choose_device
 
     if config.run.launcher == "ray" and os.environ.get("RAY_ADDRESS"):
         device: str = "cpu" if config.run.device == "auto" else config.run.device
         print(f"RAY_ADDRESS is set: the cluster is not asked; {device} is assumed")
     else:
-        device = resolve_device(config.run.device)
+        device = choose_device(config.run.device).type
     if config.run.launcher == "local":
         return read_processes().world_size, device
     gpus = torch.cuda.device_count() if device == "cuda" else 0

@@ -8,13 +8,15 @@ from gear_cluster.rendezvous import is_first_process
 from gear_dist.checkpoints.address import check_address
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.corpus import open_corpus
-from gear_dist.distributed.worker_context import Host, Outcome
+from gear_dist.distributed.worker_context import TrainResult, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
 from gear_dist.runs.lock import run_lock
 from gear_dist.runs.run_folder import RunFolder, State
 
 
-def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = False) -> Outcome:
+def launch(
+    config: RunConfig, worker: Worker | None = None, *, verbose: bool = False
+) -> TrainResult:
     """Train as `config.run.launcher` says and return how it ended.
 
     Args:
@@ -38,7 +40,7 @@ def launch(config: RunConfig, worker: Worker | None = None, *, verbose: bool = F
     return outcome
 
 
-def train(config: RunConfig, host: Host) -> Outcome:
+def train(config: RunConfig, host: WorkerContext) -> TrainResult:
     """The trainer's worker function; DeepSpeed is imported where it runs, not in Ray's driver."""
     from gear_dist.training.trainer import train_worker
 
@@ -61,7 +63,7 @@ def _check_corpora(config: RunConfig) -> None:
             open_corpus(address, config.data.endpoint)
 
 
-def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> Outcome:
+def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> TrainResult:
     if config.run.launcher == "local":
         return launch_local(config, worker)
     from gear_cluster.ray_train.driver import launch_ray

@@ -10,15 +10,16 @@ from gear_cluster.progress import ProgressPrinter
 from gear_cluster.rendezvous import Processes, meet, read_processes
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.device import choose_device
 from gear_dist.distributed.environment_variables import environment, loopback_collectives
-from gear_dist.distributed.worker_context import Host, Outcome, Progress
+from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
 
-Worker = Callable[[RunConfig, Host], Outcome]
+Worker = Callable[[RunConfig, WorkerContext], TrainResult]
 
 
 class LocalHost:
-    """A `Host` whose stop request is a signal to this process."""
+    """A `WorkerContext` whose stop request is a signal to this process."""
 
     def __init__(self, rank: int, world_size: int, local_rank: int, stop: StopSignals) -> None:
         self.rank = rank
@@ -38,20 +39,6 @@ class LocalHost:
     def close(self) -> None:
         """End the progress line."""
         self._printer.close()
-
-
-def resolve_device(device: str) -> str:
-    """`cuda` or `cpu` for run.device.
-
-    Raises:
-        ConfigError: CUDA is asked for and not there.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ConfigError("run.device=cuda, but no CUDA device is visible: use cpu or auto")
-    return "cuda" if device != "cpu" and available else "cpu"
 
 
 @contextlib.contextmanager
@@ -98,7 +85,7 @@ def _leave_at_once() -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
-def launch_local(config: RunConfig, worker: Worker) -> Outcome:
+def launch_local(config: RunConfig, worker: Worker) -> TrainResult:
     """Run `worker` in this process.
 
     Raises:
@@ -116,7 +103,7 @@ def launch_local(config: RunConfig, worker: Worker) -> Outcome:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
 
-    device = resolve_device(config.run.device)
+    device = choose_device(config.run.device).type
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.run.threads)

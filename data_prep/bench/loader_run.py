@@ -25,7 +25,7 @@ from gear_cluster.demo.object_store import ensure_running, stop
 from gear_data_prep.__main__ import main as data_prep
 from gear_dist.config.data import DataConfig
 from gear_dist.data.loader import ShardLoader, build_loader
-from gear_dist.data.order import Order, Part
+from gear_dist.data.order import MixtureComponent, Order
 from gear_dist.storage.open import open_storage
 
 HERE = Path(__file__).parent
@@ -174,7 +174,12 @@ def measure_plan() -> None:
     """A rank's first samples of epoch 3 from a corpus of a hundred million, 1,000 a shard."""
     tracemalloc.start()
     start = time.perf_counter()
-    order = Order([Part(np.full(100_000, 1000), 0, 64)], global_batch=4096, seed=0, window_shards=1)
+    order = Order(
+        [MixtureComponent(np.full(100_000, 1000), 0, 64)],
+        global_batch=4096,
+        seed=0,
+        window_shards=1,
+    )
     for places in order.places(5, 8):
         next(order.windows(places, 90_000))
     seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
@@ -195,7 +200,7 @@ def measure_shuffle() -> None:
         rows = []
         for seed in range(20):
             if lanes:
-                part = Part(counts, 0, lanes)
+                part = MixtureComponent(counts, 0, lanes)
                 numbers = _epoch(
                     Order([part], global_batch=batch, seed=seed, window_shards=window_shards),
                     steps,

@@ -51,7 +51,7 @@ class Manifest(NamedTuple):
     """Grows with every checkpoint of a run; where a run was set back, steps do not."""
     parts: list[PartRecord]
     """By the rank that wrote them."""
-    facts: dict[str, Any]
+    state: dict[str, Any]
     """Everything that is saved and no tensor; the same for all ranks."""
     run: str = ""
     """Id of the run that has written it; empty: of a version that did not say."""
@@ -66,7 +66,7 @@ class Manifest(NamedTuple):
     def encode(self) -> bytes:
         """As it is written: JSON, with a checksum of all the rest."""
         parts = [part._asdict() for part in self.parts]
-        node = json.loads(to_json({"format": FORMAT, **self._asdict(), "parts": parts}))
+        node = json.loads(to_json({"format": FORMAT, **_as_stored(self._asdict()), "parts": parts}))
         return to_json({**node, "xxh3": _checksum(node)}).encode()
 
     @classmethod
@@ -91,7 +91,8 @@ class Manifest(NamedTuple):
                     f"{name}: is of format {found}, and this version reads {UNOWNED_FORMAT} and "
                     f"{FORMAT}: go on with the version that wrote it, or set another run.name"
                 )
-            keys = {"format", *cls._fields} - ({"run", "folder"} if found < FORMAT else set())
+            keys = {"format", *_as_stored(dict.fromkeys(cls._fields))}
+            keys -= {"run", "folder"} if found < FORMAT else set()
             if set(node) != keys or (claimed is None) != (found < FORMAT):
                 raise ValueError("its keys")
             return cls._from_dict(node)
@@ -103,9 +104,14 @@ class Manifest(NamedTuple):
         parts = [PartRecord(**part) for part in node["parts"]]
         if not parts or any(part.name != part_name(i) for i, part in enumerate(parts)):
             raise ValueError("parts")
-        facts = dict(node["facts"])
+        state = dict(node["facts"])
         run, folder = str(node.get("run", "")), str(node.get("folder", ""))
-        return cls(int(node["step"]), int(node["sequence"]), parts, facts, run, folder)
+        return cls(int(node["step"]), int(node["sequence"]), parts, state, run, folder)
+
+
+def _as_stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields by their names on disk, where the state is called `facts`."""
+    return {"facts" if name == "state" else name: value for name, value in fields.items()}
 
 
 def _checksum(node: dict[str, Any]) -> str:
@@ -147,7 +153,7 @@ def is_object(name: str) -> bool:
 
 
 def stored_key(key: str, start: int) -> str:
-    """Name of a stretch in its part."""
+    """Name of a fragment in its part."""
     return f"{key}@{start}"
 
 

@@ -32,7 +32,7 @@ from gear_dist.checkpoints.owner import Ownership, TakenError
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
 from gear_dist.checkpoints.safetensors_writer import Sink, write_tensors
-from gear_dist.checkpoints.shards import Piece
+from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.checkpoints.slow_work import Patience, work_together
 from gear_dist.distributed import collectives
 from gear_dist.errors import DataError, UserError
@@ -65,7 +65,7 @@ class SaveResult(NamedTuple):
     """What went wrong besides, with the checkpoints before it."""
 
 
-class CheckpointStore:
+class CheckpointManager:
     """Writes and finds the checkpoints of one run. Made and used by all ranks alike.
 
     Attributes:
@@ -182,22 +182,22 @@ class CheckpointStore:
 
     # -- saving -----------------------------------------------------------------------------
 
-    def save(self, step: int, facts: dict[str, Any], pieces: Iterable[Piece]) -> None:
+    def save(self, step: int, state: dict[str, Any], shards: Iterable[TensorShard]) -> None:
         """Publish this step's checkpoint, or begin to. Collective; see `take_results`.
 
         A save that is still under way is waited for first.
 
         Args:
             facts: what is saved beside the tensors; rank 0's count.
-            pieces: this rank's. Those that are replicated are dealt out among the ranks.
+            shards: this rank's. Those that are replicated are dealt out among the ranks.
         """
         started = time.monotonic()
         self.wait()
         attempt = collectives.broadcast_object(secrets.token_hex(3))
         folder = folder_name(step, self._run, attempt)
         self._sequence += 1
-        manifest = Manifest(step, self._sequence, [], facts, self._run, folder)
-        tensors = self._snapshot(pieces)
+        manifest = Manifest(step, self._sequence, [], state, self._run, folder)
+        tensors = self._snapshot(shards)
         released = time.monotonic() if self._asynchronous else None
         self._thread = threading.Thread(
             target=self._publish,
@@ -228,18 +228,18 @@ class CheckpointStore:
         taken, self._results = self._results, []
         return taken
 
-    def _snapshot(self, pieces: Iterable[Piece]) -> dict[str, Tensor]:
+    def _snapshot(self, shards: Iterable[TensorShard]) -> dict[str, Tensor]:
         """This rank's tensors on the CPU, apart from the live ones where training goes on."""
         rank, world_size = collectives.rank(), collectives.world_size()
         dealt = 0
         tensors = {}
-        for piece in pieces:
-            if piece.replicated:
+        for shard in shards:
+            if shard.replicated:
                 dealt += 1
                 if dealt % world_size != rank:
                     continue
-            values = piece.values.detach()
-            key = stored_key(piece.key, piece.start)
+            values = shard.values.detach()
+            key = stored_key(shard.key, shard.start)
             tensors[key] = values.to("cpu", copy=self._asynchronous)
         return tensors
 

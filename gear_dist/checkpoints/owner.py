@@ -219,7 +219,7 @@ def _choose_run(
     newest = [item for item in contents.all_published() if item.manifest.run == holder][-1:]
     if claim.run or not newest:
         _refuse_owner(storage, f"is that of {whose}", holder)
-    if settings := differing(newest[0].manifest.facts.get("config", {})):
+    if settings := differing(newest[0].manifest.state.get("config", {})):
         _refuse_owner(storage, f"is that of {whose}, whose {', '.join(settings)}", holder)
     return holder
 

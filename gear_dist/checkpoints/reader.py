@@ -1,4 +1,4 @@
-"""Reading a published checkpoint: any stretch of any tensor, whatever cut the parts have."""
+"""Reading a published checkpoint: any fragment of any tensor, however the parts are cut."""
 
 import itertools
 import tempfile
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gear_dist.checkpoints.contents import read_manifest
 from gear_dist.checkpoints.layout import DamagedCheckpointError, PartRecord, split_key
-from gear_dist.checkpoints.shards import Piece
+from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.errors import DataError
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.local import FileStorage
@@ -42,9 +42,9 @@ class CheckpointReader:
         return self._hashed_bytes + self._storage.activity
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What was saved beside the tensors."""
-        return self.manifest.facts
+        return self.manifest.state
 
     def __enter__(self) -> "CheckpointReader":
         return self
@@ -92,19 +92,19 @@ class CheckpointReader:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
         return size == part.bytes and checksum.hexdigest() == part.xxh3
 
-    def fill(self, pieces: Iterable[Piece], likely: float = 0.0) -> None:
-        """Write the saved values into pieces.
+    def fill(self, shards: Iterable[TensorShard], likely: float = 0.0) -> None:
+        """Write the saved values into shards.
 
         Args:
-            pieces: of tensors that the checkpoint has.
+            shards: of tensors that the checkpoint has.
             likely: where among the parts most of them are, 0 the first, 1 the end.
 
         Raises:
             DataError: the checkpoint lacks some of their elements, or is unreadable.
         """
-        wanted: dict[str, list[Piece]] = {}
-        for piece in pieces:
-            wanted.setdefault(piece.key, []).append(piece)
+        wanted: dict[str, list[TensorShard]] = {}
+        for shard in shards:
+            wanted.setdefault(shard.key, []).append(shard)
         missing = {key: sum(len(p.values) for p in found) for key, found in wanted.items()}
         middle = int(likely * len(self.manifest.parts))
         for number in sorted(range(len(self.manifest.parts)), key=lambda i: (abs(i - middle), i)):
@@ -114,12 +114,12 @@ class CheckpointReader:
         lacking = [key for key, count in missing.items() if count]
         if lacking:
             raise DataError(f"{self.folder} lacks {len(lacking)} tensors, such as {lacking[0]}")
-        for piece in itertools.chain.from_iterable(wanted.values()):
-            if piece.copied_from is not None:
-                piece.copied_from.copy_(piece.values.view(piece.copied_from.shape))
+        for shard in itertools.chain.from_iterable(wanted.values()):
+            if shard.copied_from is not None:
+                shard.copied_from.copy_(shard.values.view(shard.copied_from.shape))
 
     def _fill_from(
-        self, number: int, wanted: dict[str, list[Piece]], missing: dict[str, int]
+        self, number: int, wanted: dict[str, list[TensorShard]], missing: dict[str, int]
     ) -> None:
         file = self._open(number)
         for stored in file.keys():  # noqa: SIM118
@@ -128,11 +128,11 @@ class CheckpointReader:
                 continue
             source = file.get_slice(stored)
             end = start + source.get_shape()[0]
-            for piece in wanted[key]:
-                low, high = max(start, piece.start), min(end, piece.start + len(piece.values))
+            for shard in wanted[key]:
+                low, high = max(start, shard.start), min(end, shard.start + len(shard.values))
                 if low < high:
                     values = source[low - start : high - start]
-                    piece.values[low - piece.start : high - piece.start].copy_(values)
+                    shard.values[low - shard.start : high - shard.start].copy_(values)
                     missing[key] -= high - low
 
     def keys(self) -> set[str]:
@@ -148,7 +148,7 @@ class CheckpointReader:
         tensor = torch.empty(tuple(shape), dtype=dtype)
         missing = {key: tensor.numel()}
         for number in self._parts_of().get(key, []):
-            self._fill_from(number, {key: [Piece(key, 0, tensor.view(-1))]}, missing)
+            self._fill_from(number, {key: [TensorShard(key, 0, tensor.view(-1))]}, missing)
         if missing[key]:
             raise DataError(f"{self.folder} lacks {missing[key]} elements of {key}")
         return tensor

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gear_dist.checkpoints.address import check_address, checkpoint_storage
-from gear_dist.checkpoints.manager import CheckpointStore, UnusableCheckpointsError, open_verified
+from gear_dist.checkpoints.manager import CheckpointManager, UnusableCheckpointsError, open_verified
 from gear_dist.checkpoints.owner import Claim, Ownership, claim_address, is_written_by
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
@@ -20,7 +20,7 @@ from gear_dist.storage.base import Storage
 from gear_dist.storage.open import open_storage
 
 
-def open_store(config: RunConfig, beat: Callable[[], None] = lambda: None) -> CheckpointStore:
+def open_manager(config: RunConfig, beat: Callable[[], None] = lambda: None) -> CheckpointManager:
     """The run's checkpoints; what its killed writers left there is removed. Collective.
 
     Args:
@@ -33,7 +33,7 @@ def open_store(config: RunConfig, beat: Callable[[], None] = lambda: None) -> Ch
     storage = checkpoint_storage(config)
     held: list[Ownership] = []
     collectives.on_rank_0(lambda: held.append(_take_address(config, storage)))
-    return CheckpointStore(
+    return CheckpointManager(
         storage,
         Retention(config.checkpoint),
         held[0] if held else None,
@@ -60,7 +60,7 @@ def _take_address(config: RunConfig, storage: Storage) -> Ownership:
 
 
 def open_resumed(
-    store: CheckpointStore, config: RunConfig, beat: Callable[[], None] = lambda: None
+    store: CheckpointManager, config: RunConfig, beat: Callable[[], None] = lambda: None
 ) -> CheckpointReader | None:
     """The checkpoint that the run goes on from; None: it is new. Collective.
 
@@ -82,7 +82,7 @@ def open_resumed(
             f"run.resume=none, but {store.address} already holds checkpoints; set another "
             "run.name, remove them, or use run.resume=auto to go on"
         )
-    if named in ("auto", "none") or (newest and newest.facts["origin"] == named):
+    if named in ("auto", "none") or (newest and newest.state["origin"] == named):
         reader = newest
     else:
         if newest is not None:
@@ -93,7 +93,7 @@ def open_resumed(
     return reader
 
 
-def _open_newest(store: CheckpointStore, config: RunConfig) -> CheckpointReader | None:
+def _open_newest(store: CheckpointManager, config: RunConfig) -> CheckpointReader | None:
     try:
         newest = store.open_newest()
     except UnusableCheckpointsError:
@@ -124,16 +124,16 @@ def check_same_run(reader: CheckpointReader, config: RunConfig) -> None:
     Raises:
         ConfigError: names each setting that differs, both values, and the fix.
     """
-    differing = differing_settings(reader.facts["config"], config)
+    differing = differing_settings(reader.state["config"], config)
     if differing:
         raise ConfigError(
             f"{reader.folder} is of a run of another configuration: {', '.join(differing)}; "
-            "restore these settings, or set another run.name and stages.start_from, which takes "
+            "restore these settings, or set another run.name and stages.init_from, which takes "
             "weights alone"
         )
 
 
-def fit_workers(config: RunConfig, facts: dict[str, Any] | None) -> RunConfig:
+def fit_workers(config: RunConfig, state: dict[str, Any] | None) -> RunConfig:
     """The configuration with the accumulation that this number of workers needs.
 
     The global batch stays: see `engine.max_micro_batch`.
@@ -145,11 +145,11 @@ def fit_workers(config: RunConfig, facts: dict[str, Any] | None) -> RunConfig:
         ConfigError: the global batch does not divide evenly.
     """
     workers, engine = collectives.world_size(), config.engine
-    if facts is None:
+    if state is None:
         wanted = config.run.workers or workers
         first_workers, largest = wanted, engine.micro_batch(wanted)
     else:
-        first_workers, largest = facts["first_workers"], facts["first_micro_batch"]
+        first_workers, largest = state["first_workers"], state["first_micro_batch"]
     if workers != first_workers:
         largest = engine.max_micro_batch or largest
     accumulation = engine.accumulation_for(workers, largest)

@@ -21,7 +21,7 @@ class Retention:
         if every := config.keep_every_steps:
             kept |= {item.folder for item in published if item.manifest.step % every == 0}
         scores = [
-            (item.manifest.facts.get("metrics", {}).get(config.best_metric), item.folder)
+            (item.manifest.state.get("metrics", {}).get(config.best_metric), item.folder)
             for item in published
         ]
         known = [(score, folder) for score, folder in scores if score is not None]

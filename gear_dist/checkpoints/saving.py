@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gear_dist.checkpoints.manager import CheckpointStore
+from gear_dist.checkpoints.manager import CheckpointManager
 from gear_dist.checkpoints.owner import TakenError
-from gear_dist.checkpoints.shards import Piece
+from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.distributed import collectives
 from gear_dist.errors import StorageError
 
@@ -15,7 +15,7 @@ _RECORDED = ("blocked_s", "took_s", "part_bytes")
 class Saver:
     """A store, with what became of the saves. All methods but the records are collective."""
 
-    def __init__(self, store: CheckpointStore, say: Callable[[str], None], max_failed: int = 0):
+    def __init__(self, store: CheckpointManager, say: Callable[[str], None], max_failed: int = 0):
         """
         Args:
             say: takes a line about each save.
@@ -29,10 +29,10 @@ class Saver:
         self._failed = 0
         self._record: dict[str, float] = {}
 
-    def save(self, step: int, facts: dict[str, Any], pieces: Iterable[Piece]) -> None:
+    def save(self, step: int, state: dict[str, Any], shards: Iterable[TensorShard]) -> None:
         """Publish a checkpoint, or begin to. For errors see `check`."""
         self.wait()
-        self._store.save(step, facts, pieces)
+        self._store.save(step, state, shards)
         self.report()
         if not self._store.is_saving:
             self.check()

@@ -1,8 +1,8 @@
-"""Pieces of named tensors: how a state that is spread over ranks is named for its checkpoint.
+"""Shards of named tensors: how a state that is spread over ranks is named for its checkpoint.
 
-A rank holds stretches of tensors that DeepSpeed has flattened and cut at places that depend on the
-ZeRO stage and the number of ranks. A checkpoint knows whole tensors by name, and of each the
-stretches that a part has, so that any other cut can be filled from it.
+A rank holds fragments of tensors that DeepSpeed has flattened and cut at places that depend on the
+ZeRO stage and the number of ranks. A checkpoint knows whole tensors by name, and the fragments of
+each that a part holds, so that any other partition can be filled from it.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Piece(NamedTuple):
+class TensorShard(NamedTuple):
     """Elements [start, start + n) of a named tensor, flattened."""
 
     key: str
@@ -23,6 +23,6 @@ class Piece(NamedTuple):
     """The live tensor where `values` cannot be its view: its elements lie in another order."""
 
 
-def whole(key: str, tensor: Tensor) -> Piece:
+def replicated(key: str, tensor: Tensor) -> TensorShard:
     """A tensor that every rank has whole."""
-    return Piece(key, 0, tensor.view(-1), replicated=True)
+    return TensorShard(key, 0, tensor.view(-1), replicated=True)

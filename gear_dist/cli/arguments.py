@@ -88,6 +88,27 @@ def number(
     return parse
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`; see `read_device`."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cuda", "cpu"),
+        help="auto: CUDA where a device is visible, else the CPU (default: auto)",
+    )
+
+
+def read_device(args: argparse.Namespace) -> Any:
+    """The torch.device of `--device`.
+
+    Raises:
+        ConfigError: CUDA is asked for and unavailable.
+    """
+    from gear_dist.distributed.device import choose_device
+
+    return choose_device(args.device, setting="--device")
+
+
 def colour_argument(text: str) -> Colour:
     """An argument that is a colour."""
     try:

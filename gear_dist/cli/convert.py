@@ -14,7 +14,7 @@ def add_commands(subparsers: Any) -> None:
         "import",
         help="take public checkpoints of tokenizers and generators into a model folder",
         description="Read checkpoints of GEAR, LlamaGen, Open-MAGVIT2 or IBQ and write a folder "
-        "that reconstruct, tokenize, sample, export and stages.start_from take. Pickles run no "
+        "that reconstruct, tokenize, sample, export and stages.init_from take. Pickles run no "
         "code: one that needs more than tensors is refused.",
         epilog="Example: gear-dist import vq_ds16_c2i.pt c2i_B_256.pt --out llamagen-b",
     )

@@ -151,24 +151,24 @@ def check_devices() -> Check:
     if output is None:
         fix = "reinstall torch: pip install --force-reinstall torch"
         return Check("torch", "fail", f"does not import: {error}", fix)
-    facts = json.loads(output)
+    info = json.loads(output)
     driver = gpu_driver()
-    if facts["devices"]:
+    if info["devices"]:
         names = ", ".join(
             f"{name} ({format_bytes(free)} of {format_bytes(total)} free)"
-            for name, (free, total) in facts["devices"]
+            for name, (free, total) in info["devices"]
         )
-        detail = f"{facts['version']}, CUDA {facts['cuda']}, driver {driver}: {names}"
+        detail = f"{info['version']}, CUDA {info['cuda']}, driver {driver}: {names}"
         return Check("torch", "ok", detail)
     if driver is not None:
-        built = f"CUDA {facts['cuda']}" if facts["cuda"] else "no CUDA"
+        built = f"CUDA {info['cuda']}" if info["cuda"] else "no CUDA"
         return Check(
             "torch",
             "warn",
-            f"{facts['version']} (built for {built}) sees no GPU, but driver {driver} is here",
+            f"{info['version']} (built for {built}) sees no GPU, but driver {driver} is here",
             "install a torch built for this driver's CUDA, and look at CUDA_VISIBLE_DEVICES",
         )
-    return Check("torch", "ok", f"{facts['version']}, no GPU: runs use the CPU")
+    return Check("torch", "ok", f"{info['version']}, no GPU: runs use the CPU")
 
 
 def check_import(package: str) -> Check:
@@ -272,10 +272,10 @@ def check_store(address: str, endpoint: str) -> Check:
         found = next(iter(storage.list()), None)
         if found is None:
             return Check("store", "warn", f"{shown} is reachable and empty", "gear-dist shard")
-        facts = load_manifest(storage).facts
+        info = load_manifest(storage).info
     except UserError as error:
         return Check("store", "fail", str(error), "see the message; AWS_* variables and --endpoint")
-    return Check("store", "ok", f"{shown}: {facts.num_samples} images, {facts.num_shards} shards")
+    return Check("store", "ok", f"{shown}: {info.num_samples} images, {info.num_shards} shards")
 
 
 def _run_python(program: str) -> tuple[str | None, str]:

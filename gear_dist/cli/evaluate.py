@@ -5,9 +5,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gear_dist.cli.arguments import MAX_SEED, number, path_argument, whole
+from gear_dist.cli.arguments import MAX_SEED, add_device, number, path_argument, read_device, whole
 from gear_dist.config.checks import MAX_THREADS
-from gear_dist.errors import ConfigError, DataError
+from gear_dist.errors import DataError
 from gear_dist.runs.run_folder import RunFolder
 
 CACHE = Path(".gear/classifiers")
@@ -52,7 +52,7 @@ def add_commands(subparsers: Any) -> None:
     parser.add_argument(
         "--threads", type=whole(1, MAX_THREADS), default=1, help="CPU threads (default: 1)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    add_device(parser)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -74,26 +74,23 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
     import torch
 
-    from gear_dist.evaluation.classifier import load_validation, prepare_judge
+    from gear_dist.evaluation.classifier import load_or_train_classifier, load_validation
     from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
     from gear_dist.inference.model_folder import open_model
-    from gear_dist.inference.pipeline import TrainedPair
+    from gear_dist.inference.pipeline import GearPipeline
 
     config = folder.read_config()
-    use_cuda = args.device != "cpu" and torch.cuda.is_available()
-    if args.device == "cuda" and not use_cuda:
-        raise ConfigError("--device cuda: no CUDA device is visible; use --device auto")
-    device = torch.device("cuda" if use_cuda else "cpu")
+    device = read_device(args)
     torch.set_num_threads(args.threads)
-    pair = TrainedPair.load(open_model(folder.path), device)
-    judge = prepare_judge(
+    pair = GearPipeline.load(open_model(folder.path), device)
+    judge = load_or_train_classifier(
         config.data, args.cache, steps=args.classifier_steps, device=device, report=_say
     )
     num_classes = config.generator.num_classes
-    if judge and pair.generator and judge.facts.num_classes > num_classes:
+    if judge and pair.generator and judge.stats.num_classes > num_classes:
         raise DataError(
             f"{folder.path}: generator.num_classes={num_classes}, but {config.data.train} has "
-            f"{judge.facts.num_classes} classes: evaluate on the corpus of the run"
+            f"{judge.stats.num_classes} classes: evaluate on the corpus of the run"
         )
 
     guidance = args.guidance

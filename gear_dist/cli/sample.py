@@ -6,7 +6,15 @@ import dataclasses
 import re
 from typing import Any
 
-from gear_dist.cli.arguments import MAX_GRID_IMAGES, MAX_SEED, number, path_argument, whole
+from gear_dist.cli.arguments import (
+    MAX_GRID_IMAGES,
+    MAX_SEED,
+    add_device,
+    number,
+    path_argument,
+    read_device,
+    whole,
+)
 from gear_dist.config.models import SamplingConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
@@ -60,7 +68,7 @@ def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--columns", type=whole(1, 10_000), default=COLUMNS, help="images a row (default: 8)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    add_device(parser)
 
 
 def add_bad_share(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +133,7 @@ def run_sample(args: argparse.Namespace) -> int:
     """Write a grid of generated images."""
     import torch
 
-    from gear_dist.inference.pipeline import TrainedPair
+    from gear_dist.inference.pipeline import GearPipeline
     from gear_dist.report.image_grid import save_grid
     from gear_dist.training.sample_grids import NUM_SAMPLES, grid_labels
 
@@ -134,7 +142,7 @@ def run_sample(args: argparse.Namespace) -> int:
     sampling = sampling_from(args, config)
     names = class_names(model)
     classes = parse_classes(args.classes, config.generator.num_classes, names)
-    pair = TrainedPair.load(model, choose_device(args.device))
+    pair = GearPipeline.load(model, read_device(args))
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
     images = pair.generate(labels, args.seed, sampling)
     out = args.out or model.path / "samples.png"
@@ -150,13 +158,13 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
     from gear_dist.evaluation.image_quality import psnr
     from gear_dist.inference.image_files import ImageFiles, image_paths
-    from gear_dist.inference.pipeline import TrainedPair
+    from gear_dist.inference.pipeline import GearPipeline
     from gear_dist.report.image_grid import pair_rows, save_grid
     from gear_dist.training.sample_grids import first_images
 
     model = open_model(args.model)
     config = model.config
-    pair = TrainedPair.load(model, choose_device(args.device))
+    pair = GearPipeline.load(model, read_device(args))
     if args.images:
         paths = image_paths(args.images)[: args.count]
         files = ImageFiles(paths, config.data, args.max_bad_share)
@@ -170,11 +178,3 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     save_grid(pair_rows(images.numpy(), rebuilt.numpy(), args.columns), out, args.columns)
     print(f"{out}  ({len(images)} images, PSNR {psnr(images, rebuilt).mean():.2f} dB)")
     return 0
-
-
-def choose_device(name: str) -> Any:
-    """The device of a command's --device."""
-    import torch
-
-    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")

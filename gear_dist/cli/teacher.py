@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from gear_dist.cli.arguments import MAX_SEED, number, path_argument, whole
+from gear_dist.cli.arguments import MAX_SEED, add_device, number, path_argument, read_device, whole
 from gear_dist.config.checks import MAX_THREADS
 from gear_dist.errors import ConfigError, DataError
 
@@ -46,7 +46,7 @@ def add_commands(subparsers: Any) -> None:
     parser.add_argument(
         "--threads", type=whole(1, MAX_THREADS), default=1, help="CPU threads (default: 1)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    add_device(parser)
     parser.add_argument("--again", action="store_true", help="train even where the file matches")
     parser.set_defaults(run=run_teacher)
 
@@ -65,23 +65,23 @@ def run_teacher(args: argparse.Namespace) -> int:
     if args.out.is_dir():
         raise ConfigError(f"--out {args.out} is a folder: name a file")
     num_halvings(args.image_size, args.grid_size)
-    facts = open_corpus(args.corpus, args.endpoint).manifest.facts
+    info = open_corpus(args.corpus, args.endpoint).manifest.info
     if args.validation:
-        held_out = open_corpus(args.validation, args.endpoint).manifest.facts
-        check_same_classes(args.corpus, facts.classes, args.validation, held_out.classes)
+        held_out = open_corpus(args.validation, args.endpoint).manifest.info
+        check_same_classes(args.corpus, info.classes, args.validation, held_out.classes)
     recipe = TeacherRecipe(
         image_size=args.image_size,
         grid_size=args.grid_size,
         steps=args.steps,
         batch=args.batch,
         seed=args.seed,
-        plan_hash=facts.plan_hash,
+        plan_hash=info.plan_hash,
     )
     found = load_classifier(args.out)
-    if found and not args.again and recipe.facts().items() <= found[0].items():
+    if found and not args.again and recipe.metadata().items() <= found[0].items():
         print(f"teacher: {args.out} matches the corpus and settings, kept", flush=True)
         return 0
-    if len(facts.classes) < 2 and not facts.attributes:
+    if len(info.classes) < 2 and not info.attributes:
         raise DataError(
             f"{args.corpus}: a teacher needs two classes or some attributes to learn; give the "
             "images class folders, or use teacher.name=dinov2"
@@ -96,9 +96,7 @@ def _train(args: argparse.Namespace, recipe: Any) -> None:
     from gear_dist.data.labelled import LoadSettings, load_labelled
     from gear_dist.models.teachers.convnet import train_convnet
 
-    cuda = args.device != "cpu" and torch.cuda.is_available()
-    if args.device == "cuda" and not cuda:
-        raise ConfigError("--device cuda: no CUDA device is visible; use --device auto")
+    device = read_device(args)
     torch.set_num_threads(args.threads)
     settings = LoadSettings(args.image_size, augment_below=2048, seed=args.seed)
     data = load_labelled(args.corpus, settings, endpoint=args.endpoint)
@@ -108,18 +106,18 @@ def _train(args: argparse.Namespace, recipe: Any) -> None:
         held_out = load_labelled(args.validation, settings, endpoint=args.endpoint)
     learned = [f"{data.num_classes} classes", *data.attribute_sizes]
     print(f"teacher: {data.num_sources} images; learns {', '.join(learned)}", flush=True)
-    facts = train_convnet(
+    metadata = train_convnet(
         data,
         recipe,
         args.out,
         seconds=args.seconds,
-        device="cuda" if cuda else "cpu",
+        device=device,
         held_out=held_out,
         report=lambda line: print(f"teacher: {line}", flush=True),
     )
-    measured = ", ".join(f"{k} {v:.3f}" for k, v in facts["held_out_accuracy"].items())
+    measured = ", ".join(f"{k} {v:.3f}" for k, v in metadata["held_out_accuracy"].items())
     print(
-        f"teacher: {facts['steps_done']} steps in {facts['train_seconds']} s"
+        f"teacher: {metadata['steps_done']} steps in {metadata['train_seconds']} s"
         + (f"; held-out accuracy: {measured}" if measured else "")
         + f"; wrote {args.out}",
         flush=True,

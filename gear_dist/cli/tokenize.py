@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from gear_dist.cli.arguments import path_argument, whole
-from gear_dist.cli.sample import MODEL_HELP, add_bad_share, choose_device
+from gear_dist.cli.arguments import add_device, path_argument, read_device, whole
+from gear_dist.cli.sample import MODEL_HELP, add_bad_share
 from gear_dist.inference.model_folder import open_model
 from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.atomic import write_file
@@ -28,7 +28,7 @@ def add_commands(subparsers: Any) -> None:
     parser.add_argument("--out", type=path_argument, required=True, help="folder to write to")
     parser.add_argument("--batch", type=whole(1), default=16, help="images at a time (default: 16)")
     add_bad_share(parser)
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    add_device(parser)
     parser.set_defaults(run=run_tokenize)
 
 
@@ -47,11 +47,11 @@ def run_tokenize(args: argparse.Namespace) -> int:
     import torch
 
     from gear_dist.inference.image_files import ImageFiles, image_paths
-    from gear_dist.inference.pipeline import TrainedPair
+    from gear_dist.inference.pipeline import GearPipeline
 
     model = open_model(args.model)
     files = ImageFiles(image_paths(args.images), model.config.data, args.max_bad_share)
-    pair = TrainedPair.load(model, choose_device(args.device))
+    pair = GearPipeline.load(model, read_device(args))
     indices = np.empty((len(files.paths), model.config.num_tokens), np.int32)
     names: list[str] = []
     read = iter(files)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gear_dist.config.loading import to_dict
+from gear_dist.config.loading import new_name, to_dict
 from gear_dist.config.models import TeacherConfig
 from gear_dist.config.schema import RunConfig
 
@@ -21,7 +21,7 @@ def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
     Args:
         old: the other run's configuration as plain data, of whatever version.
     """
-    before = flatten(old)
+    before = {new_name(key): value for key, value in flatten(old).items()}
     before = default_settings(before) | before
     after = flatten(to_dict(config))
     # A teacher that only one of the two has is missing in the other.

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gear_dist.config.schema import RunConfig, architecture_settings
-from gear_dist.config.training import START_NETWORKS
+from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.config.yaml_text import load_yaml_text
 from gear_dist.errors import ConfigError
 from gear_dist.redaction import refuse_user
@@ -30,6 +30,12 @@ FilePath = str | Path
 MAX_WHOLE_SETTING = 2**63 - 1
 # ValueError: bytes that are no text, and numbers of thousands of digits.
 _UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError)
+RENAMED = {
+    "stages.start_from": "stages.init_from",
+    "stages.start_networks": "stages.init_networks",
+    "watchdog": "collapse",
+}
+"""Old names of settings: answered with the new one; what a run has saved under them is read."""
 ANY_NAME = "NAME"
 """Stands for the names of sections that a user chooses."""
 
@@ -77,12 +83,31 @@ def _check_keys(node: dict[str, Any], where: str) -> None:
             continue
         if any(one.startswith(found + ".") for one in known):
             raise ConfigError(f"{where}: {key} is a section, not a setting: give {key}.NAME=VALUE")
-        last = key.rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(found, known, 1, 0.6) or [
-            one for one in known if one.rsplit(".", 1)[-1] == last
-        ]
-        hint = f"; did you mean {close[0].replace(ANY_NAME, name)}?" if close else ""
+        if (new := new_name(key)) != key:
+            raise ConfigError(f"{where}: the setting {key} is now called {new}")
+        close = [one.replace(ANY_NAME, name) for one in _similar(found, known)]
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"{where}: unknown setting {key}{hint}")
+
+
+def new_name(key: str) -> str:
+    """A setting's name today, whatever version gave it."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _similar(key: str, known: list[str]) -> list[str]:
+    """Settings that an unknown one may mean: of its section those that have its name for a word
+    (lr: tokenizer_lr), else the nearest in spelling, else those of this name in other sections."""
+    section, _, last = key.rpartition(".")
+    inside = [one for one in known if one.rpartition(".")[0] == section]
+    return (
+        [one for one in inside if last in one.rpartition(".")[2].split("_")]
+        or difflib.get_close_matches(key, known, 1, 0.6)
+        or [one for one in known if one.rpartition(".")[2] == last][:1]
+    )
 
 
 def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -153,7 +178,7 @@ def _read_value(item: str, text: str, kind: Any) -> Any:
 
 
 def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
-    """A layer below all others with the sections of `stages.start_from`'s networks.
+    """A layer below all others with the sections of `stages.init_from`'s networks.
 
     A folder that is gone is no error here: a run that has started does not need it any more.
     """
@@ -162,12 +187,12 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
         found = node.get("stages")
         stages |= found if isinstance(found, dict) else {}
     # Values of a wrong type are told when all is merged.
-    start = stages.get("start_from")
-    start = local_path(start, "stages.start_from") if start and isinstance(start, str) else None
-    networks = stages.get("start_networks", START_NETWORKS)
+    start = stages.get("init_from")
+    start = local_path(start, "stages.init_from") if start and isinstance(start, str) else None
+    networks = stages.get("init_networks", INIT_NETWORKS)
     networks = networks if isinstance(networks, list | tuple) else ()
     files = [start / name for name in ("config.json", "config.yaml")] if start else []
-    taken = [name for name in networks if name in START_NETWORKS]
+    taken = [name for name in networks if name in INIT_NETWORKS]
     for file in files:
         if file.is_file():
             _, node = _read_file(file)[-1]
@@ -287,6 +312,27 @@ def load_config(
     return _build(RunConfig, _resolve(config))
 
 
+def load_saved_config(path: Path) -> RunConfig:
+    """A run's own configuration, under whatever names its version had for the settings.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    [(where, node)] = _read_file(path)
+    merged = _merge(OmegaConf.structured(RunConfig), where, _renamed(node))
+    return _build(RunConfig, _resolve(merged))
+
+
+def _renamed(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections with today's names; none of the renamed has moved to another section."""
+    result = {}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        inner = _renamed(value, f"{key}.") if isinstance(value, dict) else value
+        result[new_name(key).rpartition(".")[2]] = inner
+    return result
+
+
 def config_from_dict(node: Any) -> RunConfig:
     """The inverse of `to_dict`; settings that are missing have their defaults.
 
@@ -296,7 +342,7 @@ def config_from_dict(node: Any) -> RunConfig:
     if not isinstance(node, dict):
         raise ConfigError(f"the saved configuration is {type(node).__name__}, not sections")
     config = typing.cast(DictConfig, OmegaConf.structured(RunConfig))
-    merged = _merge(config, "the saved configuration", node)
+    merged = _merge(config, "the saved configuration", _renamed(node))
     return _build(RunConfig, _resolve(merged))
 
 

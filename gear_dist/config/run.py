@@ -133,7 +133,7 @@ WANDB_MODE=offline."""
 
 
 @dataclass(frozen=True)
-class WatchdogConfig:
+class CollapseConfig:
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("*",)
 
     patience: int = 3
@@ -144,5 +144,5 @@ with exit code 4; it warns at the first, and takes no checkpoint while the troub
 were at any record of the stage, each over log.usage_window_tokens tokens of all workers."""
 
     def __post_init__(self) -> None:
-        require_at_least("watchdog", self, 0, "patience")
-        require_fraction("watchdog", self, "usage_floor")
+        require_at_least("collapse", self, 0, "patience")
+        require_fraction("collapse", self, "usage_floor")

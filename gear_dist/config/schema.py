@@ -16,7 +16,7 @@ from gear_dist.config.models import (
     TeacherConfig,
     TokenizerConfig,
 )
-from gear_dist.config.run import CheckpointConfig, LogConfig, RunSection, WatchdogConfig
+from gear_dist.config.run import CheckpointConfig, CollapseConfig, LogConfig, RunSection
 from gear_dist.config.training import (
     AlignmentConfig,
     EngineConfig,
@@ -48,7 +48,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
             if address:
                 parse_address(address, name)
         paths = {f"{name}.path": teacher.path for name, teacher in self.teachers.items()}
-        paths["stages.start_from"] = self.stages.start_from
+        paths["stages.init_from"] = self.stages.init_from
         paths["data.cache_folder"] = data.cache_folder
         for name in ("lpips_vgg16_path", "lpips_heads_path"):
             paths[f"losses.{name}"] = getattr(losses, name)
@@ -119,12 +119,12 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         ok = self.stages.total_steps > 0
         require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
         stages = self.stages
-        taken = bool(stages.start_from) and "tokenizer" in stages.start_networks
+        taken = bool(stages.init_from) and "tokenizer" in stages.init_networks
         require(
             taken or stages.has_tokenizer,
             "stages.generator.steps: that stage keeps the tokenizer as it is, and nothing trains "
             "one before: set stages.tokenizer.steps or stages.joint.steps, or "
-            "stages.start_from to a folder that has one",
+            "stages.init_from to a folder that has one",
         )
         guided = self.sampling.guidance != 1 and self.stages.has_generator
         require(
@@ -143,7 +143,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
 
 
 def architecture_settings(network: str) -> tuple[str, tuple[str, ...]]:
-    """Where a configuration describes a network of `START_NETWORKS`.
+    """Where a configuration describes a network of `INIT_NETWORKS`.
 
     Returns:
         The section, and those of its settings that the network's weights depend on.

@@ -11,7 +11,7 @@ from gear_dist.config.checks import (
     require_fraction,
 )
 
-START_NETWORKS = ("tokenizer", "discriminator", "generator", "projectors")
+INIT_NETWORKS = ("tokenizer", "discriminator", "generator", "projectors")
 """Networks that are published, and that a run can start from."""
 
 
@@ -122,18 +122,18 @@ class StagesConfig:
     """Stage 1 (GEAR): tokenizer, discriminator, generator and projector."""
     generator: StageConfig = field(default_factory=StageConfig)
     """Stage 2, and the baseline LlamaGen-REPA: generator and projector, tokenizer frozen."""
-    start_from: str = ""
+    init_from: str = ""
     """Folder of a run or of an imported model whose networks the first stage starts from; their \
 architecture is taken over where the configuration does not give its own."""
-    start_networks: tuple[str, ...] = START_NETWORKS
+    init_networks: tuple[str, ...] = INIT_NETWORKS
     """Which of that folder's networks are taken, of those it has; the others start anew."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.start_networks) - set(START_NETWORKS)
+        unknown = set(self.init_networks) - set(INIT_NETWORKS)
         require(
             not unknown,
-            f"stages.start_networks={list(self.start_networks)}: use some of "
-            f"{', '.join(START_NETWORKS)}",
+            f"stages.init_networks={list(self.init_networks)}: use some of "
+            f"{', '.join(INIT_NETWORKS)}",
         )
 
     @property

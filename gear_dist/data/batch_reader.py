@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gear_dist.data.fetching import ShardFetcher
 from gear_dist.data.first_samples import Place
-from gear_dist.data.lane_reader import Item, LaneReader
+from gear_dist.data.lane_reader import LaneReader, SampleRef
 from gear_dist.data.shard_reader import Shard
 
 
@@ -31,7 +31,7 @@ class BatchReader:
         """The samples of the first batch."""
         return [place for lane in self._turns[0] for place in lane.peek()]
 
-    def lists(self, alone: Mapping[Place, Shard]) -> Iterator[list[Item]]:
+    def lists(self, alone: Mapping[Place, Shard]) -> Iterator[list[SampleRef]]:
         """Batch after batch, until the lanes end.
 
         Args:

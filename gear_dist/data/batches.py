@@ -16,7 +16,7 @@ from gear_dist.config.data import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError
-from gear_dist.data.lane_reader import Item
+from gear_dist.data.lane_reader import SampleRef
 from gear_dist.data.shard_reader import Shard, UnreadableSampleError
 from gear_dist.errors import DataError
 
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     keys: tuple[str, ...]
     captions: tuple[str, ...]
     """Empty strings where data.captions=off, or where it is dropped."""
-    drop_draws: torch.Tensor
+    cfg_dropout_rand: torch.Tensor
     """(B,) float32, a random number in [0, 1) of each sample and epoch: what conditions a generator
     is dropped where it is below the chance. 1 in validation."""
 
@@ -96,7 +96,7 @@ class BatchMaker:
         self._shard_name = shard_name
 
     def batches(
-        self, lists: Iterator[list[Item]], bad: BadSamples, *, augment: bool
+        self, lists: Iterator[list[SampleRef]], bad: BadSamples, *, augment: bool
     ) -> Generator[Batch, None, None]:
         """A batch for each list of items.
 
@@ -127,12 +127,12 @@ class BatchMaker:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _room(self, items: list[Item]) -> np.ndarray:
+    def _room(self, items: list[SampleRef]) -> np.ndarray:
         size = self._data.image_size
         return np.empty((len(items), size, size, 3), np.uint8)
 
     def _submit(
-        self, pool: ThreadPoolExecutor, items: list[Item], bad: BadSamples, augment: bool
+        self, pool: ThreadPoolExecutor, items: list[SampleRef], bad: BadSamples, augment: bool
     ) -> _Work:
         pixels = self._room(items)
         step = -(-len(items) // self._data.decode_threads)
@@ -143,13 +143,13 @@ class BatchMaker:
         return _Work(pixels, parts)
 
     def _fill(
-        self, pixels: np.ndarray, items: list[Item], bad: BadSamples, augment: bool
+        self, pixels: np.ndarray, items: list[SampleRef], bad: BadSamples, augment: bool
     ) -> list[_Known]:
         return [
             self._decode(out, item, bad, augment) for out, item in zip(pixels, items, strict=True)
         ]
 
-    def _decode(self, out: np.ndarray, item: Item, bad: BadSamples, augment: bool) -> _Known:
+    def _decode(self, out: np.ndarray, item: SampleRef, bad: BadSamples, augment: bool) -> _Known:
         """Write a sample's crop; of a bad one, that of the next good one in its shard.
 
         Which one that is depends on the shard alone, so neither rank nor world size matters.
@@ -170,7 +170,9 @@ class BatchMaker:
                 bad.record(item.epoch, (item.number, row), message)
         raise DataError(f"{self._shard_name(item.number)}: not one sample is good: shard again")
 
-    def _read(self, out: np.ndarray, item: Item, shard: Shard, row: int, draws: _Draws) -> _Known:
+    def _read(
+        self, out: np.ndarray, item: SampleRef, shard: Shard, row: int, draws: _Draws
+    ) -> _Known:
         """Write the crop of a row of a shard."""
         caption = self._caption(shard, row, draws)
         label = shard.class_index(row)
@@ -179,7 +181,7 @@ class BatchMaker:
         self._check_label(item, shard.keys[row], label)
         return _Known(shard.keys[row], label, caption, draws.drop)
 
-    def _draw(self, item: Item) -> _Draws:
+    def _draw(self, item: SampleRef) -> _Draws:
         number = int(self._first_samples[item.number]) + item.row
         digest = xxhash.xxh3_128_digest(struct.pack("<QQQ", self._seed, item.epoch, number))
         drop = (xxhash.xxh3_64_intdigest(digest) >> 40) / 2**24  # which float32 holds exactly
@@ -197,7 +199,7 @@ class BatchMaker:
         chosen = int(draws.caption * len(captions)) if self._data.captions == "random" else 0
         return captions[chosen]
 
-    def _check_label(self, item: Item, key: str, label: int) -> None:
+    def _check_label(self, item: SampleRef, key: str, label: int) -> None:
         if self._num_classes is None:
             return
         unlabelled = label == -1 and self._data.captions != "off"
@@ -207,7 +209,7 @@ class BatchMaker:
                 f"generator.num_classes={self._num_classes}"
             )
 
-    def _name(self, item: Item, key: str) -> str:
+    def _name(self, item: SampleRef, key: str) -> str:
         return f"{self._shard_name(item.number)}: sample {key}"
 
 

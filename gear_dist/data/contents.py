@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gear_dist.config.data import DataConfig
-from gear_dist.data.manifest import DatasetFacts, iterate_samples
+from gear_dist.data.manifest import DatasetInfo, iterate_samples
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
@@ -37,16 +37,16 @@ class Contents(NamedTuple):
         return ", ".join([*parts, f"{captions} with a caption"])
 
 
-def read_contents(storage: Storage, facts: DatasetFacts) -> Contents:
-    """The counts of a corpus: those of its facts, else of its samples table.
+def read_contents(storage: Storage, info: DatasetInfo) -> Contents:
+    """The counts of a corpus: those of its dataset.json, else of its samples table.
 
     Raises:
         DataError: the corpus is of a version that did not count, and its table is damaged.
     """
-    counts = (facts.num_without_class, facts.num_without_caption)
+    counts = (info.num_without_class, info.num_without_caption)
     if min(counts) < 0:
         counts = _count(storage)
-    return Contents(facts.num_samples, facts.classes, *counts)
+    return Contents(info.num_samples, info.classes, *counts)
 
 
 def classes_without_images(storage: Storage, contents: Contents) -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, Manifest, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
 from gear_dist.data.split_names import split_of
 from gear_dist.data.tar_samples import READ_SUFFIXES
@@ -114,7 +114,7 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
             f"name, KEY.{' or KEY.'.join(READ_SUFFIXES)}; `gear-dist shard` says which",
             stacklevel=2,
         )
-    facts = DatasetFacts(
+    info = DatasetInfo(
         schema_version=0,
         num_samples=sum(shard.samples for shard in shards),
         num_shards=len(shards),
@@ -128,7 +128,7 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
         num_without_class=sum(row.without_class for row in counted),
         num_without_caption=sum(row.without_caption for row in counted),
     )
-    return Manifest(facts, shards)
+    return Manifest(info, shards)
 
 
 def _count(storage: Storage, name: str) -> _Counted:

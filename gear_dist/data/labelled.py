@@ -73,29 +73,29 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
         DataError: unreachable or damaged corpus, a broken image, a class out of range, no sample.
     """
     storage, manifest = open_corpus(address, endpoint)
-    facts = manifest.facts
+    info = manifest.info
     limit = min(settings.max_images, settings.max_bytes // (3 * settings.image_size**2))
-    num_sources = min(limit, facts.num_samples)
+    num_sources = min(limit, info.num_samples)
     if num_sources <= 0:
-        raise DataError(f"{address}: no sample to load ({facts.num_samples} in the corpus)")
+        raise DataError(f"{address}: no sample to load ({info.num_samples} in the corpus)")
     crops = min(16, max(1, settings.augment_below // num_sources), limit // num_sources)
     size = settings.image_size
     images = np.empty((num_sources, crops, 3, size, size), np.uint8)
-    columns = {name: np.full(num_sources, UNKNOWN) for name in ("class", *facts.attributes)}
+    columns = {name: np.full(num_sources, UNKNOWN) for name in ("class", *info.attributes)}
     rows = _decoded(storage, manifest, settings, crops)
     for row, (sample, pixels) in zip(range(num_sources), rows, strict=False):
         images[row] = pixels
         columns["class"][row] = sample.class_index
-        for name in facts.attributes:
+        for name in info.attributes:
             columns[name][row] = sample.attributes.get(name, UNKNOWN)
     targets = {name: torch.from_numpy(values.repeat(crops)) for name, values in columns.items()}
     return LabelledImages(
         images=torch.from_numpy(images.reshape(-1, 3, size, size)),
         labels=targets.pop("class"),
         attributes=targets,
-        num_classes=len(facts.classes),
-        attribute_sizes=dict(facts.attributes),
-        plan_hash=facts.plan_hash,
+        num_classes=len(info.classes),
+        attribute_sizes=dict(info.attributes),
+        plan_hash=info.plan_hash,
         num_sources=num_sources,
     )
 
@@ -134,12 +134,12 @@ def _parse(storage: Storage, info: ShardInfo) -> list[Sample]:
 
 def _check(storage: Storage, manifest: Manifest, shard: ShardInfo, sample: Sample) -> None:
     where = f"{storage.address}/{shard.key}: sample {sample.key}"
-    num_classes = len(manifest.facts.classes)
+    num_classes = len(manifest.info.classes)
     if not UNKNOWN <= sample.class_index < max(num_classes, 1):
         raise DataError(
             f"{where}: class {sample.class_index} is out of range: {num_classes} classes"
         )
-    for name, num_values in manifest.facts.attributes.items():
+    for name, num_values in manifest.info.attributes.items():
         value = sample.attributes.get(name, UNKNOWN)
         if not UNKNOWN <= value < num_values:
             raise DataError(f"{where}: {name}={value} is out of range: {num_values} values")

@@ -15,7 +15,7 @@ _WINDOWS_HELD = 2
 """The one that samples are taken of, and the next."""
 
 
-class Item(NamedTuple):
+class SampleRef(NamedTuple):
     """A sample on its way into a batch."""
 
     epoch: int
@@ -80,7 +80,7 @@ class LaneReader:
                 self._fetcher.acquire(number)
             self._num_held += 1
 
-    def take(self, alone: Mapping[Place, Shard]) -> list[Item]:
+    def take(self, alone: Mapping[Place, Shard]) -> list[SampleRef]:
         """The samples of the next batch, fewer where the windows end.
 
         Args:
@@ -89,7 +89,7 @@ class LaneReader:
         Raises:
             DataError: a shard cannot be had, see `ShardFetcher.get`.
         """
-        items: list[Item] = []
+        items: list[SampleRef] = []
         while len(items) < self._per_batch and self._draw(1):
             if self._num_held == 0:
                 self.read_ahead()
@@ -99,7 +99,7 @@ class LaneReader:
             for place in zip(window.shards[rows].tolist(), window.rows[rows].tolist(), strict=True):
                 sample = alone.get(place)
                 shard = self._await(place[0]) if sample is None else self._fetcher.later(place[0])
-                items.append(Item(window.epoch, *place, shard, sample))
+                items.append(SampleRef(window.epoch, *place, shard, sample))
             self._position = stop
             if stop == len(window.rows):
                 self._leave()

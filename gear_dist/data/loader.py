@@ -21,7 +21,7 @@ from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.first_samples import read_first_samples
 from gear_dist.data.lane_reader import LaneReader
 from gear_dist.data.order import sequential_windows
-from gear_dist.data.plan import DataPlan, Position, Share
+from gear_dist.data.plan import DataPlan, DataRank, Position
 from gear_dist.data.read_ahead import ReadAhead
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import DataError
@@ -36,7 +36,7 @@ class ShardLoader:
         corpora: Sequence[Corpus],
         data: DataConfig,
         *,
-        share: Share,
+        share: DataRank,
         seed: int = 0,
         num_classes: int | None,
     ) -> None:
@@ -73,9 +73,9 @@ class ShardLoader:
         """Batches of each rank in an epoch (of the first corpus of a weighted mixture)."""
         return self._plan.order.tallies[0].steps * self._share.accumulation
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What is read and in which order, for the record of a run."""
-        return self._plan.facts()
+        return self._plan.describe()
 
     # -- batches ----------------------------------------------------------------------------
 
@@ -175,26 +175,26 @@ class ShardLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next batch to be yielded, whatever has been read ahead."""
-        return self._plan.state_of(self._position)
+        return self._plan.state_dict(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position; iterate anew afterwards. Raises as `DataPlan.restore`."""
         self.close()
-        self._position = self._plan.restore(state)
+        self._position = self._plan.load_state_dict(state)
 
 
 def _check_corpus(
     corpus: Corpus, first: Corpus, data: DataConfig, num_classes: int | None
 ) -> list[str]:
     """Raises where the corpus does not fit; returns warnings."""
-    facts, address = corpus.manifest.facts, corpus.storage.address
-    if facts.num_samples == 0:
+    info, address = corpus.manifest.info, corpus.storage.address
+    if info.num_samples == 0:
         raise DataError(f"{address}: the corpus is empty: shard it again")
     if corpus is not first and data.captions == "off" and num_classes is not None:
         check_same_classes(
-            first.storage.address, first.manifest.facts.classes, address, facts.classes
+            first.storage.address, first.manifest.info.classes, address, info.classes
         )
-    contents = read_contents(corpus.storage, facts)
+    contents = read_contents(corpus.storage, info)
     return check_contents(address, contents, data, num_classes)
 
 
@@ -217,7 +217,7 @@ def build_loader(
     return ShardLoader(
         [open_corpus(address, config.endpoint) for address in addresses],
         config,
-        share=Share(batch_size, rank, world_size, accumulation),
+        share=DataRank(batch_size, rank, world_size, accumulation),
         seed=seed,
         num_classes=num_classes,
     )

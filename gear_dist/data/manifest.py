@@ -3,7 +3,7 @@
 ROOT/shards/000000.tar                webdataset tars
 ROOT/manifest/samples-00000.parquet   a row a sample (SAMPLES_SCHEMA), in parts of whole shards
 ROOT/manifest/shards.parquet          a row a shard (SHARDS_SCHEMA)
-ROOT/manifest/dataset.json            the facts; published last, so its presence means "complete"
+ROOT/manifest/dataset.json            contents; published last, so its presence means "complete"
 
 A sample is KEY.jpg (or another image suffix), KEY.cls where it has a class, KEY.txt (its first
 caption) where it has captions, KEY.json where it has attributes (integers by name) or several
@@ -70,7 +70,7 @@ class ShardInfo(NamedTuple):
         return f"shards/{self.name}"
 
 
-class DatasetFacts(NamedTuple):
+class DatasetInfo(NamedTuple):
     """dataset.json."""
 
     schema_version: int
@@ -100,7 +100,7 @@ class DatasetFacts(NamedTuple):
 class Manifest(NamedTuple):
     """A corpus that is complete."""
 
-    facts: DatasetFacts
+    info: DatasetInfo
     shards: tuple[ShardInfo, ...]
 
 
@@ -110,18 +110,18 @@ def load_manifest(storage: Storage) -> Manifest:
     Raises:
         DataError: no finished corpus there, a damaged manifest, another schema version.
     """
-    data = _read_facts(storage)
-    facts = _parse_facts(storage, data)
-    table = _load_table(storage, facts, SHARDS_KEY, SHARDS_SCHEMA)
+    data = _read_info(storage)
+    info = _parse_info(storage, data)
+    table = _load_table(storage, info, SHARDS_KEY, SHARDS_SCHEMA)
     shards = tuple(ShardInfo(**row) for row in table.to_pylist())
     found = (len(shards), sum(shard.samples for shard in shards))
-    if found != (facts.num_shards, facts.num_samples):
+    if found != (info.num_shards, info.num_samples):
         _damaged(storage, SHARDS_KEY, "its counts differ from dataset.json's")
     if [shard.shard for shard in shards] != list(range(len(shards))):
         _damaged(storage, SHARDS_KEY, "shards are not numbered 0, 1, ...")
     if not _is_whole(data):
         _damaged(storage, DATASET_KEY, "its bytes differ from its own checksum")
-    return Manifest(facts, shards)
+    return Manifest(info, shards)
 
 
 def samples_key(part: int) -> str:
@@ -149,13 +149,13 @@ def iterate_samples(storage: Storage) -> Iterator[pa.Table]:
     Raises:
         DataError: as `load_manifest`.
     """
-    facts = _parse_facts(storage, _read_facts(storage))
+    info = _parse_info(storage, _read_info(storage))
     num_rows = 0
-    for key in facts.samples_keys:
-        table = _load_table(storage, facts, key, SAMPLES_SCHEMA)
+    for key in info.samples_keys:
+        table = _load_table(storage, info, key, SAMPLES_SCHEMA)
         num_rows += table.num_rows
         yield table
-    if num_rows != facts.num_samples:
+    if num_rows != info.num_samples:
         _damaged(storage, DATASET_KEY, f"{num_rows} rows of samples, not num_samples")
 
 
@@ -168,9 +168,9 @@ def load_samples(storage: Storage) -> pa.Table:
     return pa.concat_tables([SAMPLES_SCHEMA.empty_table(), *iterate_samples(storage)])
 
 
-def dump_facts(facts: DatasetFacts) -> bytes:
-    """dataset.json's bytes, with their own checksum: the same facts give the same bytes."""
-    node = facts._asdict()
+def dump_info(info: DatasetInfo) -> bytes:
+    """dataset.json's bytes, with their own checksum: the same contents give the same bytes."""
+    node = info._asdict()
     return _dump_json({**node, "xxh3": _own_checksum(node)})
 
 
@@ -190,13 +190,13 @@ def _own_checksum(node: dict[str, Any]) -> str:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether dataset.json is, byte for byte, what `dump_facts` wrote."""
+    """Whether dataset.json is, byte for byte, what `dump_info` wrote."""
     node = parse_json(data)
     digest = node.pop("xxh3", None)
     return digest == _own_checksum(node) and data == _dump_json({**node, "xxh3": digest})
 
 
-def _read_facts(storage: Storage) -> bytes:
+def _read_info(storage: Storage) -> bytes:
     try:
         return storage.read(DATASET_KEY)
     except MissingObjectError:
@@ -208,21 +208,21 @@ def _read_facts(storage: Storage) -> bytes:
     )
 
 
-def _parse_facts(storage: Storage, data: bytes) -> DatasetFacts:
+def _parse_info(storage: Storage, data: bytes) -> DatasetInfo:
     try:
         node = parse_json(data)
         node.pop("xxh3", None)
         version = node["schema_version"]
         if version != SCHEMA_VERSION:
             _damaged(storage, DATASET_KEY, f"schema version {version}, this is {SCHEMA_VERSION}")
-        return build_record(DatasetFacts, node)
+        return build_record(DatasetInfo, node)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         _damaged(storage, DATASET_KEY, f"{type(error).__name__} {error}")
 
 
-def _load_table(storage: Storage, facts: DatasetFacts, key: str, schema: pa.Schema) -> pa.Table:
+def _load_table(storage: Storage, info: DatasetInfo, key: str, schema: pa.Schema) -> pa.Table:
     data = storage.read(key)
-    if xxhash.xxh3_128_hexdigest(data) != facts.checksums.get(key):
+    if xxhash.xxh3_128_hexdigest(data) != info.checksums.get(key):
         _damaged(storage, key, "its checksum differs from dataset.json's")
     try:
         # read_table goes through pyarrow's dataset threads. One of those that still lets go of a

@@ -21,7 +21,7 @@ Tail = Literal["drop", "repeat"]
 _EPOCHS_KEPT = 4
 
 
-class Part(NamedTuple):
+class MixtureComponent(NamedTuple):
     """A corpus of the mixture, or all of them where they are simply joined."""
 
     counts: np.ndarray
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     lanes: int
 
 
-class Places(NamedTuple):
+class LaneSlice(NamedTuple):
     """The places [start, stop) among a lane's samples of one global batch."""
 
     lane: int
@@ -87,7 +87,7 @@ class Order:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MixtureComponent],
         *,
         global_batch: int,
         seed: int,
@@ -114,23 +114,23 @@ class Order:
         self._epochs: dict[tuple[int, int], _Epoch] = {}
         self.tallies = tuple(map(self._count, parts))
 
-    def _count(self, part: Part) -> Tally:
+    def _count(self, part: MixtureComponent) -> Tally:
         samples, per_step = int(part.counts.sum()), part.lanes * self.per_lane
         dropping = self._tail == "drop"
         steps = samples // per_step if dropping else -(-samples // per_step)
         rest = samples - steps * per_step
         return Tally(samples, steps, max(rest, 0), max(-rest, 0))
 
-    def places(self, rank: int, world_size: int) -> tuple[Places, ...]:
+    def places(self, rank: int, world_size: int) -> tuple[LaneSlice, ...]:
         """What a rank serves of every global batch, in order."""
         share = self.global_batch // world_size
         low, high, width = rank * share, (rank + 1) * share, self.per_lane
         return tuple(
-            Places(lane, max(low - lane * width, 0), min(high - lane * width, width))
+            LaneSlice(lane, max(low - lane * width, 0), min(high - lane * width, width))
             for lane in range(low // width, (high - 1) // width + 1)
         )
 
-    def windows(self, places: Places, first_step: int) -> Iterator[Window]:
+    def windows(self, places: LaneSlice, first_step: int) -> Iterator[Window]:
         """The samples at `places` of the global batches from `first_step` on, without end."""
         number, lane = 0, places.lane
         while lane >= self.parts[number].lanes:
@@ -142,7 +142,7 @@ class Order:
             epoch, step = epoch + 1, 0
 
     def _lane_windows(
-        self, number: int, lane: int, epoch: int, places: Places, first_step: int
+        self, number: int, lane: int, epoch: int, places: LaneSlice, first_step: int
     ) -> Iterator[Window]:
         """One lane of one part in one epoch."""
         part, length = self.parts[number], self.tallies[number].steps * self.per_lane
@@ -166,7 +166,7 @@ class Order:
                     yield Window(epoch, shards, rows)
             low = high
 
-    def _window_ends(self, part: Part, ends: np.ndarray) -> list[int]:
+    def _window_ends(self, part: MixtureComponent, ends: np.ndarray) -> list[int]:
         """Cut a lane's pieces into windows of about `window_shards` shards' samples each."""
         if self.window_shards == 0:
             return [len(ends)]

@@ -8,14 +8,14 @@ import numpy as np
 
 from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import Corpus
-from gear_dist.data.order import Order, Part, choose_lanes, split_lanes
+from gear_dist.data.order import MixtureComponent, Order, choose_lanes, split_lanes
 from gear_dist.errors import ConfigError, DataError
 
 KEEP_BYTES = 256 << 20
 """Corpora up to this size are kept in memory, and mixed as a whole."""
 
 
-class Share(NamedTuple):
+class DataRank(NamedTuple):
     """A rank's place among the ranks."""
 
     batch_size: int
@@ -44,7 +44,7 @@ class DataPlan:
     """The order of given corpora under given settings. Depends on the rank nowhere."""
 
     def __init__(
-        self, corpora: Sequence[Corpus], data: DataConfig, share: Share, seed: int
+        self, corpora: Sequence[Corpus], data: DataConfig, share: DataRank, seed: int
     ) -> None:
         """Choose the lanes of a run that starts.
 
@@ -109,7 +109,7 @@ class DataPlan:
         sizes = sizes if len(lanes) > 1 else [sum(sizes)]
         ends = np.cumsum(sizes).tolist()
         parts = [
-            Part(self.counts[end - size : end], end - size, part_lanes)
+            MixtureComponent(self.counts[end - size : end], end - size, part_lanes)
             for size, end, part_lanes in zip(sizes, ends, lanes, strict=True)
         ]
         return Order(
@@ -125,7 +125,7 @@ class DataPlan:
         """Of the first corpus, for messages."""
         return self._corpora[0].storage.address
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What is read and in which order, for the record of a run."""
         lanes = [part.lanes for part in self.order.parts]
         return {
@@ -150,7 +150,7 @@ class DataPlan:
                     "engine.global_batch, add images, or set data.tail=repeat"
                 )
 
-    def state_of(self, position: Position) -> dict[str, Any]:
+    def state_dict(self, position: Position) -> dict[str, Any]:
         """A position with everything that gives it its meaning, as JSON.
 
         It holds for any number of ranks, with the lanes and windows of the run's start, unless it
@@ -165,14 +165,14 @@ class DataPlan:
             **self._identity(),
         }
 
-    def restore(self, state: dict[str, Any]) -> Position:
+    def load_state_dict(self, state: dict[str, Any]) -> Position:
         """Take up the lanes and windows of a saved position.
 
         Raises:
             DataError: another corpus or another kind of state.
             ConfigError: a setting has changed without which the position means nothing.
         """
-        if not state.keys() >= self.state_of(Position(0, 0)).keys():
+        if not state.keys() >= self.state_dict(Position(0, 0)).keys():
             raise DataError(f"{self.address}: the checkpoint's data position is of another version")
         for name, value in self._identity().items():
             if state[name] != value:
@@ -191,7 +191,7 @@ class DataPlan:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a position to mean the same samples."""
         return {
-            "corpora": [corpus.manifest.facts.plan_hash for corpus in self._corpora],
+            "corpora": [corpus.manifest.info.plan_hash for corpus in self._corpora],
             "engine.global_batch": self._share.global_batch,
             "run.seed": self._seed,
             "data.tail": self._data.tail,

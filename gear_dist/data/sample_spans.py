@@ -37,7 +37,7 @@ class TablePart(NamedTuple):
 
 def parts_with(manifest: Manifest, shards: set[int]) -> Iterator[TablePart]:
     """The parts of the samples table that hold given shards; none of a corpus without one."""
-    if not manifest.facts.samples_keys:
+    if not manifest.info.samples_keys:
         return
     for number, group in enumerate(group_parts(manifest.shards)):
         if shards.intersection(range(group[0].shard, group[-1].shard + 1)):

@@ -22,7 +22,7 @@ class HangError(UserError):
     """No progress was made for too long."""
 
 
-class HangWatch:
+class HangWatchdog:
     """While entered, `beat` must be called at least every `timeout_s` seconds (0: no limit).
 
     Else the stacks of all threads go to file descriptor 2 and the process ends with exit code 1,

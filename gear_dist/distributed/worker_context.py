@@ -21,7 +21,7 @@ class Progress(NamedTuple):
     """A line of its own, such as where a checkpoint was written."""
 
 
-class Outcome(NamedTuple):
+class TrainResult(NamedTuple):
     """How a worker ended. Errors are raised, not returned."""
 
     state: Literal["done", "interrupted"]
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     """Why it was interrupted; empty when done."""
 
 
-class Host(Protocol):
+class WorkerContext(Protocol):
     """Handed to `train_worker`; torch.distributed is initialised before it is called."""
 
     rank: int

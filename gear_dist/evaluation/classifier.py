@@ -51,12 +51,12 @@ class ClassifierRecipe(NamedTuple):
     batch: int = 64
     seed: int = _SEED
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The recipe as it stands in a file's metadata."""
         return {"kind": KIND, **self._asdict()}
 
 
-class JudgeFacts(NamedTuple):
+class ClassifierStats(NamedTuple):
     """How far the judge can be trusted."""
 
     accuracy: float
@@ -127,14 +127,16 @@ class _Residual(nn.Module):
         return self.body(maps) + self.skip(maps)
 
 
-class Judge:
-    """A trained classifier in evaluation mode, with its facts."""
+class ReferenceClassifier:
+    """A trained classifier in evaluation mode, with its stats."""
 
-    def __init__(self, net: ResidualNet, facts: JudgeFacts, device: torch.device | str) -> None:
+    def __init__(
+        self, net: ResidualNet, stats: ClassifierStats, device: torch.device | str
+    ) -> None:
         # One layout, whether just trained or read from a file: kernels, and so rounding, follow it.
         net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net = net.eval().requires_grad_(False)
-        self.facts = facts
+        self.stats = stats
         self.device = device
 
     def look(self, images_u8: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
@@ -153,7 +155,7 @@ class Judge:
         return torch.cat(classes), torch.cat(features)
 
 
-def prepare_judge(
+def load_or_train_classifier(
     data: DataConfig,
     cache: Path,
     *,
@@ -161,14 +163,14 @@ def prepare_judge(
     steps: int,
     seconds: float = 120.0,
     report: Callable[[str], None] = lambda line: None,
-) -> Judge | None:
+) -> ReferenceClassifier | None:
     """The judge of a run's corpus: from the cache, or trained and put there.
 
     None: the corpus has fewer than two classes, so there is nothing to judge by.
 
     Args:
         data: names the corpora and the image size. Without a validation corpus the judge is
-            measured on its training images, which its facts then say.
+            measured on its training images, which its stats then say.
         cache: folder of trained judges; the file's name carries a hash of what it depends on.
         device: where it trains and works.
         steps: training steps.
@@ -179,8 +181,8 @@ def prepare_judge(
         DataError: unreachable or damaged corpora, other classes in validation than in training.
         NumericError: training diverged. StorageError: the cache cannot be written.
     """
-    train = open_corpus(data.train, data.endpoint).manifest.facts
-    held_out = open_corpus(data.validation or data.train, data.endpoint).manifest.facts
+    train = open_corpus(data.train, data.endpoint).manifest.info
+    held_out = open_corpus(data.validation or data.train, data.endpoint).manifest.info
     check_same_classes(data.train, train.classes, data.validation, held_out.classes)
     if len(train.classes) < 2:
         return None
@@ -201,22 +203,24 @@ def prepare_judge(
         report=report,
     )
     FileStorage(cache).delete(path.name)  # a damaged one: the cache is nobody's work
-    save_classifier(path, net, {**recipe.facts(), "judge": judge._asdict()})
-    return Judge(net, judge, device)
+    save_classifier(path, net, {**recipe.metadata(), "judge": judge._asdict()})
+    return ReferenceClassifier(net, judge, device)
 
 
-def _load_judge(path: Path, recipe: ClassifierRecipe, device: torch.device | str) -> Judge | None:
+def _load_judge(
+    path: Path, recipe: ClassifierRecipe, device: torch.device | str
+) -> ReferenceClassifier | None:
     """The judge of a file; None: there is none, it is another recipe's, or damaged."""
     found = load_classifier(path)
-    if not found or not recipe.facts().items() <= found[0].items():
+    if not found or not recipe.metadata().items() <= found[0].items():
         return None
     try:
-        facts = build_record(JudgeFacts, found[0].get("judge"))
-        net = ResidualNet(facts.num_classes)
+        stats = build_record(ClassifierStats, found[0].get("judge"))
+        net = ResidualNet(stats.num_classes)
         net.load_state_dict(found[1])
     except (ValueError, RuntimeError):
         return None
-    return Judge(net, facts, device)
+    return ReferenceClassifier(net, stats, device)
 
 
 def train_judge(
@@ -227,8 +231,8 @@ def train_judge(
     seconds: float = 120.0,
     device: torch.device | str = "cpu",
     report: Callable[[str], None] = lambda line: None,
-) -> tuple[ResidualNet, JudgeFacts]:
-    """Train on labelled images, measure on validation; see `prepare_judge`.
+) -> tuple[ResidualNet, ClassifierStats]:
+    """Train on labelled images, measure on validation; see `load_or_train_classifier`.
 
     Raises:
         NumericError: training diverged.
@@ -246,7 +250,7 @@ def train_judge(
     )
     result = fit(net, training, settings, device=device, report=report)
     accuracy = accuracies(net, validation, device=device)["class"]
-    facts = JudgeFacts(
+    stats = ClassifierStats(
         accuracy=round(accuracy, 4),
         num_train_images=training.num_sources,
         num_validation_images=validation.num_sources,
@@ -255,10 +259,10 @@ def train_judge(
         train_seconds=round(result.seconds, 1),
     )
     report(
-        f"classifier: {accuracy:.1%} right on {facts.num_validation_images} real validation "
+        f"classifier: {accuracy:.1%} right on {stats.num_validation_images} real validation "
         f"images, {result.steps} steps in {result.seconds:.0f} s"
     )
-    return net, facts
+    return net, stats
 
 
 def load_validation(data: DataConfig, max_images: int = 5000) -> LabelledImages:
@@ -282,4 +286,4 @@ def _load_settings(data: DataConfig, **options: int) -> LoadSettings:
 
 
 def _digest(recipe: ClassifierRecipe) -> str:
-    return xxhash.xxh3_64_hexdigest(repr(sorted(recipe.facts().items())).encode())
+    return xxhash.xxh3_64_hexdigest(repr(sorted(recipe.metadata().items())).encode())

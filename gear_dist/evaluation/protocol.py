@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gear_dist.data.labelled import LabelledImages
-from gear_dist.evaluation.classifier import Judge, JudgeFacts
+from gear_dist.evaluation.classifier import ClassifierStats, ReferenceClassifier
 from gear_dist.evaluation.frechet import NAME as FRECHET_NAME
 from gear_dist.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
 from gear_dist.evaluation.image_quality import SSIM_WINDOW, psnr, ssim
@@ -74,7 +74,7 @@ class Evaluation(NamedTuple):
     unguided: Generation | None
     """With guidance 1."""
     reconstruction: Reconstruction
-    judge: JudgeFacts | None
+    judge: ClassifierStats | None
     chance_accuracy: float
     num_generated: int
     """Images of each seed and guidance."""
@@ -110,7 +110,7 @@ def evaluate(
     *,
     generate: Generate | None,
     reconstruct: Reconstruct,
-    judge: Judge | None,
+    judge: ReferenceClassifier | None,
     validation: LabelledImages,
     guidance: float,
     settings: EvaluationSettings = DEFAULT_SETTINGS,
@@ -131,7 +131,7 @@ def evaluate(
     real_frechet = math.nan
     labels = torch.empty(0, dtype=torch.long)
     if judge is not None:
-        labels = _asked_labels(judge.facts.num_classes, settings)
+        labels = _asked_labels(judge.stats.num_classes, settings)
         _, features = judge.look(validation.images, settings.chunk)
         reference = fit_gaussian(features) if len(features) >= 2 else None
         real_frechet = _real_frechet(features, validation.labels, len(labels))
@@ -145,8 +145,8 @@ def evaluate(
         guided=found.get(guidance),
         unguided=found.get(1.0),
         reconstruction=_reconstruction(reconstruct, judge, validation, settings.chunk),
-        judge=judge.facts if judge else None,
-        chance_accuracy=1 / judge.facts.num_classes if judge else math.nan,
+        judge=judge.stats if judge else None,
+        chance_accuracy=1 / judge.stats.num_classes if judge else math.nan,
         num_generated=len(labels) if found else 0,
         real_frechet=real_frechet,
         warnings=_warnings(generate, judge, validation),
@@ -161,7 +161,7 @@ def _asked_labels(num_classes: int, settings: EvaluationSettings) -> Tensor:
 
 def _generation(
     generate: Generate,
-    judge: Judge,
+    judge: ReferenceClassifier,
     reference: Gaussian | None,
     labels: Tensor,
     guidance: float,
@@ -185,7 +185,10 @@ def _generation(
 
 
 def _reconstruction(
-    reconstruct: Reconstruct, judge: Judge | None, validation: LabelledImages, chunk: int
+    reconstruct: Reconstruct,
+    judge: ReferenceClassifier | None,
+    validation: LabelledImages,
+    chunk: int,
 ) -> Reconstruction:
     psnrs, ssims, hits = [], [], []
     known = validation.labels >= 0
@@ -223,9 +226,9 @@ def _real_frechet(features: Tensor, labels: Tensor, count: int) -> float:
 
 
 def _warnings(
-    generate: Generate | None, judge: Judge | None, validation: LabelledImages
+    generate: Generate | None, judge: ReferenceClassifier | None, validation: LabelledImages
 ) -> tuple[str, ...]:
-    found = [*judge.facts.warnings] if judge else []
+    found = [*judge.stats.warnings] if judge else []
     if generate is None:
         found.append("generated images are not measured: no generator was trained")
     elif judge is None:

@@ -48,7 +48,7 @@ def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterat
         tempfile.TemporaryDirectory(prefix="gear-") as scratch,
     ):
         reader.verify(range(reader.manifest.world_size))
-        config, shapes = _read_facts(reader)
+        config, shapes = _read_info(reader)
         files = _write(reader, config, shapes, copy, Path(scratch))
         yield ModelFolder(Path(scratch), config, files)
 
@@ -57,19 +57,19 @@ class _NetworkFacts(NamedTuple):
     shapes: Shapes
 
 
-def _read_facts(reader: CheckpointReader) -> tuple[RunConfig, Shapes]:
+def _read_info(reader: CheckpointReader) -> tuple[RunConfig, Shapes]:
     """The configuration, and the shapes of the tensors by network and name.
 
     Raises:
         DataError: the manifest has others than this version writes.
     """
-    networks = reader.facts.get("networks")
+    networks = reader.state.get("networks")
     try:
         shapes = networks.get("shapes") if isinstance(networks, dict) else None
         shapes = build_record(_NetworkFacts, {"shapes": shapes}).shapes
         if any(size < 0 for names in shapes.values() for shape in names.values() for size in shape):
             raise ValueError("a shape is negative")
-        return config_from_dict(reader.facts.get("config")), shapes
+        return config_from_dict(reader.state.get("config")), shapes
     except ValueError as error:
         raise DataError(f"{reader.folder}/{MANIFEST}: damaged: {error}") from None
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gear_dist.config.loading import load_config, to_dict
 from gear_dist.config.schema import RunConfig, architecture_settings
-from gear_dist.config.training import START_NETWORKS
+from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder, to_json
 from gear_dist.storage.atomic import make_folder, write_file
@@ -57,7 +57,7 @@ def open_model(path: str | Path) -> ModelFolder:
 
 
 def _weights(folder: Path) -> dict[str, Path]:
-    files = {name: folder / f"{name}.safetensors" for name in START_NETWORKS}
+    files = {name: folder / f"{name}.safetensors" for name in INIT_NETWORKS}
     return {name: file for name, file in files.items() if file.is_file()}
 
 

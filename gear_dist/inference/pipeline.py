@@ -21,7 +21,7 @@ CHUNK_PIXELS = 2**19
 """Pixels that go through a tokenizer at a time: the public ones take 2 kB a pixel and more."""
 
 
-class TrainedPair:
+class GearPipeline:
     """A tokenizer and perhaps a generator, in evaluation mode."""
 
     def __init__(self, config: RunConfig, states: NetworkStates, device: torch.device):
@@ -43,7 +43,7 @@ class TrainedPair:
             self.generator.to(device).eval()
 
     @classmethod
-    def load(cls, model: ModelFolder, device: torch.device) -> "TrainedPair":
+    def load(cls, model: ModelFolder, device: torch.device) -> "GearPipeline":
         """Read a run's or a model folder's weights.
 
         Raises:

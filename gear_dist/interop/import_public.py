@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig, architecture_settings
-from gear_dist.config.training import START_NETWORKS
+from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import CARD_NAME, create_model_folder, write_model_config
 from gear_dist.inference.weights import check_fit, write_weights
@@ -87,7 +87,7 @@ def import_checkpoints(
         check_fit(name, item.state, config, files[name])
     create_model_folder(out)
     used = [_write(out, item, files[name]) for name, item in found.items()]
-    missing = [name for name in START_NETWORKS if name not in found]
+    missing = [name for name in INIT_NETWORKS if name not in found]
     report = ImportReport(used, dropped, missing)
     write_file(out / REPORT_NAME, (to_json(report.to_json(), indent=2) + "\n").encode())
     origins = [Provenance(item.network, item.source, item.key) for item in used]

@@ -112,5 +112,5 @@ def _use(name: str, networks: Sequence[str]) -> list[str]:
         ]
     if {"tokenizer", "generator"} <= set(networks):
         commands.append(f"gear-dist sample {name} --classes 0,1")
-    commands.append(f"gear-dist train CONFIG data.train=SHARDS stages.start_from={name}")
+    commands.append(f"gear-dist train CONFIG data.train=SHARDS stages.init_from={name}")
     return ["## Use", "```\n" + "\n".join(commands) + "\n```"]

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(forward: Callable[..., Any], *args: Any, enabled: bool) -> Any:
+def activation_checkpoint(forward: Callable[..., Any], *args: Any, enabled: bool) -> Any:
     """forward(*args), which keeps only its arguments for the backward where `enabled`.
 
     The recomputation replays random states, autocast and the modules' training mode, so that

@@ -151,8 +151,8 @@ def convolution_autocast(device: torch.device | str) -> AbstractContextManager[N
     return torch.autocast(kind, torch.bfloat16, enabled=fast)
 
 
-def save_classifier(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
-    """Publish weights (fp32 safetensors) with their facts (JSON metadata) atomically.
+def save_classifier(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
+    """Publish weights (fp32 safetensors) with their metadata (JSON) atomically.
 
     Raises:
         ConfigError: `path` holds another kind of file, which is not overwritten.
@@ -161,15 +161,15 @@ def save_classifier(path: Path, model: nn.Module, facts: dict[str, Any]) -> None
     if path.exists() and load_classifier(path) is None:
         raise ConfigError(f"{path}: holds something else and is not overwritten; move it away")
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    write_file(path, save(weights, {"facts": json.dumps(facts)}))
+    write_file(path, save(weights, {"facts": json.dumps(metadata)}))
 
 
 def load_classifier(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Facts and weights of a file that `save_classifier` wrote; None: absent, damaged, or other."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {})["facts"])
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 

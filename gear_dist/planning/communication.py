@@ -7,7 +7,7 @@ of a network.
 from typing import Literal, NamedTuple
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.planning.fake_models import NetworkFacts
+from gear_dist.planning.fake_models import ModelStats
 from gear_dist.planning.memory import NetworkStateBytes
 from gear_dist.training.stages import TRAINED, StageName
 
@@ -35,7 +35,7 @@ class Collective(NamedTuple):
 
 
 def count_communication(
-    config: RunConfig, stage: StageName, facts: NetworkFacts, states: NetworkStateBytes
+    config: RunConfig, stage: StageName, stats: ModelStats, states: NetworkStateBytes
 ) -> list[Collective]:
     """All collectives of a step that carry more than a few numbers. Empty for one worker.
 
@@ -46,9 +46,9 @@ def count_communication(
         return []
     found = []
     for name in TRAINED[stage]:
-        found += _engine(config, name, getattr(facts.counts, name), states)
+        found += _engine(config, name, getattr(stats.counts, name), states)
     if "tokenizer" in TRAINED[stage]:
-        found += _losses(config, stage, facts, states)
+        found += _losses(config, stage, stats, states)
     return found
 
 
@@ -76,21 +76,21 @@ def _engine(
 
 
 def _losses(
-    config: RunConfig, stage: StageName, facts: NetworkFacts, states: NetworkStateBytes
+    config: RunConfig, stage: StageName, stats: ModelStats, states: NetworkStateBytes
 ) -> list[Collective]:
     """Frozen passes of the tokenizer's update under ZeRO-3, batch norm, the average entropy."""
     found = []
     micro_batches = config.engine.accumulation
     if config.engine.zero_stage == 3:
-        frozen = {"discriminator": facts.counts.discriminator}
+        frozen = {"discriminator": stats.counts.discriminator}
         if stage == "joint" and config.alignment.reaches_tokenizer:
-            frozen["generator"] = facts.tapped
+            frozen["generator"] = stats.tapped
         for name, count in frozen.items():
             size = states.weight_bytes(name) * count
             weights = Collective(name, "weights, frozen pass", "all_gather", size, 1)
             found.append(_times(weights, 2 * micro_batches))
-    if facts.norm_channels:
-        statistics = _FP32 * sum(2 * channels + 1 for channels in facts.norm_channels)
+    if stats.norm_channels:
+        statistics = _FP32 * sum(2 * channels + 1 for channels in stats.norm_channels)
         norms = Collective("discriminator", "batch norm", "all_reduce", statistics, 1)
         found.append(_times(norms, 2 * _DISCRIMINATOR_PASSES * micro_batches))
     entropy = _FP32 * config.tokenizer.codebook_size

@@ -29,7 +29,7 @@ class Skeleton(NamedTuple):
         return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
 
 
-class NetworkFacts(NamedTuple):
+class ModelStats(NamedTuple):
     """What is counted on the networks beside their passes."""
 
     counts: ParameterCounts
@@ -67,7 +67,7 @@ def build_skeleton(config: RunConfig) -> Skeleton:
     return Skeleton(modules, teachers, LPIPS() if perceives else None)
 
 
-def count_networks(config: RunConfig) -> NetworkFacts:
+def count_networks(config: RunConfig) -> ModelStats:
     """Counts of a configuration's networks. Loads nothing.
 
     Raises:
@@ -76,7 +76,7 @@ def count_networks(config: RunConfig) -> NetworkFacts:
     with fake_tensors():
         built = build_skeleton(config)
         modules = built.modules
-        return NetworkFacts(
+        return ModelStats(
             counts=ParameterCounts(
                 **{name: _count(module) for name, module in modules.items()},
                 teacher=sum(map(_count, built.teachers)),

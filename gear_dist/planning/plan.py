@@ -7,7 +7,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.planning.communication import Collective, count_communication
 from gear_dist.planning.cost_model import OperationCost
-from gear_dist.planning.fake_models import NetworkFacts, count_networks
+from gear_dist.planning.fake_models import ModelStats, count_networks
 from gear_dist.planning.hardware import Rates
 from gear_dist.planning.memory import (
     MemoryEstimate,
@@ -122,7 +122,7 @@ def make_plan(
     config = dataclasses.replace(config, engine=engine)
     planner = _Planner(
         config=config,
-        facts=count_networks(config),
+        stats=count_networks(config),
         states=NetworkStateBytes(config, world_size, precision),
         micro_batch=config.engine.micro_batch(world_size),
         num_nodes=-(-world_size // rates.gpus_per_node),
@@ -132,7 +132,7 @@ def make_plan(
     )
     return Plan(
         config=config,
-        counts=planner.facts.counts,
+        counts=planner.stats.counts,
         world_size=world_size,
         num_nodes=planner.num_nodes,
         micro_batch=planner.micro_batch,
@@ -143,7 +143,7 @@ def make_plan(
 
 class _Planner(NamedTuple):
     config: RunConfig
-    facts: NetworkFacts
+    stats: ModelStats
     states: NetworkStateBytes
     micro_batch: int
     num_nodes: int
@@ -156,7 +156,7 @@ class _Planner(NamedTuple):
         cost = count_stage(
             name, config, images=self.micro_batch, on_cuda=self.on_cuda, rates=self.rates
         )
-        communication = count_communication(config, name, self.facts, self.states)
+        communication = count_communication(config, name, self.stats, self.states)
         time = self._time(name, cost.total, communication)
         images_per_s = config.engine.global_batch / time.apart_s
         per_node = images_per_s / self.num_nodes
@@ -166,7 +166,7 @@ class _Planner(NamedTuple):
             memory=estimate_memory(
                 config,
                 name,
-                self.facts.counts,
+                self.stats.counts,
                 cost.activations,
                 world_size=world_size,
                 precision=self.states.precision,
@@ -198,7 +198,7 @@ class _Planner(NamedTuple):
         """
         config = self.config
         sharded = config.engine.zero_stage > 0
-        count = getattr(self.facts.counts, network) / (self.states.world_size if sharded else 1)
+        count = getattr(self.stats.counts, network) / (self.states.world_size if sharded else 1)
         if config.engine.optimizer_offload != "none":
             return count * (_FP32 + self.states.weight_bytes(network)) / self.rates.host
         passes = _OPTIMIZER_PASSES[config.optimizer.name]
@@ -208,13 +208,13 @@ class _Planner(NamedTuple):
 
     def _checkpoint(self, stage: StageName) -> CheckpointPlan:
         """Masters, moments and averages in fp32, buffers, a frozen tokenizer; each once."""
-        sizes = dict(zip(ParameterCounts._fields, self.facts.counts, strict=True))
+        sizes = dict(zip(ParameterCounts._fields, self.stats.counts, strict=True))
         moments = 2 if self.config.optimizer.name == "adamw" else 0
         total = published = 0
         for network in TRAINED[stage]:
             averaged = network in AVERAGED
             total += _FP32 * sizes[network] * (1 + moments + averaged)
-            total += self.facts.buffer_bytes[network] * (1 + averaged)
+            total += self.stats.buffer_bytes[network] * (1 + averaged)
             published += _FP32 * sizes[network]
         if "tokenizer" not in TRAINED[stage]:
             total += _FP32 * sizes["tokenizer"]

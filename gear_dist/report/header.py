@@ -94,7 +94,7 @@ def _tiles(record: "RunRecord", series: Mapping[Panel, list[Series]]) -> list[Ma
         value = lines[name].last if name in lines else None
         if value is not None:
             tiles.append(_tile(label, format_value(value), unit))
-    tiles += [_tile(*facts) for facts in list_tiles(record.evaluation)]
+    tiles += [_tile(*tile) for tile in list_tiles(record.evaluation)]
     workers, batch = record.environment.get("world_size"), record.config.get("engine.global_batch")
     if workers:
         tiles.append(_tile("Workers", format_count(workers), f"· batch {batch}"))

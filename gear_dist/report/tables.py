@@ -40,11 +40,11 @@ def show_value(value: Any) -> str:
     return redact_text(str(value)) or "(empty)"
 
 
-def with_units(facts: Mapping[str, Any]) -> dict[str, Any]:
+def with_units(values: Mapping[str, Any]) -> dict[str, Any]:
     """Names that end in _bytes become sizes that a reader takes in."""
     return {
         name.removesuffix("_bytes"): format_bytes(value)
         if name.endswith("_bytes") and isinstance(value, int | float)
         else value
-        for name, value in flatten(facts).items()
+        for name, value in flatten(values).items()
     }

@@ -35,7 +35,7 @@ _JOINT = (
         "ste",
         "joint, straight-through estimator",
         "joint",
-        ("alignment.estimator=straight-through", "watchdog.patience=0"),
+        ("alignment.estimator=straight-through", "collapse.patience=0"),
     ),
 )
 ARMS = {

@@ -14,18 +14,17 @@ import torch
 
 from gear_dist.checkpoints.address import checkpoint_storage
 from gear_dist.checkpoints.contents import find_published
+from gear_dist.distributed.device import choose_device, choose_precision
 from gear_dist.errors import DataError
-from gear_dist.evaluation.classifier import load_validation, prepare_judge
+from gear_dist.evaluation.classifier import load_or_train_classifier, load_validation
 from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
 from gear_dist.inference.consolidate import consolidated
-from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.trace_step import count_stage
 from gear_dist.reproduce.study import Point
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.atomic import write_file
-from gear_dist.training.engine import resolve_precision
-from gear_dist.training.trainer import resolve_device
 
 MAX_VALIDATION = 2_000
 _TERA = 1e12
@@ -47,8 +46,8 @@ def measure_run(
         DataError: the corpus has fewer than two classes, so nobody can judge.
     """
     config = folder.read_config()
-    device = resolve_device(config, 0)
-    judge = prepare_judge(config.data, judges, steps=classifier_steps, device=device)
+    device = choose_device(config.run.device)
+    judge = load_or_train_classifier(config.data, judges, steps=classifier_steps, device=device)
     if judge is None:
         raise DataError(f"{config.data.train}: arms are compared by classes, and there is only one")
     validation = load_validation(config.data, MAX_VALIDATION)
@@ -58,7 +57,7 @@ def measure_run(
     points = []
     for found in find_published(storage):
         with consolidated(str(config.run.folder / "checkpoints" / found.folder)) as model:
-            pair = TrainedPair.load(model, device)
+            pair = GearPipeline.load(model, device)
         plain = dataclasses.replace(config.sampling, guidance=1.0)
 
         def generate(labels: torch.Tensor, guidance: float, seed: int) -> torch.Tensor:
@@ -92,7 +91,8 @@ def measure_run(
 
 def _flops_a_step(folder: RunFolder, stage: Any) -> float:
     config = folder.read_config()
-    precision: Any = resolve_precision(config, resolve_device(config, 0))
+    device = choose_device(config.run.device)
+    precision: Any = choose_precision(config.engine.precision, device)
     config = dataclasses.replace(
         config, engine=dataclasses.replace(config.engine, precision=precision)
     )

@@ -87,8 +87,8 @@ class Run(NamedTuple):
         return [
             f"run.name={self.name}",
             f"run.seed={self.seed}",
-            f"stages.start_from={study.runs / parent}",
-            "stages.start_networks=[tokenizer,discriminator]",
+            f"stages.init_from={study.runs / parent}",
+            "stages.init_networks=[tokenizer,discriminator]",
             "stages.tokenizer.steps=0",
             f"stages.{other}.steps=0",
             f"checkpoint.every_steps={study.every_steps}",

@@ -18,6 +18,7 @@ from gear_dist.config.compare import flatten
 from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.redaction import redact_command
+from gear_dist.source_tree import ROOT
 
 PACKAGES = (
     "gear-dist",
@@ -138,13 +139,12 @@ def gpu_driver() -> str | None:
     )
 
 
-def git_state() -> dict[str, Any] | None:
-    """Revision of the checkout that this package runs from; None where it is no checkout.
+def git_state(root: Path = ROOT) -> dict[str, Any] | None:
+    """Revision of a checkout, of the one that this package runs from; None: it is no checkout.
 
     Returns:
         {"revision": hash, "dirty": whether tracked or new files differ from it}.
     """
-    root = Path(__file__).resolve().parents[2]
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None

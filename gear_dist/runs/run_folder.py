@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from gear_dist.config.compare import differing_settings
-from gear_dist.config.loading import config_yaml, load_config
+from gear_dist.config.loading import config_yaml, load_saved_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage.atomic import write_file
@@ -182,7 +182,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """Read config.yaml back; ConfigError where another version's settings do not fit."""
-        return load_config(self.config_path)
+        return load_saved_config(self.config_path)
 
     def read_config_dict(self) -> dict[str, Any]:
         """Read config.yaml as plain data, whatever version wrote it."""

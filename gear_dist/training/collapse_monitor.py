@@ -21,7 +21,7 @@ class Trouble(NamedTuple):
     """What was found and what to do about it."""
 
 
-class Watchdog:
+class CollapseMonitor:
     """Judges each record of a stage. Records are equal on all ranks, and so is the judgement.
 
     Attributes:
@@ -29,20 +29,20 @@ class Watchdog:
     """
 
     def __init__(self, config: RunConfig):
-        self._settings = config.watchdog
+        self._settings = config.collapse
         self._window_tokens = config.log.usage_window_tokens
         self._num_codes = config.tokenizer.codebook_size
         self.troubles: dict[str, int] = {}
         self._most_used = 0.0
 
-    def judge(self, record: Mapping[str, float]) -> list[str]:
+    def check(self, record: Mapping[str, float]) -> list[str]:
         """Take a record in.
 
         Returns:
             Warnings about troubles that this record is the first to have.
 
         Raises:
-            NumericError: a trouble has lasted for `watchdog.patience` records.
+            NumericError: a trouble has lasted for `collapse.patience` records.
         """
         patience = self._settings.patience
         if patience == 0:
@@ -52,8 +52,8 @@ class Watchdog:
         for trouble in found:
             if self.troubles[trouble.kind] >= patience:
                 raise NumericError(
-                    f"{trouble.text}, in {patience} records in a row (watchdog.patience); the last "
-                    "checkpoint is from before; watchdog.patience=0 goes on all the same"
+                    f"{trouble.text}, in {patience} records in a row (collapse.patience); the last "
+                    "checkpoint is from before; collapse.patience=0 goes on all the same"
                 )
         return [trouble.text for trouble in found if self.troubles[trouble.kind] == 1]
 
@@ -66,7 +66,7 @@ class Watchdog:
         if self.troubles:
             raise NumericError(
                 f"the stage ended with a warning ({', '.join(self.troubles)}): the last checkpoint "
-                "is from before; watchdog.patience=0 goes on all the same"
+                "is from before; collapse.patience=0 goes on all the same"
             )
         self._most_used = 0.0
 
@@ -96,10 +96,10 @@ class Watchdog:
         )
         return [Trouble("codebook", text)]
 
-    def facts(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What must survive a restart, as plain data."""
         return {"troubles": dict(self.troubles), "most_used": self._most_used}
 
-    def restore(self, facts: Mapping[str, Any]) -> None:
-        """The inverse of `facts`."""
-        self.troubles, self._most_used = dict(facts["troubles"]), facts["most_used"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.troubles, self._most_used = dict(state["troubles"]), state["most_used"]

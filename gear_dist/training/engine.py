@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.device import choose_precision
 from gear_dist.training.deepspeed_config import deepspeed_config
 from gear_dist.training.optimizer import build_optimizer
 
@@ -39,13 +40,6 @@ def prepare_deepspeed(device: torch.device) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
     )
-
-
-def resolve_precision(config: RunConfig, device: torch.device) -> str:
-    """'bf16' or 'fp32': what `engine.precision=auto` means on this device."""
-    if config.engine.precision != "auto":
-        return config.engine.precision
-    return "bf16" if device.type == "cuda" else "fp32"
 
 
 class TrainingEngine:
@@ -72,7 +66,7 @@ class TrainingEngine:
         self.zero_stage = config.engine.zero_stage
         self.clip_norm = config.optimizer.clip_norm
         self._offloaded = config.engine.optimizer_offload != "none"
-        bf16 = resolve_precision(config, device) == "bf16"
+        bf16 = choose_precision(config.engine.precision, device) == "bf16"
         bf16_weights = bf16_weights and bf16 and self.zero_stage > 0
         self._autocast = bf16 and not bf16_weights
         on_cuda = device.type == "cuda"
@@ -224,11 +218,11 @@ class TrainingEngine:
             found = wrapper.fp32_groups_gradient_flat_partition  # stage 1 with bf16 weights
         return [g for g in found if g is not None]
 
-    def hold(self, held: bool) -> None:
+    def skip_next_step(self, skip: bool) -> None:
         """Whether the next step moves nothing."""
-        self.optimizer.held = held  # type: ignore[attr-defined]
+        self.optimizer.skips = skip  # type: ignore[attr-defined]
 
-    def publish_masters(self) -> None:
+    def sync_low_precision_params(self) -> None:
         """Copy written masters into the weights that the module computes with. Collective."""
         wrapper = self._engine.optimizer
         if self.zero_stage == 3:

@@ -1,4 +1,4 @@
-"""An engine's state as pieces of a checkpoint: where DeepSpeed keeps what, at each ZeRO stage."""
+"""An engine's state as shards of a checkpoint: where DeepSpeed keeps what, at each ZeRO stage."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.distributed import collectives
 from gear_dist.training.engine import TrainingEngine
 
 
-class Stretch(NamedTuple):
+class Fragment(NamedTuple):
     """Elements [start, start + length) of a parameter, in one of this rank's flat masters."""
 
     name: str
@@ -22,7 +22,7 @@ class Stretch(NamedTuple):
     length: int
 
 
-def find_stretches(engine: TrainingEngine) -> Iterator[Stretch]:
+def find_fragments(engine: TrainingEngine) -> Iterator[Fragment]:
     """Where each parameter of an engine lies among this rank's flat masters.
 
     At ZeRO stage 0 whole, on every rank; at 1 and 2 a rank has neighbouring parameters, the first
@@ -31,14 +31,14 @@ def find_stretches(engine: TrainingEngine) -> Iterator[Stretch]:
     named: list[tuple[str, Any]] = list(engine.module.named_parameters())
     if engine.zero_stage == 0:
         for i, (name, parameter) in enumerate(named):
-            yield Stretch(name, i, 0, 0, parameter.numel())
+            yield Fragment(name, i, 0, 0, parameter.numel())
     elif engine.zero_stage < 3:
         for name, parameter in named:
             mapping = parameter._hp_mapping
             if mapping is not None:
                 inside, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
                 group = mapping.param_group_index
-                yield Stretch(name, group, flat.start, inside.start, inside.numel)
+                yield Fragment(name, group, flat.start, inside.start, inside.numel)
     else:
         wrapper = engine.zero_optimizer
         for name, parameter in named:
@@ -46,10 +46,10 @@ def find_stretches(engine: TrainingEngine) -> Iterator[Stretch]:
             start = parameter.ds_tensor.ds_numel * collectives.rank()
             length = min(parameter.ds_tensor.ds_numel, parameter.ds_numel - start)
             if length > 0:
-                yield Stretch(name, group, offset, start, length)
+                yield Fragment(name, group, offset, start, length)
 
 
-def optimizer_facts(engine: TrainingEngine) -> dict[str, Any]:
+def optimizer_metadata(engine: TrainingEngine) -> dict[str, Any]:
     """What an engine's optimizer keeps: names of tensors like their master, and plain numbers.
 
     The numbers are equal for all masters: all have made every step.
@@ -67,16 +67,16 @@ def optimizer_facts(engine: TrainingEngine) -> dict[str, Any]:
     return {"tensors": tensors, "numbers": numbers}
 
 
-def make_optimizer_states(engine: TrainingEngine, facts: dict[str, Any]) -> None:
-    """Give an engine's optimizer the states that `optimizer_facts` tells, their tensors empty."""
+def load_optimizer_metadata(engine: TrainingEngine, metadata: dict[str, Any]) -> None:
+    """Give an optimizer the states that `optimizer_metadata` names, their tensors zero."""
     for flat in engine.optimizer_parameters():
-        state = {key: torch.zeros_like(flat) for key in facts["tensors"]}
-        for key, value in facts["numbers"].items():
+        state = {key: torch.zeros_like(flat) for key in metadata["tensors"]}
+        for key, value in metadata["numbers"].items():
             state[key] = torch.tensor(value, dtype=torch.float32, device=flat.device)
         engine.optimizer.state[flat] = state
 
 
-def engine_pieces(engine: TrainingEngine, averages: list[Tensor] | None) -> Iterator[Piece]:
+def engine_shards(engine: TrainingEngine, averages: list[Tensor] | None) -> Iterator[TensorShard]:
     """This rank's share of an engine's state, as views: masters, averages, optimizer, buffers.
 
     Keys are NETWORK.KIND.NAME, with kinds `weights`, `average`, the optimizer's own and `buffers`.
@@ -88,22 +88,22 @@ def engine_pieces(engine: TrainingEngine, averages: list[Tensor] | None) -> Iter
     states = engine.optimizer.state
     kinds = {"weights": flats}
     kinds |= {
-        key: [states[flat][key] for flat in flats] for key in optimizer_facts(engine)["tensors"]
+        key: [states[flat][key] for flat in flats] for key in optimizer_metadata(engine)["tensors"]
     }
     if averages is not None:
         kinds["average"] = averages[: len(flats)]
-    replicated = engine.zero_stage == 0
-    for stretch in find_stretches(engine):
+    is_replicated = engine.zero_stage == 0
+    for stretch in find_fragments(engine):
         for kind, tensors in kinds.items():
             tensor = tensors[stretch.flat].detach()
             values = tensor.reshape(-1)[stretch.flat_start : stretch.flat_start + stretch.length]
             key = f"{engine.name}.{kind}.{stretch.name}"
             # Channels-last weights, which only stage 0 has, on CUDA.
             source = None if tensor.is_contiguous() else tensor
-            yield Piece(key, stretch.start, values, replicated, source)
+            yield TensorShard(key, stretch.start, values, is_replicated, source)
     buffers = dict(engine.module.named_buffers())
     for name, buffer in buffers.items():
-        yield whole(f"{engine.name}.buffers.{name}", buffer)
+        yield replicated(f"{engine.name}.buffers.{name}", buffer)
     averaged = [name for name, buffer in buffers.items() if buffer.is_floating_point()]
     for name, average in zip(averaged, (averages or [])[len(flats) :], strict=False):
-        yield whole(f"{engine.name}.average.{name}", average)
+        yield replicated(f"{engine.name}.average.{name}", average)

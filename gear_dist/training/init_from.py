@@ -1,6 +1,6 @@
 """What a run starts from: the networks of another run, or of an imported model.
 
-`load_config` takes the architecture over from there (see `stages.start_from`); here it is checked,
+`load_config` takes the architecture over from there (see `stages.init_from`); here it is checked,
 and the weights are read.
 """
 
@@ -15,35 +15,35 @@ from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.storage.paths import local_path
 
 
-def open_start(config: RunConfig) -> ModelFolder | None:
-    """The folder of `stages.start_from`, checked against the configuration; None: there is none.
+def open_init_from(config: RunConfig) -> ModelFolder | None:
+    """The folder of `stages.init_from`, checked against the configuration; None: there is none.
 
     Raises:
         DataError: it is no run or model, or lacks the tokenizer.
         ConfigError: a setting that shapes a network differs from the folder's.
     """
     stages = config.stages
-    if not stages.start_from:
+    if not stages.init_from:
         return None
-    if not local_path(stages.start_from, "stages.start_from").is_dir():
-        raise DataError(f"stages.start_from={stages.start_from}: no such folder")
-    model = open_model(stages.start_from)
+    if not local_path(stages.init_from, "stages.init_from").is_dir():
+        raise DataError(f"stages.init_from={stages.init_from}: no such folder")
+    model = open_model(stages.init_from)
     weights = _taken(model, config)
     model = model._replace(weights=weights)
-    if "tokenizer" in stages.start_networks:
+    if "tokenizer" in stages.init_networks:
         model.require("tokenizer")
     differing = [text for name in weights for text in _differences(name, config, model.config)]
     if differing:
         raise ConfigError(
-            f"stages.start_from={stages.start_from} has other networks: {', '.join(differing)}; "
-            "leave these settings out, or the network out of stages.start_networks"
+            f"stages.init_from={stages.init_from} has other networks: {', '.join(differing)}; "
+            "leave these settings out, or the network out of stages.init_networks"
         )
     return model
 
 
 def _taken(model: ModelFolder, config: RunConfig) -> dict[str, Path]:
     """Files of the networks that the run takes over, projectors with their generator alone."""
-    wanted = set(config.stages.start_networks)
+    wanted = set(config.stages.init_networks)
     if "generator" not in wanted & set(model.weights) or not config.alignment.enabled:
         wanted.discard("projectors")
     return {name: file for name, file in model.weights.items() if name in wanted}
@@ -57,15 +57,15 @@ def _differences(network: str, ours: RunConfig, theirs: RunConfig) -> Iterator[s
             yield f"{section}.{name}={mine[name]} ({other[name]} there)"
 
 
-def load_start(config: RunConfig) -> dict[str, Any]:
+def load_init_from(config: RunConfig) -> dict[str, Any]:
     """The networks that a new run starts from, as `Networks` takes them; those it lacks are new.
 
     Raises:
-        UserError: see `open_start`; or weights that do not fit their configuration.
+        UserError: see `open_init_from`; or weights that do not fit their configuration.
     """
     from gear_dist.inference.weights import check_fit, join_states, read_weights
 
-    model = open_start(config)
+    model = open_init_from(config)
     if model is None:
         return {}
     published = {name: read_weights(file) for name, file in model.weights.items()}

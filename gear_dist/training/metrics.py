@@ -2,11 +2,13 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.distributed import collectives
 
 
@@ -56,17 +58,18 @@ class MetricWindow:
         self._sums, self._batches = {}, 0
         return record
 
-    def facts(self) -> dict[str, Any]:
-        """What `history` leaves out, as plain data. After `flush`, when nothing waits."""
+    def state_dict(self) -> dict[str, Any]:
+        """What `shards` leaves out, as plain data. After `flush`, when nothing waits."""
         return {"tokens": [tokens for tokens, _ in self._history]}
 
-    def history(self) -> list[tuple[int, Tensor]]:
-        """Counts (K,) of the log intervals of the usage window, oldest first, numbered; live."""
-        return [(i, counts) for i, (_, counts) in enumerate(self._history)]
+    def shards(self) -> Iterator[TensorShard]:
+        """Counts (K,) of the log intervals of the usage window, oldest first; live."""
+        for i, (_, counts) in enumerate(self._history):
+            yield replicated(f"window.{i}", counts)
 
-    def restore(self, facts: dict[str, Any]) -> None:
-        """Take up the intervals of `facts`; their counts, zero yet, are to be filled in."""
-        self._history = deque((n, torch.zeros_like(self._counts)) for n in facts["tokens"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the intervals; their counts are zero until `shards` are filled."""
+        self._history = deque((n, torch.zeros_like(self._counts)) for n in state["tokens"])
 
     def _remember(self, counts: Tensor, record: dict[str, float]) -> None:
         tokens = self._tokens * collectives.world_size()

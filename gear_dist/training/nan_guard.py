@@ -10,7 +10,7 @@ from gear_dist.training.networks import Networks
 from gear_dist.training.steps import Metrics
 
 
-class NumericGuard:
+class NanGuard:
     """Watches steps; skips all networks' together on all ranks, with what forwards have changed.
 
     Attributes:
@@ -38,8 +38,8 @@ class NumericGuard:
             if name.endswith("_loss"):
                 self._losses[name] = self._losses.get(name, 0) + value
 
-    def judge(self, networks: Networks, stop_requested: bool) -> bool:
-        """Decide on the step, between its last backward and its movement. Collective.
+    def check(self, networks: Networks, stop_requested: bool) -> bool:
+        """Decide on the step, between its last backward and the optimizer's step. Collective.
 
         The one synchronisation of a step; what else ranks must agree on rides along.
 
@@ -53,7 +53,7 @@ class NumericGuard:
         bad = (~values.isfinite()).any()
         flags = torch.stack([bad.float(), bad.new_tensor(stop_requested).float()])
         is_bad, stop = collectives.any_rank(flags)
-        networks.hold(is_bad)
+        networks.skip_next_step(is_bad)
         if is_bad:
             self.skipped += 1
             self.in_a_row += 1

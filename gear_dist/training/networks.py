@@ -7,17 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from gear_dist.checkpoints.reader import CheckpointReader
-from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed import collectives
+from gear_dist.distributed.device import choose_precision
 from gear_dist.errors import ConfigError
 from gear_dist.inference.weights import LECAM_PREFIX, PROJECTORS_PREFIX, NetworkStates
 from gear_dist.models.discriminator.patchgan import build_discriminator
 from gear_dist.models.generator import build_aligned_generator
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 from gear_dist.training.ema import ExponentialMovingAverage
-from gear_dist.training.engine import TrainingEngine, resolve_precision
-from gear_dist.training.engine_state import engine_pieces, make_optimizer_states, optimizer_facts
+from gear_dist.training.engine import TrainingEngine
+from gear_dist.training.engine_state import (
+    engine_shards,
+    load_optimizer_metadata,
+    optimizer_metadata,
+)
 from gear_dist.training.stages import AVERAGED, TRAINED, StageName
 
 
@@ -34,7 +39,7 @@ class Networks:
         self,
         stage: StageName,
         config: RunConfig,
-        carried: NetworkStates,
+        states: NetworkStates,
         *,
         teacher_widths: tuple[int, ...],
         world_size: int,
@@ -43,7 +48,8 @@ class Networks:
         """Build the stage's networks from earlier stages' states, else at random.
 
         Args:
-            carried: what the stage before left (see `carry`); networks it lacks are new.
+            states: what the stage before left (see `averaged_state_dicts`); networks that are
+                missing there are new.
             teacher_widths: feature widths of the teachers, one projector each.
         """
         self.config = config
@@ -53,8 +59,8 @@ class Networks:
         self.frozen_tokenizer: Tokenizer | None = None
         modules = build_modules(config, teacher_widths)
         for name, module in modules.items():
-            if name in carried:
-                load_network(module, carried[name])
+            if name in states:
+                load_network(module, states[name])
         if stage == "generator":
             tokenizer = modules["tokenizer"].to(device).eval().requires_grad_(False)
             assert isinstance(tokenizer, Tokenizer)
@@ -76,7 +82,7 @@ class Networks:
     def frozen_indices(self, images: Tensor) -> Tensor:
         """Indices (B, L) by the frozen tokenizer, in the precision that the joint stage has."""
         assert self.frozen_tokenizer is not None
-        bf16 = resolve_precision(self.config, self.device) == "bf16"
+        bf16 = choose_precision(self.config.engine.precision, self.device) == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.frozen_tokenizer.encode(images)
 
@@ -94,7 +100,7 @@ class Networks:
         for average in self.averages.values():
             average.update()
 
-    def carry(self) -> NetworkStates:
+    def averaged_state_dicts(self) -> NetworkStates:
         """What the next stage starts from, and what users use: averages where kept. Collective.
 
         A stage so starts from what the one before would publish.
@@ -108,45 +114,45 @@ class Networks:
             states["tokenizer"] = {key: value.detach().cpu() for key, value in frozen.items()}
         return states
 
-    def pieces(self) -> Iterator[Piece]:
+    def shards(self) -> Iterator[TensorShard]:
         """This rank's share of everything that must survive, as views."""
         for name, engine in self.engines.items():
             average = self.averages.get(name)
-            yield from engine_pieces(engine, average.averages if average else None)
+            yield from engine_shards(engine, average.averages if average else None)
         if self.frozen_tokenizer is not None:
             for key, value in self.frozen_tokenizer.state_dict().items():
-                yield whole(f"tokenizer.frozen.{key}", value)
+                yield replicated(f"tokenizer.frozen.{key}", value)
 
-    def facts(self) -> dict[str, Any]:
-        """What `pieces` leaves out, and the whole shapes: plain data, alike on all ranks."""
+    def state_dict(self) -> dict[str, Any]:
+        """What `shards` leaves out, and the whole shapes: plain data, alike on all ranks."""
         shapes = {name: engine.shapes() for name, engine in self.engines.items()}
         if self.frozen_tokenizer is not None:
             frozen = self.frozen_tokenizer.state_dict()
             shapes["tokenizer"] = {key: list(value.shape) for key, value in frozen.items()}
-        optimizers = {name: optimizer_facts(engine) for name, engine in self.engines.items()}
+        optimizers = {name: optimizer_metadata(engine) for name, engine in self.engines.items()}
         return {"optimizers": optimizers, "shapes": shapes}
 
     @torch.no_grad()
-    def restore(self, reader: CheckpointReader) -> None:
-        """Take the state over from a checkpoint of the same stage. Collective.
+    def load_state_dict(self, state: dict[str, Any], reader: CheckpointReader) -> None:
+        """Load a checkpoint of the same stage: the state and `reader`'s shards. Collective.
 
         Raises:
             DataError: it lacks something.
         """
-        for name, facts in reader.facts["networks"]["optimizers"].items():
-            make_optimizer_states(self.engines[name], facts)
-        reader.fill(self.pieces(), likely=collectives.rank() / collectives.world_size())
+        for name, metadata in state["optimizers"].items():
+            load_optimizer_metadata(self.engines[name], metadata)
+        reader.fill(self.shards(), likely=collectives.rank() / collectives.world_size())
         for engine in self.engines.values():
-            engine.publish_masters()
+            engine.sync_low_precision_params()
 
     def buffers(self) -> list[Tensor]:
         """Buffers of the trained networks, such as batch statistics; live."""
         return [b for engine in self.engines.values() for b in engine.module.buffers()]
 
-    def hold(self, held: bool) -> None:
+    def skip_next_step(self, skip: bool) -> None:
         """Whether the next `step` moves nothing, in any network."""
         for engine in self.engines.values():
-            engine.hold(held)
+            engine.skip_next_step(skip)
 
     def close(self) -> None:
         """Release all engines."""
@@ -180,8 +186,8 @@ def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
     given = {k: v.shape for k, v in state.items() if k.startswith(PROJECTORS_PREFIX)}
     if own and given and given != {key: value.shape for key, value in own.items()}:
         raise ConfigError(
-            "stages.start_from: its projectors are not those of this teacher and "
-            "alignment.projector_width: leave projectors out of stages.start_networks"
+            "stages.init_from: its projectors are not those of this teacher and "
+            "alignment.projector_width: leave projectors out of stages.init_networks"
         )
     if not own or not given:
         state = {key: value for key, value in state.items() if key not in given} | own

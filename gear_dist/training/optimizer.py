@@ -8,35 +8,35 @@ from torch import nn
 from gear_dist.config.schema import RunConfig
 
 
-class _Holding:
-    """Mixed into an optimizer: its step does nothing while `held`.
+class _Skipping:
+    """Mixed into an optimizer: its step does nothing while `skips`.
 
     DeepSpeed's own step still runs around it, which clears gradients and counts.
     """
 
-    held = False
+    skips = False
 
     def step(self, closure: Any = None) -> Any:
         """The optimizer's step, or nothing."""
-        return None if self.held else super().step(closure)  # type: ignore[misc]
+        return None if self.skips else super().step(closure)  # type: ignore[misc]
 
 
-class HoldingSGD(_Holding, torch.optim.SGD):
+class SkippableSGD(_Skipping, torch.optim.SGD):
     """SGD whose steps can be skipped."""
 
 
-class HoldingAdamW(_Holding, torch.optim.AdamW):
+class SkippableAdamW(_Skipping, torch.optim.AdamW):
     """AdamW whose steps can be skipped."""
 
 
-def build_optimizer(config: RunConfig, module: nn.Module) -> HoldingSGD | HoldingAdamW:
+def build_optimizer(config: RunConfig, module: nn.Module) -> SkippableSGD | SkippableAdamW:
     """The optimizer of `optimizer.name` over a module's trained parameters."""
     settings = config.optimizer
     parameters = [p for p in module.parameters() if p.requires_grad]
     # The rate is set before every step; this one is never used.
     if settings.name == "sgd":
-        return HoldingSGD(parameters, lr=1.0)
-    return HoldingAdamW(
+        return SkippableSGD(parameters, lr=1.0)
+    return SkippableAdamW(
         parameters,
         lr=1.0,
         betas=settings.betas,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Host, Progress
+from gear_dist.distributed.worker_context import Progress, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, StorageError, UserError
 from gear_dist.inference.weights import NetworkStates, save_run_weights
 from gear_dist.runs.environment import collect_environment
@@ -15,61 +15,67 @@ from gear_dist.training.sample_grids import GridPainter
 
 
 class RunRecorder:
-    """Writes the run folder and tells the host; on other ranks than 0 every method does nothing."""
+    """Writes the run folder and tells the launcher; on other ranks than 0 no method does anything.
 
-    def __init__(self, config: RunConfig, host: Host, device: torch.device):
+    Attributes:
+        device: of this worker.
+        step: steps that the run has done; records and failures are of this step.
+    """
+
+    def __init__(self, config: RunConfig, context: WorkerContext, device: torch.device):
         self._config = config
-        self._host = host
-        self._device = device
+        self._context = context
+        self.device = device
+        self.step = 0
         self._folder = RunFolder(config.run.folder)
         self._log: MetricsLog | None = None
         self._owns_folder = False
-        self._is_main = host.rank == 0
+        self._is_main = context.rank == 0
 
     def take_folder(self) -> None:
         """From here on the folder is this run's: failures may be written there."""
         self._owns_folder = self._is_main
 
-    def open(self, step: int, environment: dict[str, Any]) -> None:
-        """Begin to record after `step`; what the run did beyond it is dropped.
+    def open(self, environment: dict[str, Any]) -> None:
+        """Begin to record after the current step; what the run did beyond it is dropped.
 
         Raises:
             DataError: the validation corpus, whose first images the grids show, is not there.
         """
         if not self._is_main:
             return
-        self.rewind(step)
+        self.rewind()
         self._folder.write_environment(collect_environment(self._config, environment))
         self._log = open_metrics_log(self._folder, self._config)
         self._painter = GridPainter(
             self._config,
             self._folder,
             self._log,
-            self._device,
+            self.device,
             num_classes=len(environment["data"]["classes"]),
         )
 
-    def rewind(self, step: int) -> None:
-        """Drop records and grids of steps beyond `step`, which are taken again."""
+    def rewind(self) -> None:
+        """Drop records and grids of later steps, which are taken again."""
         if self._is_main:
-            self._folder.rewind(step)
+            self._folder.rewind(self.step)
 
-    def record(self, step: int, stage: str, numbers: dict[str, Any]) -> None:
-        """One metric record, to all sinks and to the host."""
+    def record(self, stage: str, numbers: dict[str, Any]) -> None:
+        """One metric record, to all sinks and to the launcher."""
         if not self._is_main:
             return
         assert self._log is not None
-        record: dict[str, Any] = {"step": step, "stage": stage, **numbers}
+        record: dict[str, Any] = {"step": self.step, "stage": stage, **numbers}
         self._log.log(record)
         shown = {key: float(v) for key, v in record.items() if isinstance(v, (int, float))}
-        self._host.report(Progress(step, self._total_steps, stage, shown))
+        self._context.report(Progress(self.step, self._total_steps, stage, shown))
 
-    def say(self, step: int, stage: str, message: str) -> None:
+    def say(self, stage: str, message: str) -> None:
         """A line of its own for whoever watches."""
         if self._is_main:
-            self._host.report(Progress(step, self._total_steps, stage, {}, message))
+            self._context.report(Progress(self.step, self._total_steps, stage, {}, message))
 
-    def publish(self, states: NetworkStates, step: int, stage: str) -> None:
+    def publish(self, states: NetworkStates, stage: str) -> None:
         """Weights for users, and grids at fixed seeds. The others wait at their next collective.
 
         A store that refuses the weights costs the run nothing else.
@@ -77,33 +83,33 @@ class RunRecorder:
         if not self._is_main:
             return
         try:
-            save_run_weights(self._folder.weights, states, self._config, step)
+            save_run_weights(self._folder.weights, states, self._config, self.step)
         except StorageError as error:
-            self.say(step, stage, f"WARNING: the weights of step {step} were not written: {error}")
+            self.say(stage, f"WARNING: the weights of step {self.step} were not written: {error}")
         # A run does not depend on when it is looked at.
-        devices = [self._device] if self._device.type == "cuda" else []
+        devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            self._painter.paint(states, step)
+            self._painter.paint(states, self.step)
 
-    def write_status(self, state: State, step: int, **details: Any) -> None:
+    def write_status(self, state: State, **details: Any) -> None:
         """How the run stands."""
         if self._is_main:
-            self._folder.write_status(state, step, self._total_steps, **details)
+            self._folder.write_status(state, self.step, self._total_steps, **details)
 
-    def finish(self, state: State, step: int, reason: str) -> None:
+    def finish(self, state: State, reason: str) -> None:
         """The end of this part of the run, without an error."""
         code = EXIT_INTERRUPTED if state == "interrupted" else 0
-        self.write_status(state, step, exit_code=code, reason=reason)
+        self.write_status(state, exit_code=code, reason=reason)
         if self._log is not None:
             self._log.close(code)
 
-    def fail(self, step: int, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Leave the reason in status.json, unless the folder is another run's."""
         if not self._owns_folder:
             return
         code = error.exit_code if isinstance(error, UserError) else 1
         reason = str(error) if isinstance(error, UserError) else repr(error)
-        self.write_status("failed", step, exit_code=code, reason=reason)
+        self.write_status("failed", exit_code=code, reason=reason)
         if self._log is not None:
             self._log.close(code)
 

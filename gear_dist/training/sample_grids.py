@@ -4,7 +4,7 @@ import torch
 
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import build_loader
-from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.inference.weights import NetworkStates, split_states
 from gear_dist.report.image_grid import pair_rows, save_grid
 from gear_dist.runs.loggers import MetricsLog
@@ -54,7 +54,7 @@ class GridPainter:
 
     def paint(self, states: NetworkStates, step: int) -> None:
         """Originals over reconstructions, and samples where there is a generator."""
-        pair = TrainedPair(self._config, split_states(states), self._device)
+        pair = GearPipeline(self._config, split_states(states), self._device)
         images = self._images
         path = self._folder.reconstruction_grid_path(step)
         rebuilt = pair.reconstruct(images)

@@ -14,7 +14,7 @@ AVERAGED = ("tokenizer", "generator")
 
 
 class Stage(NamedTuple):
-    """A stretch of the run's steps."""
+    """A range of the run's steps."""
 
     name: StageName
     start: int

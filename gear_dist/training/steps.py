@@ -37,7 +37,7 @@ class MicroBatch(NamedTuple):
     """(B,) int64."""
     features: Sequence[Tensor]
     """Teacher features (B, L, F), one a teacher."""
-    drop_draws: Tensor
+    cfg_dropout_rand: Tensor
     """(B,) in [0, 1): labels are dropped where they are below generator.class_dropout."""
 
 
@@ -161,7 +161,7 @@ def discriminator_step(
 
 def kept_labels(batch: MicroBatch, generator: GeneratorConfig) -> Tensor:
     """(B,) labels, the null class where they are dropped."""
-    dropped = batch.drop_draws < generator.class_dropout
+    dropped = batch.cfg_dropout_rand < generator.class_dropout
     return torch.where(dropped, generator.num_classes, batch.labels)
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step of a run: its batches on the device, its micro-batches, its movement."""
+"""One optimizer step of a run: its micro-batches on the device, then the update of all networks."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,26 +10,26 @@ from torch import Tensor
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import Batch
 from gear_dist.data.pixels import to_model_range
+from gear_dist.distributed.device import choose_precision
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
-from gear_dist.training.engine import resolve_precision
 from gear_dist.training.lr_schedule import rate_factor
-from gear_dist.training.nan_guard import NumericGuard
+from gear_dist.training.nan_guard import NanGuard
 from gear_dist.training.networks import Networks
 from gear_dist.training.stages import Stage
 from gear_dist.training.steps import Metrics, MicroBatch, train_micro_batch
 
 
-class Moved(NamedTuple):
-    """What a step came to."""
+class StepResult(NamedTuple):
+    """Result of one optimizer step."""
 
     stop: bool
     """Whether any rank was asked to stop."""
-    found: list[tuple[Metrics, Tensor]]
+    micro_batches: list[tuple[Metrics, Tensor]]
     """Detached metrics and indices (B, L) of each micro-batch; none where the step was skipped."""
 
 
-class Stepper:
+class TrainStep:
     """Takes steps, with the frozen networks that losses need.
 
     Attributes:
@@ -50,17 +50,17 @@ class Stepper:
         aligns = config.alignment.enabled and config.stages.has_generator
         self.teachers = [teacher.to(device) for teacher in load_teachers(config)] if aligns else []
 
-    def move(
+    def run(
         self,
         networks: Networks,
         stage: Stage,
         step: int,
         batches: Iterator[Batch],
         *,
-        guard: NumericGuard,
+        guard: NanGuard,
         stop_requested: Callable[[], bool],
-    ) -> Moved:
-        """Forward, backward and movement of a step, or of none where it is not finite. Collective.
+    ) -> StepResult:
+        """Forward, backward and update; no update where something is not finite. Collective.
 
         Args:
             networks: of the stage.
@@ -72,21 +72,21 @@ class Stepper:
         """
         factor = rate_factor(self._config.optimizer, stage, step)
         accumulation = self._config.engine.accumulation
-        stop, found = False, []
+        stop, micro_batches = False, []
         guard.begin(networks)
         for i, batch in enumerate(itertools.islice(batches, accumulation)):
             metrics, indices = train_micro_batch(
                 networks, self._to_device(batch, stage), self._config, step, self._lpips
             )
             guard.add(metrics)
-            found.append((metrics, indices))
+            micro_batches.append((metrics, indices))
             if i + 1 == accumulation:
-                stop = guard.judge(networks, stop_requested())
+                stop = guard.check(networks, stop_requested())
             networks.step(factor)
         if guard.in_a_row > 0:
-            return Moved(stop, [])
+            return StepResult(stop, [])
         networks.update_averages()
-        return Moved(stop, found)
+        return StepResult(stop, micro_batches)
 
     @torch.no_grad()
     def _to_device(self, batch: Batch, stage: Stage) -> MicroBatch:
@@ -94,11 +94,11 @@ class Stepper:
         if self._device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.labels.to(self._device, non_blocking=True)
-        drop_draws = batch.drop_draws.to(self._device, non_blocking=True)
+        cfg_dropout_rand = batch.cfg_dropout_rand.to(self._device, non_blocking=True)
         features = [] if stage.name == "tokenizer" else self._features(images)
-        return MicroBatch(images, labels, features, drop_draws)
+        return MicroBatch(images, labels, features, cfg_dropout_rand)
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
-        bf16 = resolve_precision(self._config, self._device) == "bf16"
+        bf16 = choose_precision(self._config.engine.precision, self._device) == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             return [teacher(images) for teacher in self.teachers]

@@ -3,48 +3,42 @@
 The same function runs in one process, under torchrun and under Ray (see gear_cluster.launch).
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from gear_dist.checkpoints.manager import CheckpointStore
+from gear_dist.checkpoints.manager import CheckpointManager
 from gear_dist.checkpoints.reader import CheckpointReader
-from gear_dist.checkpoints.resume import fit_workers, open_resumed, open_store
+from gear_dist.checkpoints.resume import fit_workers, open_manager, open_resumed
 from gear_dist.checkpoints.saving import Saver
-from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.distributed import collectives
-from gear_dist.distributed.hang_watchdog import HangError, HangWatch
-from gear_dist.distributed.worker_context import Host, Outcome
+from gear_dist.distributed.device import choose_device, choose_precision
+from gear_dist.distributed.hang_watchdog import HangError, HangWatchdog
+from gear_dist.distributed.worker_context import TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, NumericError
 from gear_dist.inference.weights import NetworkStates
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.training.collapse_monitor import Watchdog
-from gear_dist.training.engine import prepare_deepspeed, resolve_precision
-from gear_dist.training.init_from import load_start
+from gear_dist.training.collapse_monitor import CollapseMonitor
+from gear_dist.training.engine import prepare_deepspeed
+from gear_dist.training.init_from import load_init_from
 from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.metrics import MetricWindow, Speedometer
-from gear_dist.training.nan_guard import NumericGuard
+from gear_dist.training.nan_guard import NanGuard
 from gear_dist.training.networks import Networks
 from gear_dist.training.recorder import RunRecorder
-from gear_dist.training.rng_state import random_pieces, reseed, take_up_random_pieces
+from gear_dist.training.rng_state import reseed, restore_rng_state, rng_shards
 from gear_dist.training.stages import Stage, plan_stages
-from gear_dist.training.train_step import Stepper
+from gear_dist.training.train_step import TrainStep
 from gear_kernels import resolve, resolve_cross_entropy
 
 
-def resolve_device(config: RunConfig, local_rank: int) -> torch.device:
-    """The device that `run.device` means for a worker."""
-    cuda = config.run.device == "cuda" or (
-        config.run.device == "auto" and torch.cuda.is_available()
-    )
-    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-
-
-def train_worker(config: RunConfig, host: Host) -> Outcome:
+def train_worker(config: RunConfig, context: WorkerContext) -> TrainResult:
     """Train until the last stage's end or a request to stop. Every rank calls it.
 
     torch.distributed is initialised before. Rank 0 alone writes the run folder.
@@ -52,99 +46,166 @@ def train_worker(config: RunConfig, host: Host) -> Outcome:
     Raises:
         UserError: what a user can mend; rank 0 has recorded it in status.json.
     """
-    trainer = Trainer(config, host)
-    try:
-        with trainer.hang:
-            return trainer.run()
-    except BaseException as error:
-        trainer.recorder.fail(trainer.step, error)
-        raise
-    finally:
-        trainer.close()
+    with open_trainer(config, context) as trainer:
+        return trainer.run()
+
+
+@contextlib.contextmanager
+def open_trainer(config: RunConfig, context: WorkerContext) -> Iterator["Trainer"]:
+    """A run's trainer at the step it resumes from, closed at the end. Collective.
+
+    Rank 0 records in status.json whatever ends it with an error.
+    """
+    device = choose_device(config.run.device, context.local_rank)
+    recorder = RunRecorder(config, context, device)
+
+    def record_hang() -> None:
+        limit = config.run.hang_timeout_s
+        text = f"no step within run.hang_timeout_s={limit}; the log has the stacks of all threads"
+        recorder.fail(HangError(text))
+
+    # Under Ray the driver knows of a hang and decides whether the run resumes.
+    local = config.run.launcher == "local"
+    hang = HangWatchdog(config.run.hang_timeout_s, record_hang if local else None)
+    with contextlib.ExitStack() as closing:
+        try:
+            with hang:
+                yield _build_trainer(config, context, recorder, hang, closing)
+        except BaseException as error:
+            recorder.fail(error)
+            raise
+
+
+def _build_trainer(
+    requested: RunConfig,
+    context: WorkerContext,
+    recorder: RunRecorder,
+    hang: HangWatchdog,
+    closing: contextlib.ExitStack,
+) -> "Trainer":
+    """Open the run folder, the checkpoints and the data; resume from the newest checkpoint."""
+    requested.check_trainable()
+    torch.set_num_threads(requested.run.threads)
+    torch.use_deterministic_algorithms(requested.engine.deterministic)
+    prepare_deepspeed(recorder.device)
+    collectives.on_rank_0(lambda: RunFolder.create(requested.run.folder, requested))
+    recorder.take_folder()
+    checkpoints = open_manager(requested, hang.beat)
+    closing.callback(checkpoints.close)
+    reader = open_resumed(checkpoints, requested, hang.beat)
+    config = fit_workers(requested, reader.state if reader else None)
+    loader = build_loader(
+        config.data,
+        *config.data.train_addresses,
+        batch_size=config.engine.micro_batch(collectives.world_size()),
+        rank=collectives.rank(),
+        world_size=collectives.world_size(),
+        seed=config.run.seed,
+        num_classes=config.num_label_classes,
+        accumulation=config.engine.accumulation,
+    )
+    closing.callback(loader.close)
+    trainer = Trainer(
+        requested,
+        config,
+        context=context,
+        recorder=recorder,
+        hang=hang,
+        checkpoints=checkpoints,
+        loader=loader,
+        reader=reader,
+    )
+    closing.callback(lambda: trainer.networks.close())
+    trainer.begin(reader)
+    return trainer
 
 
 class Trainer:
-    """A run in progress. What must survive a restart is in `facts` and `pieces`, and only there.
+    """A run in progress. What must survive a restart is in `state_dict` and `shards`, only there.
 
     Attributes:
-        given: the configuration as it was given.
+        requested: the configuration as the user gave it.
         config: the same with the accumulation that this number of workers needs.
+        networks: of the current stage.
     """
 
-    def __init__(self, config: RunConfig, host: Host):
-        self.given = config
+    networks: Networks
+    window: MetricWindow
+    collapse: CollapseMonitor
+    guard: NanGuard
+    speed: Speedometer
+
+    def __init__(
+        self,
+        requested: RunConfig,
+        config: RunConfig,
+        *,
+        context: WorkerContext,
+        recorder: RunRecorder,
+        hang: HangWatchdog,
+        checkpoints: CheckpointManager,
+        loader: ShardLoader,
+        reader: CheckpointReader | None,
+    ):
+        """Load the frozen networks, and enter the checkpoint's stage, else the first.
+
+        Args:
+            reader: of the checkpoint that the run resumes from; None: it is new. It is closed.
+        """
+        self.requested = requested
         self.config = config
-        self.host = host
-        self.step = 0
-        self.hang = HangWatch(
-            config.run.hang_timeout_s,
-            # Under Ray the driver knows of it and decides whether the run goes on.
-            self._record_hang if config.run.launcher == "local" else None,
-        )
-        self.networks: Networks | None = None
+        self.context = context
+        self.recorder = recorder
+        self.device = recorder.device
+        self.hang = hang
+        self.checkpoints = checkpoints
+        self.saver = Saver(checkpoints, self._say, config.checkpoint.max_failed_saves)
+        self.loader = loader
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
-        self.loader: ShardLoader | None = None
-        self.checkpoints: CheckpointStore | None = None
-        self.device = resolve_device(config, host.local_rank)
-        self.recorder = RunRecorder(config, host, self.device)
+        self.train_step = TrainStep(config, self.device)
         self._origin = ""
         self._first = (0, 0)
         self._last_metrics: dict[str, float] = {}
         self._rolled_back = False
+        self._enter_run(reader)
 
-    # -- building ---------------------------------------------------------------------------
+    @property
+    def step(self) -> int:
+        """Steps done since the run began; kept by the recorder, which a failure finds it with."""
+        return self.recorder.step
 
-    def build(self) -> None:
-        """Open the run folder, the data, the teachers; go on from the newest checkpoint."""
-        given = self.given
-        given.check_trainable()
-        torch.set_num_threads(given.run.threads)
-        torch.use_deterministic_algorithms(given.engine.deterministic)
-        prepare_deepspeed(self.device)
-        collectives.on_rank_0(lambda: RunFolder.create(given.run.folder, given))
-        self.recorder.take_folder()
-        self.checkpoints = open_store(given, self.hang.beat)
-        self.saver = Saver(self.checkpoints, self._say, given.checkpoint.max_failed_saves)
-        reader = open_resumed(self.checkpoints, given, self.hang.beat)
-        self.config = config = fit_workers(given, reader.facts if reader else None)
-        self.loader = build_loader(
-            config.data,
-            *config.data.train_addresses,
-            batch_size=config.engine.micro_batch(collectives.world_size()),
-            rank=collectives.rank(),
-            world_size=collectives.world_size(),
-            seed=config.run.seed,
-            num_classes=config.num_label_classes,
-            accumulation=config.engine.accumulation,
-        )
-        self.stepper = Stepper(config, self.device)
-        self._start(reader)
-        self.recorder.open(self.step, self._environment())
+    @step.setter
+    def step(self, step: int) -> None:
+        self.recorder.step = step
+
+    def begin(self, reader: CheckpointReader | None) -> None:
+        """Open the records at the current step. Collective."""
+        self.recorder.open(self._environment())
         self._tell_passed_over()
-        if reader is not None:
-            self._say(f"going on from {reader.folder}")
-        if reader is not None and config.run.resume not in ("auto", self._origin):
-            # From now on the same command goes on from here, not from there.
-            self._origin = config.run.resume
+        if reader is None:
+            return
+        self._say(f"resuming from {reader.folder}")
+        if self.config.run.resume not in ("auto", self._origin):
+            # From now on the same command resumes from here, not from there.
+            self._origin = self.config.run.resume
             self.save()
 
     def _environment(self) -> dict[str, Any]:
-        assert self.loader is not None
         engine = self.config.engine
         return {
             "device": str(self.device),
             "world_size": collectives.world_size(),
             "accumulation": engine.accumulation,
-            "precision": resolve_precision(self.config, self.device),
+            "precision": choose_precision(engine.precision, self.device),
             "zero_stage": engine.zero_stage,
             "kernels": resolve(engine.kernels, self.device),
             "vocabulary_loss": resolve_cross_entropy(
                 engine.kernels, torch.empty(0, device=self.device)
             ),
             "launcher": self.config.run.launcher,
-            "data": self.loader.corpora[0].manifest.facts._asdict(),
-            "order": self.loader.facts(),
+            "data": self.loader.corpora[0].manifest.info._asdict(),
+            "order": self.loader.describe(),
         }
 
     # -- stages -----------------------------------------------------------------------------
@@ -152,30 +213,28 @@ class Trainer:
     def _stage_at(self, step: int) -> Stage:
         return next(stage for stage in self.stages if step < stage.end or stage is self.stages[-1])
 
-    def _enter(self, stage: Stage, carried: NetworkStates) -> Networks:
+    def _build_networks(self, stage: Stage, states: NetworkStates) -> Networks:
         """Networks of a stage, seeded alike on all ranks; dropouts differ by rank after."""
         torch.manual_seed(self.config.run.seed)
-        self.networks = Networks(
+        networks = Networks(
             stage.name,
             self.config,
-            carried,
-            teacher_widths=tuple(teacher.width for teacher in self.stepper.teachers),
+            states,
+            teacher_widths=tuple(teacher.width for teacher in self.train_step.teachers),
             world_size=collectives.world_size(),
             device=self.device,
         )
         torch.manual_seed(self.config.run.seed + 1 + collectives.rank())
-        return self.networks
+        return networks
 
-    def run(self) -> Outcome:
-        """All stages from the restored step on."""
-        self.build()
-        assert self.loader is not None
+    def run(self) -> TrainResult:
+        """All stages from the current step on."""
         if self.step < self.total_steps:
-            self.recorder.write_status("running", self.step)
+            self.recorder.write_status("running")
         batches = iter(self.loader)
         while self.step < self.total_steps:
             stage = self._stage_at(self.step)
-            stop = self._train_step(stage, batches)
+            stop = self._step_and_record(stage, batches)
             self.hang.beat()
             if self._is_stuck(stage):
                 self._roll_back()
@@ -190,31 +249,28 @@ class Trainer:
 
     def _leave(self, stage: Stage) -> None:
         """Close a stage, with the next one's networks in place before the checkpoint."""
-        assert self.networks is not None
-        self.watchdog.end_stage()
-        states = self.networks.carry()
-        self.recorder.publish(states, self.step, stage.name)
+        self.collapse.end_stage()
+        states = self.networks.averaged_state_dicts()
+        self.recorder.publish(states, stage.name)
         following = self._stage_at(self.step)
         if following is not stage:
             self.networks.close()
-            self.networks = self._enter(following, states)
+            self.networks = self._build_networks(following, states)
         self.save()
 
     def _stop(self, stage: Stage) -> None:
         """Leave a checkpoint first, because who asked may not wait; then weights for users."""
-        assert self.networks is not None
         self._log(stage)
         if self._is_sound():
             self.save()
             self.saver.wait()
-        self.recorder.publish(self.networks.carry(), self.step, stage.name)
+        self.recorder.publish(self.networks.averaged_state_dicts(), stage.name)
 
     # -- one step ---------------------------------------------------------------------------
 
-    def _train_step(self, stage: Stage, batches: Iterator[Batch]) -> bool:
+    def _step_and_record(self, stage: Stage, batches: Iterator[Batch]) -> bool:
         """One step with its records. Returns: whether any rank was asked to stop."""
-        assert self.networks is not None
-        stop = self.move(stage, batches)
+        stop = self.run_step(stage, batches)
         self.step += 1
         self.speed.count_step()
         self.saver.report()
@@ -226,23 +282,22 @@ class Trainer:
         if due and self._is_sound():
             self.save()
         if self._is_due(log.grid_every_steps) and inside:
-            self.recorder.publish(self.networks.carry(), self.step, stage.name)
+            self.recorder.publish(self.networks.averaged_state_dicts(), stage.name)
         return stop
 
-    def move(self, stage: Stage, batches: Iterator[Batch]) -> bool:
+    def run_step(self, stage: Stage, batches: Iterator[Batch]) -> bool:
         """A step, and what it measured. Returns: whether any rank was asked to stop."""
-        assert self.networks is not None
-        moved = self.stepper.move(
+        result = self.train_step.run(
             self.networks,
             stage,
             self.step,
             batches,
             guard=self.guard,
-            stop_requested=self.host.stop_requested,
+            stop_requested=self.context.stop_requested,
         )
-        for metrics, indices in moved.found:
+        for metrics, indices in result.micro_batches:
             self.window.add(metrics, indices)
-        return moved.stop
+        return result.stop
 
     def _is_due(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -251,7 +306,7 @@ class Trainer:
 
     def _is_sound(self) -> bool:
         """Whether the state is worth a checkpoint, which may push out an older one."""
-        return self.guard.in_a_row == 0 and not self.watchdog.troubles
+        return self.guard.in_a_row == 0 and not self.collapse.troubles
 
     def _is_stuck(self, stage: Stage) -> bool:
         """Whether too many steps in a row were skipped, or the last ones of a stage."""
@@ -261,15 +316,13 @@ class Trainer:
         )
 
     def _roll_back(self) -> None:
-        """Go on from the last good checkpoint. Collective.
+        """Resume from the last good checkpoint. Collective.
 
         Raises:
             NumericError: there is none, or that was done before.
         """
-        assert self.networks is not None
         self.saver.wait()
         what = f"{self.guard.last_bad} not finite in {self.guard.in_a_row} steps to {self.step}"
-        assert self.checkpoints is not None
         reader = None if self._rolled_back else self.checkpoints.open_newest()
         if reader is None:
             why = "again after going back once" if self._rolled_back else "before a checkpoint"
@@ -280,9 +333,9 @@ class Trainer:
         self._rolled_back = True
         skipped = self.guard.skipped
         self.networks.close()
-        self._start(reader)
+        self._enter_run(reader)
         self.guard.skipped = skipped
-        self.recorder.rewind(self.step)
+        self.recorder.rewind()
         self._tell_passed_over()
         self._say(f"WARNING: {what}: back to {reader.folder}")
 
@@ -290,8 +343,6 @@ class Trainer:
 
     def _log(self, stage: Stage) -> None:
         """One record of the steps since the last. Collective."""
-        assert self.networks is not None
-        assert self.loader is not None
         engines = self.networks.engines
         norms = {f"grad_norm_{name}": engine.grad_norm for name, engine in engines.items()}
         means = self.window.flush(norms)
@@ -310,39 +361,31 @@ class Trainer:
             **self.saver.take_record(),
         }
         speed = self.speed.read(self.total_steps - self.step)
-        self.recorder.record(self.step, stage.name, {**speed, **means, **rates, **counts})
-        for warning in self.watchdog.judge(means):
+        self.recorder.record(stage.name, {**speed, **means, **rates, **counts})
+        for warning in self.collapse.check(means):
             self._say(f"WARNING: {warning}")
 
     def _tell_passed_over(self) -> None:
-        assert self.checkpoints is not None
         for problem in self.checkpoints.passed_over:
             self._say(f"WARNING: a checkpoint is passed over: {problem}")
 
-    def _record_hang(self) -> None:
-        limit = self.given.run.hang_timeout_s
-        text = f"no step within run.hang_timeout_s={limit}; the log has the stacks of all threads"
-        self.recorder.fail(self.step, HangError(text))
-
     def _say(self, message: str) -> None:
-        self.recorder.say(self.step, self._stage_at(self.step).name, message)
+        self.recorder.say(self._stage_at(self.step).name, message)
 
-    def _finish(self, state: Any, reason: str) -> Outcome:
+    def _finish(self, state: Any, reason: str) -> TrainResult:
         """The end of this part of the run.
 
         Raises:
             StorageError: the last checkpoint could not be written.
         """
         self.saver.check_last()
-        self.recorder.finish(state, self.step, reason)
-        return Outcome(state, self.step, reason)
+        self.recorder.finish(state, reason)
+        return TrainResult(state, self.step, reason)
 
     # -- what survives ----------------------------------------------------------------------
 
-    def facts(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors; plain data, alike on all ranks."""
-        assert self.networks is not None
-        assert self.loader is not None
         return {
             "stage": self._stage_at(self.step).name,
             "workers": collectives.world_size(),
@@ -351,59 +394,57 @@ class Trainer:
             "origin": self._origin,
             "elapsed_s": self.speed.elapsed_s,
             "skipped_steps": self.guard.skipped,
-            "window": self.window.facts(),
-            "watchdog": self.watchdog.facts(),
+            "window": self.window.state_dict(),
+            "watchdog": self.collapse.state_dict(),
             "loader": self.loader.state_dict(),
-            "networks": self.networks.facts(),
+            "networks": self.networks.state_dict(),
             "metrics": self._last_metrics,
-            "config": to_dict(self.given),
+            "config": to_dict(self.requested),
         }
 
-    def pieces(self) -> Iterator[Piece]:
+    def shards(self) -> Iterator[TensorShard]:
         """This rank's share of a checkpoint's tensors."""
-        assert self.networks is not None
-        yield from self.networks.pieces()
-        yield from random_pieces(self.device)
-        yield from (whole(f"window.{i}", counts) for i, counts in self.window.history())
+        yield from self.networks.shards()
+        yield from rng_shards(self.device)
+        yield from self.window.shards()
 
-    def _start(self, reader: CheckpointReader | None) -> None:
+    def _enter_run(self, reader: CheckpointReader | None) -> None:
         """Enter a stage: the checkpoint's, or the first one of a new run."""
         engine = self.config.engine
         self.window = MetricWindow(
             self.config.tokenizer.codebook_size, self.config.log.usage_window_tokens, self.device
         )
-        self.watchdog = Watchdog(self.config)
+        self.collapse = CollapseMonitor(self.config)
         if reader is None:
             self._first = (collectives.world_size(), engine.micro_batch(collectives.world_size()))
-            self.guard = NumericGuard(self.device)
+            self.guard = NanGuard(self.device)
             self.speed = Speedometer(engine.global_batch)
-            self._enter(self.stages[0], load_start(self.config))
+            self.networks = self._build_networks(self.stages[0], load_init_from(self.config))
             return
         with reader:
-            self._restore(reader)
+            self._load_checkpoint(reader)
 
-    def _restore(self, reader: CheckpointReader) -> None:
-        assert self.loader is not None
-        facts = reader.facts
+    def _load_checkpoint(self, reader: CheckpointReader) -> None:
+        state = reader.state
         self.step = reader.manifest.step
-        self._origin = facts["origin"]
-        self._first = (facts["first_workers"], facts["first_micro_batch"])
-        self._last_metrics = facts["metrics"]
-        self.guard = NumericGuard(self.device, facts["skipped_steps"])
-        networks = self._enter(self._saved_stage(facts["stage"]), {})
-        networks.restore(reader)
-        self.window.restore(facts["window"])
-        self.watchdog.restore(facts["watchdog"])
-        reader.fill(whole(f"window.{i}", counts) for i, counts in self.window.history())
+        self._origin = state["origin"]
+        self._first = (state["first_workers"], state["first_micro_batch"])
+        self._last_metrics = state["metrics"]
+        self.guard = NanGuard(self.device, state["skipped_steps"])
+        self.networks = self._build_networks(self._saved_stage(state["stage"]), {})
+        self.networks.load_state_dict(state["networks"], reader)
+        self.window.load_state_dict(state["window"])
+        self.collapse.load_state_dict(state["watchdog"])
+        reader.fill(self.window.shards())
         following = self._stage_at(self.step)
-        if following.name != facts["stage"]:  # a finished run that was given another stage
-            states = networks.carry()
-            networks.close()
-            self._enter(following, states)
-        self.loader.load_state_dict(facts["loader"])
-        self.speed = Speedometer(self.config.engine.global_batch, facts["elapsed_s"])
-        if facts["workers"] == collectives.world_size():
-            take_up_random_pieces(reader, self.device)
+        if following.name != state["stage"]:  # a finished run that was given another stage
+            states = self.networks.averaged_state_dicts()
+            self.networks.close()
+            self.networks = self._build_networks(following, states)
+        self.loader.load_state_dict(state["loader"])
+        self.speed = Speedometer(self.config.engine.global_batch, state["elapsed_s"])
+        if state["workers"] == collectives.world_size():
+            restore_rng_state(reader, self.device)
         else:
             reseed(self.config.run.seed, self.step)
 
@@ -423,13 +464,4 @@ class Trainer:
 
     def save(self) -> None:
         """Publish a checkpoint, or begin to. Collective."""
-        self.saver.save(self.step, self.facts(), self.pieces())
-
-    def close(self) -> None:
-        """Stop the loader's thread, release the engines, and let go of the checkpoints' place."""
-        if self.checkpoints is not None:
-            self.checkpoints.close()
-        if self.loader is not None:
-            self.loader.close()
-        if self.networks is not None:
-            self.networks.close()
+        self.saver.save(self.step, self.state_dict(), self.shards())

@@ -10,24 +10,20 @@ from torch import Tensor
 
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed import collectives
-from gear_dist.distributed.worker_context import Outcome
+from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, NumericError, StorageError
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.local import FileStorage
 from gear_dist.training.engine import TrainingEngine
-from gear_dist.training.trainer import Trainer, train_worker
+from gear_dist.training.trainer import Trainer, open_trainer, train_worker
 
 
 def save_again(rank: int, world_size: int, configs: list[RunConfig]) -> None:
     """Worker: restore each run's newest checkpoint, and save what was restored."""
     for config in configs:
-        trainer = Trainer(config, case.StoppingHost(rank, world_size))
-        try:
-            trainer.build()
+        with open_trainer(config, case.StoppingHost(rank, world_size)) as trainer:
             trainer.save()
             trainer.checkpoints.wait()
-        finally:
-            trainer.close()
 
 
 class Spoiler:
@@ -80,22 +76,18 @@ def skip_one_step(
     """
     found = []
     for config in configs:
-        trainer = Trainer(config, case.StoppingHost(rank, world_size))
-        try:
-            trainer.build()
+        with open_trainer(config, case.StoppingHost(rank, world_size)) as trainer:
             stage = trainer.stages[0]
             batches = iter(trainer.loader)
-            trainer.move(stage, batches)
+            trainer.run_step(stage, batches)
             before = _snapshot(trainer)
             with Spoiler(network, [1] if rank == 1 else []):
-                trainer.move(stage, batches)
+                trainer.run_step(stage, batches)
             between = _snapshot(trainer)
-            trainer.move(stage, batches)
+            trainer.run_step(stage, batches)
             after = _snapshot(trainer)
             moved = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
             found.append((case.differences(before, between), trainer.guard.skipped, moved))
-        finally:
-            trainer.close()
     return found
 
 
@@ -146,30 +138,26 @@ def channels_last(rank: int, world_size: int, config: RunConfig) -> tuple[int, l
 
     Returns how many parameters lie so, and what the restored state differs in.
     """
-    trainer = Trainer(config, case.StoppingHost(rank, world_size))
-    try:
-        trainer.build()
+    with open_trainer(config, case.StoppingHost(rank, world_size)) as trainer:
         module = trainer.networks.engines["tokenizer"].module
         module.to(memory_format=torch.channels_last)
         batches = iter(trainer.loader)
         for _ in range(2):
-            trainer.move(trainer.stages[0], batches)
+            trainer.run_step(trainer.stages[0], batches)
         trainer.save()
         trainer.checkpoints.wait()
         saved = _snapshot(trainer)
-        trainer.move(trainer.stages[0], batches)
+        trainer.run_step(trainer.stages[0], batches)
         with trainer.checkpoints.open_newest() as reader:
-            trainer.networks.restore(reader)
+            trainer.networks.load_state_dict(reader.state["networks"], reader)
         turned = sum(not p.is_contiguous() for p in module.parameters())
         return turned, case.differences(saved, _snapshot(trainer))
-    finally:
-        trainer.close()
 
 
 def go_back_and_fork(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
     """Worker: a run, the same set back to its step 2 and then made longer, and a fork of it."""
 
-    def train(changed: RunConfig) -> Outcome:
+    def train(changed: RunConfig) -> TrainResult:
         return case.train(changed, rank, world_size)
 
     train(config)
@@ -190,7 +178,7 @@ def go_back_and_fork(rank: int, world_size: int, config: RunConfig) -> dict[str,
 
 
 def _snapshot(trainer: Trainer) -> dict[str, Tensor]:
-    return {f"{p.key}@{p.start}": p.values.clone() for p in trainer.networks.pieces()}
+    return {f"{p.key}@{p.start}": p.values.clone() for p in trainer.networks.shards()}
 
 
 def states(config: RunConfig) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from gear_dist.checkpoints import owner
-from gear_dist.checkpoints.resume import open_resumed, open_store
+from gear_dist.checkpoints.resume import open_manager, open_resumed
 from gear_dist.checkpoints.saving import Saver
-from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.config.loading import load_config, to_dict
 from gear_dist.errors import UserError
 from gear_dist.runs.run_folder import RunFolder
@@ -56,7 +56,7 @@ def _hurry() -> None:
 def _live(words: list[str], saves: int, tell: Any) -> None:
     config = load_config(None, words)
     RunFolder.create(config.run.folder, config)
-    store = open_store(config)
+    store = open_manager(config)
     saver = Saver(store, lambda line: tell(said=line), config.checkpoint.max_failed_saves)
     reader = open_resumed(store, config)
     step = 0
@@ -66,9 +66,9 @@ def _live(words: list[str], saves: int, tell: Any) -> None:
             found = reader.read("net.weights.a", (NUM_ELEMENTS,))
         assert torch.equal(found, _values(step)), "another step's tensors"
     tell(resumed=step, passed_over=store.passed_over)
-    facts = {"config": to_dict(config), "origin": "", "metrics": {}}
+    state = {"config": to_dict(config), "origin": "", "metrics": {}}
     for number in range(step + 1, step + saves + 1):
-        saver.save(number, facts, _pieces(number))
+        saver.save(number, state, _pieces(number))
     saver.check_last()
     store.close()
 
@@ -77,5 +77,5 @@ def _values(step: int) -> torch.Tensor:
     return torch.arange(float(NUM_ELEMENTS)) + step
 
 
-def _pieces(step: int) -> Iterator[Piece]:
-    yield whole("net.weights.a", _values(step))
+def _pieces(step: int) -> Iterator[TensorShard]:
+    yield replicated("net.weights.a", _values(step))

@@ -76,7 +76,7 @@ def _count(rank: int, config: RunConfig) -> Counted:
                 networks.step(1e-4)
         networks.update_averages()
     states = {name: _state_bytes(networks, name) for name in networks.engines}
-    mine = [piece.values for piece in networks.pieces() if rank == 0 or not piece.replicated]
+    mine = [shard.values for shard in networks.shards() if rank == 0 or not shard.replicated]
     saved = _tensor_bytes(mine)
     networks.close()
     return Counted(micro_batches, dict(moves.bytes), states, saved)

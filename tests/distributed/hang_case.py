@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from gear_dist.checkpoints import slow_work
 from gear_dist.cli.main import main
-from gear_dist.distributed.hang_watchdog import HangWatch
+from gear_dist.distributed.hang_watchdog import HangWatchdog
 from gear_dist.storage.local import FileStorage
 from gear_dist.training.trainer import Trainer
 
@@ -28,29 +28,29 @@ def _set_limit(seconds: float) -> None:
     watch.beat()
 
 
-_watches: list[HangWatch] = []
+_watches: list[HangWatchdog] = []
 
 
 def _note_watches() -> None:
-    whole = HangWatch.__enter__
+    whole = HangWatchdog.__enter__
 
-    def enter(watch: HangWatch) -> HangWatch:
+    def enter(watch: HangWatchdog) -> HangWatchdog:
         _watches.append(watch)
         return whole(watch)
 
-    HangWatch.__enter__ = enter  # type: ignore[method-assign]
+    HangWatchdog.__enter__ = enter  # type: ignore[method-assign]
 
 
 def _hang_at_a_step() -> None:
-    whole = Trainer.move
+    whole = Trainer.run_step
 
-    def move(trainer: Trainer, *args: Any) -> bool:
+    def run_step(trainer: Trainer, *args: Any) -> bool:
         if trainer.step == 2:
             _set_limit(LIMIT_S)
             time.sleep(FOR_EVER_S)
         return whole(trainer, *args)
 
-    Trainer.move = move  # type: ignore[method-assign]
+    Trainer.run_step = run_step  # type: ignore[method-assign]
 
 
 def _write_slowly(*, moves: bool) -> None:

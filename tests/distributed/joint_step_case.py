@@ -110,7 +110,7 @@ def split_batch(batch: MicroBatch, index: int, parts: int) -> MicroBatch:
         return x.chunk(parts)[index]
 
     features = [cut(f) for f in batch.features]
-    return MicroBatch(cut(batch.images), cut(batch.labels), features, cut(batch.drop_draws))
+    return MicroBatch(cut(batch.images), cut(batch.labels), features, cut(batch.cfg_dropout_rand))
 
 
 def build_networks(config: RunConfig, world_size: int) -> Networks:
@@ -166,6 +166,6 @@ def several_steps_each(rank: int, world_size: int, zero_stages: list[int], steps
         networks = build_networks(config, world_size)
         share = split_batch(reference_batch(), rank, world_size)
         numbers = take_steps(networks, config, [share], steps)
-        results.append((numbers, live_states(networks), networks.carry()))
+        results.append((numbers, live_states(networks), networks.averaged_state_dicts()))
         networks.close()
     return results

@@ -40,6 +40,6 @@ def steps_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tup
                 largest = {n: e.gradient_size().item() for n, e in networks.engines.items()}
             networks.step(1.0)
         numbers |= {f"largest gradient of {name}": value for name, value in largest.items()}
-        found.append((numbers, case.live_states(networks), networks.carry()))
+        found.append((numbers, case.live_states(networks), networks.averaged_state_dicts()))
         networks.close()
     return found

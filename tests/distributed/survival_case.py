@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.hang_watchdog import HangWatch
-from gear_dist.distributed.worker_context import Host, Outcome, Progress
+from gear_dist.distributed.hang_watchdog import HangWatchdog
+from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
 from gear_dist.errors import DataError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -28,13 +28,13 @@ CHECKPOINT_STEPS = 5
 FAULTS = "faults.txt"
 
 
-def count_steps(config: RunConfig, host: Host) -> Outcome:
+def count_steps(config: RunConfig, host: WorkerContext) -> TrainResult:
     """The worker function."""
     from gear_dist.distributed import collectives
 
     folder = RunFolder(config.run.folder)
     step = _read_step(folder)
-    with HangWatch(config.run.hang_timeout_s) as hang:
+    with HangWatchdog(config.run.hang_timeout_s) as hang:
         while step < TOTAL_STEPS:
             time.sleep(0.1)
             _suffer(folder, step, host.rank)
@@ -44,11 +44,11 @@ def count_steps(config: RunConfig, host: Host) -> Outcome:
             if host.rank == 0:
                 _record(folder, host, step, stop)
             if stop:
-                return Outcome("interrupted", step, "asked to stop")
-    return Outcome("done", step)
+                return TrainResult("interrupted", step, "asked to stop")
+    return TrainResult("done", step)
 
 
-def _record(folder: RunFolder, host: Host, step: int, stop: bool) -> None:
+def _record(folder: RunFolder, host: WorkerContext, step: int, stop: bool) -> None:
     metrics = {"world": float(host.world_size)}
     host.report(Progress(step, TOTAL_STEPS, "joint", metrics))
     folder.write_status("running", step, TOTAL_STEPS)

@@ -28,7 +28,7 @@ def alignments(
     All start from the networks of the first run; of its projectors, each has its own.
     """
     case.train(together, rank, world_size)
-    start = f"stages.start_from={together.run.folder}"
+    start = f"stages.init_from={together.run.folder}"
     again = case.with_overrides(case.named(together, "again"), start)
     configs = [again, *(_starting_from(together, one, i) for i, one in enumerate(alone))]
     for config in configs:
@@ -44,7 +44,7 @@ def _starting_from(together: RunConfig, alone: RunConfig, projector: int) -> Run
     kept = {f"0.{k.removeprefix(prefix)}": v for k, v in weights.items() if k.startswith(prefix)}
     assert len(kept) == len(weights) / 2
     save_file(kept, folder / "weights" / "projectors.safetensors")
-    return case.with_overrides(alone, f"stages.start_from={folder}")
+    return case.with_overrides(alone, f"stages.init_from={folder}")
 
 
 def _first_alignment(config: RunConfig) -> tuple[float, float]:

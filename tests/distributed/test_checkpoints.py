@@ -62,7 +62,7 @@ def test_other_numbers_of_workers_take_over_everything(config: RunConfig) -> Non
     assert {"weights", "average", "exp_avg", "exp_avg_sq", "buffers"} <= kinds
     assert any("running_mean" in key for key in written[0])
     run_workers(1, case.save_again, 1, configs)
-    assert [newest_state(changed)["facts"]["workers"] for changed in configs] == [1] * 4
+    assert [newest_state(changed)["state"]["workers"] for changed in configs] == [1] * 4
     assert [differences(a, case.states(c)) for a, c in zip(written, configs, strict=True)] == [
         []
     ] * 4
@@ -72,7 +72,7 @@ def test_other_numbers_of_workers_take_over_everything(config: RunConfig) -> Non
     ]
     run_workers(2, case.save_again, 2, turned)
     for before, changed in zip(written, turned, strict=True):
-        assert newest_state(changed)["facts"]["workers"] == 2
+        assert newest_state(changed)["state"]["workers"] == 2
         assert differences(before, case.states(changed)) == []
 
 
@@ -146,7 +146,7 @@ def test_steps_that_stay_not_finite_go_back_once_and_then_stop(config: RunConfig
     assert "generator's gradient is not finite in 2 steps to 4, again after going back" in again
     assert "generator's gradient is not finite in 2 steps to 2, before a checkpoint" in never
     assert differences(case.states(straight), case.states(passing)) == []
-    assert newest_state(passing)["facts"]["skipped_steps"] == 2
+    assert newest_state(passing)["state"]["skipped_steps"] == 2
     assert newest_state(staying)["step"] == 2
     assert RunFolder(passing.run.folder).read_metrics()[-1]["skipped_steps"] == 2
     status = RunFolder(staying.run.folder).read_status()
@@ -159,14 +159,14 @@ def test_a_named_checkpoint_is_gone_on_from_once(config: RunConfig) -> None:
     given again then goes on."""
     [found] = run_workers(1, case.go_back_and_fork, 1, config)
     straight = found["straight"]["tensors"]
-    assert found["again"]["facts"]["origin"] == found["earlier"]
+    assert found["again"]["state"]["origin"] == found["earlier"]
     assert differences(straight, found["again"]["tensors"]) == []
     assert differences(straight, found["fork"]["tensors"]) == []
     assert found["longer"].step == 6
     steps = [record["step"] for record in RunFolder(config.run.folder).read_metrics()]
     assert steps == list(range(1, 7))
     assert "run.seed=5 (the run has 0)" in found["other"]
-    assert "stages.start_from" in found["other"]
+    assert "stages.init_from" in found["other"]
 
 
 def test_any_checkpoint_becomes_whole_weights(config: RunConfig, tmp_path: Path) -> None:

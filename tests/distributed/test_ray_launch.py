@@ -14,7 +14,7 @@ import pytest
 from gear_cluster.launch import launch
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Host, Outcome, Progress
+from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -35,12 +35,12 @@ def all_reduced(value: float) -> float:
     return float(tensor)
 
 
-def report(host: Host, step: int, metrics: dict[str, float]) -> None:
+def report(host: WorkerContext, step: int, metrics: dict[str, float]) -> None:
     if host.rank == 0:
         host.report(Progress(step, TOTAL_STEPS, "joint", metrics))
 
 
-def healthy(config: RunConfig, host: Host) -> Outcome:
+def healthy(config: RunConfig, host: WorkerContext) -> TrainResult:
     import torch
 
     import gear_kernels  # noqa: F401 - importable in workers
@@ -52,40 +52,40 @@ def healthy(config: RunConfig, host: Host) -> Outcome:
     )
     report(host, 2, {"right_threads": threads})
     report(host, 3, {"on_cpu": all_reduced(float(os.environ["DS_ACCELERATOR"] == "cpu"))})
-    return Outcome("done", TOTAL_STEPS)
+    return TrainResult("done", TOTAL_STEPS)
 
 
-def polite(config: RunConfig, host: Host) -> Outcome:
+def polite(config: RunConfig, host: WorkerContext) -> TrainResult:
     for step in range(1, 1000):
         if all_reduced(float(host.stop_requested())) > 0:
-            return Outcome("interrupted", step, "asked")
+            return TrainResult("interrupted", step, "asked")
         report(host, step, {"l1": 0.5})
         time.sleep(0.05)
-    return Outcome("done", 1000)
+    return TrainResult("done", 1000)
 
 
-def user_error(config: RunConfig, host: Host) -> Outcome:
+def user_error(config: RunConfig, host: WorkerContext) -> TrainResult:
     if host.rank == 1:
         raise DataError("data.train=/nowhere: no such corpus")
     all_reduced(0.0)
-    return Outcome("done", 1)
+    return TrainResult("done", 1)
 
 
-def crash(config: RunConfig, host: Host) -> Outcome:
+def crash(config: RunConfig, host: WorkerContext) -> TrainResult:
     if host.rank == 1:
         raise ValueError("first line\nsecond line")
     all_reduced(0.0)
-    return Outcome("done", 1)
+    return TrainResult("done", 1)
 
 
-def killed(config: RunConfig, host: Host) -> Outcome:
+def killed(config: RunConfig, host: WorkerContext) -> TrainResult:
     folder = RunFolder.create(config.run.folder, config)
     folder.write_status("running", 7, TOTAL_STEPS)
     all_reduced(0.0)
     if host.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     all_reduced(0.0)
-    return Outcome("done", 1)
+    return TrainResult("done", 1)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def cluster() -> Iterator[None]:
 def test_two_workers_reduce_and_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     outcome = launch(make_config(tmp_path, "run.threads=2"), healthy)
     out, err = capfd.readouterr()
-    assert outcome == Outcome("done", TOTAL_STEPS)
+    assert outcome == TrainResult("done", TOTAL_STEPS)
     lines = out.splitlines()
     assert [line.split("  ")[-1] for line in lines] == [
         "ranks_sum 3",

@@ -104,7 +104,7 @@ def test_accumulation_equals_the_larger_batch(config: RunConfig) -> None:
     first = case.with_overrides(config, "stages.joint.steps=0", "stages.generator.steps=0")
     base = case.with_overrides(
         case.named(config, "generator"),
-        f"stages.start_from={first.run.folder}",
+        f"stages.init_from={first.run.folder}",
         "stages.tokenizer.steps=0",
         "stages.joint.steps=0",
         "stages.generator.steps=4",

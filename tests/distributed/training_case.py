@@ -13,7 +13,7 @@ from gear_dist.checkpoints.contents import find_published
 from gear_dist.checkpoints.layout import split_key
 from gear_dist.config.loading import load_config, save_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Outcome, Progress
+from gear_dist.distributed.worker_context import Progress, TrainResult
 from gear_dist.training.trainer import train_worker
 
 SETTINGS = (
@@ -75,7 +75,7 @@ class StoppingHost:
         return self._stop_at is not None and reached + 1 >= self._stop_at
 
 
-def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = None) -> Outcome:
+def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = None) -> TrainResult:
     """Train in this worker; only rank 0 knows of the request to stop."""
     return train_worker(config, StoppingHost(rank, world_size, stop_at if rank == 0 else None))
 
@@ -98,7 +98,7 @@ def newest_state(config: RunConfig) -> dict[str, Any]:
             end += len(values)
             parts.append(values)
         tensors[key] = torch.cat(parts)
-    return {"tensors": tensors, "facts": newest.manifest.facts, "step": newest.manifest.step}
+    return {"tensors": tensors, "state": newest.manifest.state, "step": newest.manifest.step}
 
 
 def kind_of(state: dict[str, Any], network: str, kind: str) -> dict[str, torch.Tensor]:
@@ -161,6 +161,8 @@ def named(config: RunConfig, name: str) -> RunConfig:
     return with_overrides(config, f"run.name={name}")
 
 
-def train_each(rank: int, world_size: int, configs: list[RunConfig]) -> list[tuple[Outcome, Any]]:
+def train_each(
+    rank: int, world_size: int, configs: list[RunConfig]
+) -> list[tuple[TrainResult, Any]]:
     """Worker: outcome and the last checkpoint's state of each configuration."""
     return [(train(config, rank, world_size), newest_state(config)) for config in configs]

@@ -26,7 +26,7 @@ def test_an_arm_and_a_fresh_generator_on_its_tokenizer(
     assert main(words) == 0
 
     fresh = RunFolder(study / "runs" / "fresh-on-gear-seed1").read_config()
-    assert fresh.stages.start_from == str(study / "runs" / "gear-seed1")
+    assert fresh.stages.init_from == str(study / "runs" / "gear-seed1")
     assert (fresh.stages.joint.steps, fresh.stages.generator.steps) == (0, 4)
     points = {
         name: json.loads((study / "points" / f"{name}-seed1.json").read_text())["points"]

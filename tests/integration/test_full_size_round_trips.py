@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import public_files as files
 from gear_dist.inference.model_folder import open_model
-from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.interop.export import export_model
 from gear_dist.interop.import_public import import_checkpoints
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
@@ -61,7 +61,7 @@ def test_a_published_size_encodes_and_decodes(name, tmp_path):
     """One 64-px image through the imported tokenizer: what it decodes is of the codes it gave."""
     source = public_file(name, random_state(name), tmp_path)
     import_checkpoints([str(source)], tmp_path / "model", overrides=["data.image_size=64"])
-    tokenizer = TrainedPair.load(open_model(tmp_path / "model"), torch.device("cpu")).tokenizer
+    tokenizer = GearPipeline.load(open_model(tmp_path / "model"), torch.device("cpu")).tokenizer
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         out = tokenizer(images)

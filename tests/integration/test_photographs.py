@@ -23,5 +23,5 @@ def test_forty_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(set(batch.labels.tolist())) >= 2
     held = build_loader(config, f"{tmp_path}/shards/validation", batch_size=8, **options)
     num_held = sum(len(batch.keys) for batch in held.validation_batches())
-    assert num_held + train.corpora[0].manifest.facts.num_samples == 40
+    assert num_held + train.corpora[0].manifest.info.num_samples == 40
     assert num_held >= 1

@@ -58,7 +58,7 @@ def small(command: str) -> list[str]:
     for start, extra in EXTRA.items():
         if command.startswith(start):
             words += extra
-    if "stages.start_from=gear-stage1" in words:  # which brings its generator's sizes
+    if "stages.init_from=gear-stage1" in words:  # which brings its generator's sizes
         words = [word for word in words if not word.startswith("generator.")]
     return words
 
@@ -152,7 +152,7 @@ def test_a_stage_starts_from_another_run(
     data += ["alignment.hard_weight=0", "log.every_steps=1"]
     one_stage = ["stages.joint.steps=0", "stages.generator.steps=0", "stages.tokenizer.steps=2"]
     assert gear_dist("train", tiny, lfq, *data, *one_stage, "run.name=zero").returncode == 0
-    words = [*SMALL_RUN, *data, "stages.joint.steps=1", "stages.start_from=runs/zero"]
+    words = [*SMALL_RUN, *data, "stages.joint.steps=1", "stages.init_from=runs/zero"]
     words += ["optimizer.tokenizer_lr=0", "run.name=one"]
     assert main(["train", recipe, *words, "--dry-run"]) == 0
     assert "starts from runs/zero: tokenizer, discriminator" in capsys.readouterr().out

@@ -49,7 +49,7 @@ def test_documented_teachers(workplace: Path, monkeypatch: pytest.MonkeyPatch) -
         assert found.returncode == 0, found.stderr
     assert {"align_soft", "align_hard"} <= RunFolder("runs/two").read_metrics()[0].keys()
     assert main(["export", "runs/two", "--out", "two-model"]) == 0
-    start = ["run.name=three", "stages.start_from=two-model"]
+    start = ["run.name=three", "stages.init_from=two-model"]
     assert main([*words, *start, "--dry-run"]) == 0
 
 
@@ -79,15 +79,15 @@ def test_all_stages_then_samples_and_reconstructions(
 def test_the_straight_through_estimator_collapses(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watchdog, which its own configuration turns off, ends it; what is saved is older."""
+    """The collapse monitor, which the ablation turns off, ends it; what is saved is older."""
     monkeypatch.chdir(workplace)
     words = words_of(QUANTIZERS[-1].replace("tiny/lfq", "tiny/ste"))
     sizes = ["stages.tokenizer.steps=10", "stages.joint.steps=80", "stages.generator.steps=0"]
     often = ["log.every_steps=5", "log.usage_window_tokens=512", "checkpoint.every_steps=5"]
-    found = train(*words, *sizes, *often, "watchdog.patience=3")
+    found = train(*words, *sizes, *often, "collapse.patience=3")
     assert found.returncode == 4, found.stderr
     assert "the codebook has collapsed" in found.stderr
-    assert "in 3 records in a row (watchdog.patience)" in found.stderr
+    assert "in 3 records in a row (collapse.patience)" in found.stderr
     folder = RunFolder("runs/tiny-ste")
     last, *before = [record["step"] for record in folder.read_metrics()][::-1]
     assert 10 < last < 90

@@ -83,7 +83,7 @@ def test_shards_go_nowhere_else(
     "setting",
     [
         "run.root",
-        "stages.start_from",
+        "stages.init_from",
         "data.cache_folder",
         "teacher.path",
         "more_teachers.b.path",

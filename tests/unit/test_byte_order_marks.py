@@ -87,5 +87,5 @@ def test_lists(tmp_path: Path, option: str) -> None:
         (source / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
         (source / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(images))
     made(source, tmp_path / "out", option, str(tmp_path / "names.txt"))
-    facts = load_manifest(open_storage(str(tmp_path / "out/train"))).facts
-    assert facts.classes == ("cat", "dog")
+    info = load_manifest(open_storage(str(tmp_path / "out/train"))).info
+    assert info.classes == ("cat", "dog")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_states import RUN, make_store, pieces, save
+from checkpoint_states import RUN, make_store, save, shards
 from fault_proxy import REFUSED, SILENT, TORN, FaultProxy, Rule, fault_proxy
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.checkpoints.contents import look, read_manifest
@@ -89,7 +89,7 @@ def test_pruning_that_fails_costs_nothing(
     first = save(store, 1)
     # Requests for the owner come before a publication, too: the fault spares that one.
     proxy.rules = [Rule(methods, path, fault, after=1 if path == "owner.json" else 0)]
-    store.save(2, {}, pieces())
+    store.save(2, {}, shards())
     [result] = store.take_results()
     proxy.rules = []
     assert result.problem == ""
@@ -110,7 +110,7 @@ def test_a_publication_that_fails_leaves_the_one_before(
     store = make_store(storage, keep_last=1)
     first = save(store, 1)
     proxy.rules = [Rule("GET PUT", path, "503")]
-    store.save(2, {}, pieces())
+    store.save(2, {}, shards())
     [result] = store.take_results()
     assert result.problem
     assert not result.taken
@@ -130,7 +130,7 @@ def test_a_manifest_of_another_version_ends_the_run_and_stays(tmp_path: Path) ->
     with pytest.raises(DataError, match="is of format 4") as caught:
         store.open_newest()
     assert not isinstance(caught.value, UnusableCheckpointsError)
-    store.save(2, {}, pieces())
+    store.save(2, {}, shards())
     [result] = store.take_results()
     assert "format 4" in result.notice
     assert storage.read(f"{first}/manifest.json") == later
@@ -242,13 +242,13 @@ def test_saves_that_fail_in_a_row_end_the_run(tmp_path: Path, asynchronous: bool
     counts = []
     for step, refusing in enumerate((True, True, False, True, True), 1):
         storage.refusing = refusing
-        saver.save(step, {}, pieces())
+        saver.save(step, {}, shards())
         saver.wait()
         counts.append(saver.take_record()["checkpoint_failed_saves"])
     assert counts == [1, 2, 0, 1, 2]
     with pytest.raises(StorageError, match=r"checkpoint\.max_failed_saves=3.*disk is full"):
-        (saver.save(6, {}, pieces()), saver.wait())
+        (saver.save(6, {}, shards()), saver.wait())
     patient = Saver(make_store(storage), said.append, max_failed=0)
     for step in range(1, 6):
-        patient.save(step, {}, pieces())
+        patient.save(step, {}, shards())
     assert patient.take_record()["checkpoint_failed_saves"] == 5

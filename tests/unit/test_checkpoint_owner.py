@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_states import RUN, make_store, pieces, save
+from checkpoint_states import RUN, make_store, save, shards
 from gear_dist.checkpoints import owner as owner_module
 from gear_dist.checkpoints.address import check_address
 from gear_dist.checkpoints.contents import look
@@ -247,7 +247,7 @@ def test_who_has_lost_the_address_publishes_and_deletes_nothing(storage: Storage
     save(store, 1)
     make_store(storage)  # another process of the same run
     before = keys(storage)
-    store.save(2, {}, pieces())
+    store.save(2, {}, shards())
     [result] = store.take_results()
     assert result.taken
     after = keys(storage)

@@ -8,14 +8,14 @@ from typing import BinaryIO
 import pytest
 import torch
 
-from checkpoint_states import RUN, make_store, pieces, read
+from checkpoint_states import RUN, make_store, read, shards
 from gear_dist.checkpoints import slow_work
 from gear_dist.checkpoints.layout import OWNER, POINTER
-from gear_dist.checkpoints.manager import CheckpointStore, UnusableCheckpointsError
+from gear_dist.checkpoints.manager import CheckpointManager, UnusableCheckpointsError
 from gear_dist.checkpoints.owner import Owner, Ownership
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
-from gear_dist.checkpoints.shards import Piece, whole
+from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.config.run import CheckpointConfig
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage.base import Storage
@@ -36,20 +36,20 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_any_stretch_comes_back(storage: Storage, asynchronous: bool) -> None:
     store = make_store(storage, asynchronous)
-    store.save(3, {"loader": {"step": 3}}, pieces())
+    store.save(3, {"loader": {"step": 3}}, shards())
     store.wait()
     [result] = store.take_results()
     assert (result.step, result.problem) == (3, "")
     with CheckpointReader(storage, result.folder) as reader:
         reader.verify([0])
-        assert reader.facts == {"loader": {"step": 3}}
+        assert reader.state == {"loader": {"step": 3}}
         assert read(reader, 0, 10).tolist() == list(range(10))
         assert read(reader, 3, 4).tolist() == [3, 4, 5, 6]
         assert reader.read("net.buffers.n", (), torch.int64) == 7
         assert reader.read("net.buffers.bytes", (3,), torch.uint8).tolist() == [0, 1, 2]
-        assert reader.keys() == {piece.key for piece in pieces()}
+        assert reader.keys() == {shard.key for shard in shards()}
         with pytest.raises(DataError, match=r"lacks 1 tensors, such as net\.weights\.b"):
-            reader.fill([Piece("net.weights.b", 0, torch.zeros(2))])
+            reader.fill([TensorShard("net.weights.b", 0, torch.zeros(2))])
         with pytest.raises(DataError, match="lacks 1 tensors"):
             read(reader, 5, 6)
 
@@ -59,7 +59,7 @@ def test_an_asynchronous_save_keeps_what_was_there_when_it_began(tmp_path: Path)
     storage = SlowStorage(tmp_path)
     store = make_store(storage, asynchronous=True)
     values = torch.arange(4.0)
-    store.save(1, {}, [whole("a", values)])
+    store.save(1, {}, [replicated("a", values)])
     values.zero_()
     assert store.take_results() == []
     assert not (tmp_path / POINTER).exists()
@@ -74,7 +74,7 @@ def test_an_asynchronous_save_keeps_what_was_there_when_it_began(tmp_path: Path)
 def test_a_damaged_or_lost_part_is_passed_over(storage: Storage) -> None:
     store = make_store(storage, keep_last=3)
     for step in (1, 2, 3):
-        store.save(step, {}, pieces())
+        store.save(step, {}, shards())
     folders = [item.folder for item in store.published()]
     assert [item.manifest.step for item in store.published()] == [1, 2, 3]
     part = f"{folders[2]}/part-00000.safetensors"
@@ -99,11 +99,11 @@ def test_a_damaged_or_lost_part_is_passed_over(storage: Storage) -> None:
 def test_a_refused_write_leaves_the_one_before(tmp_path: Path) -> None:
     storage = RefusingStorage(tmp_path)
     store = make_store(storage, asynchronous=True)
-    store.save(1, {}, pieces())
+    store.save(1, {}, shards())
     store.wait()
     for refused in ("part-", "manifest", POINTER):
         storage.refused = refused
-        store.save(2, {}, pieces())
+        store.save(2, {}, shards())
         store.wait()
     results = store.take_results()
     assert [bool(result.problem) for result in results] == [False, True, True, True]
@@ -113,7 +113,7 @@ def test_a_refused_write_leaves_the_one_before(tmp_path: Path) -> None:
     assert reader is not None
     # The last one is whole, and only the pointer for people was refused.
     assert reader.manifest.step == 2
-    store.save(3, {}, pieces())
+    store.save(3, {}, shards())
     store.wait()
     steps = [item.manifest.step for item in store.published()]
     assert steps == [2, 3]
@@ -126,7 +126,7 @@ def test_what_is_kept(storage: Storage) -> None:
     store = make_store(storage, keep_last=2, keep_every_steps=4, best_metric="l1")
     losses = {1: 5.0, 2: 3.0, 3: 0.5, 4: 9.0, 5: 2.0, 6: 0.7, 7: 0.9}
     for step, loss in losses.items():
-        store.save(step, {"metrics": {"l1": loss, "other": -loss}}, pieces())
+        store.save(step, {"metrics": {"l1": loss, "other": -loss}}, shards())
     assert [item.manifest.step for item in store.published()] == [3, 4, 6, 7]
     folders = {item.key.split("/")[0] for item in storage.list()}
     assert folders == {item.folder for item in store.published()} | OWN
@@ -136,7 +136,7 @@ def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
     """Also where a run was set back to an earlier step, and by another process."""
     storage = open_storage(str(tmp_path))
     for step in (8, 3):
-        make_store(storage).save(step, {}, pieces())
+        make_store(storage).save(step, {}, shards())
     reader = make_store(storage).open_newest()
     assert reader is not None
     assert reader.manifest.step == 3
@@ -192,8 +192,8 @@ def test_a_save_that_moves_on_is_told_as_life(
 
     held = Ownership.take(storage, Owner.here(RUN))
     retention = Retention(CheckpointConfig())
-    store = CheckpointStore(storage, retention, held, asynchronous=asynchronous, beat=beat)
-    store.save(1, {}, pieces())
+    store = CheckpointManager(storage, retention, held, asynchronous=asynchronous, beat=beat)
+    store.save(1, {}, shards())
     store.wait()
     [result] = store.take_results()
     assert result.problem == ""

@@ -1,8 +1,12 @@
 """Settings: layers, overrides, and the one clear line that a wrong one gets."""
 
-import pytest
+import re
 
-from gear_dist.config.loading import load_config, save_config
+import pytest
+import yaml
+
+from gear_dist.config.compare import differing_settings
+from gear_dist.config.loading import config_from_dict, load_config, load_saved_config, save_config
 from gear_dist.config.models import TeacherConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
@@ -175,7 +179,7 @@ def test_later_files_win_and_a_base_counts_once(tmp_path):
         ("run.root=\udcff", ["run.root"]),
         ('run.root="a\\nb"', ["run.root", "control characters"]),
         ("data.train=${nope}", ["nope"]),
-        ("stages.start_networks=3", ["stages.start_networks"]),
+        ("stages.init_networks=3", ["stages.init_networks"]),
         (f"generator.num_layers={10**18}", ["generator.num_layers", "at most"]),
         (f"discriminator.num_layers={10**18}", ["discriminator.num_layers", "at most"]),
         (f"tokenizer.channel_multipliers=[{10**18}]", ["tokenizer.channel_multipliers"]),
@@ -260,10 +264,10 @@ def test_a_batch_that_does_not_divide():
             [
                 "data.train=x",
                 "stages.generator.steps=1",
-                "stages.start_from=there",
-                "stages.start_networks=[generator]",
+                "stages.init_from=there",
+                "stages.init_networks=[generator]",
             ],
-            r"stages\.start_from to a folder that has one",
+            r"stages\.init_from to a folder that has one",
         ),
     ],
 )
@@ -273,7 +277,7 @@ def test_a_run_that_cannot_start_says_what_it_wants(overrides, setting):
 
 
 def test_only_a_tokenizer_that_is_trained_needs_the_files_of_lpips():
-    words = ["data.train=x", "stages.generator.steps=1", "stages.start_from=there"]
+    words = ["data.train=x", "stages.generator.steps=1", "stages.init_from=there"]
     load_config(None, words).check_trainable()
     with pytest.raises(ConfigError, match=r"losses\.lpips_vgg16_path"):
         load_config(None, [*words, "stages.joint.steps=1"]).check_trainable()
@@ -282,3 +286,32 @@ def test_only_a_tokenizer_that_is_trained_needs_the_files_of_lpips():
 def test_numbers_in_lists_are_finite_too():
     with pytest.raises(ConfigError, match=r"data\.mixture_weights.*finite"):
         load_config(None, ["data.mixture=[a]", "data.mixture_weights=[1,inf]"])
+
+
+def test_an_unknown_rate_names_all_three():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["optimizer.lr=1"])
+    for network in ("tokenizer", "discriminator", "generator"):
+        assert f"optimizer.{network}_lr" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("stages.start_from=x", "stages.init_from"),
+        ("stages.start_networks=[tokenizer]", "stages.init_networks"),
+        ("watchdog.patience=1", "collapse.patience"),
+    ],
+)
+def test_an_old_name_is_answered_with_the_new_one(old, new):
+    with pytest.raises(ConfigError, match=re.escape(new)):
+        load_config(None, [old])
+
+
+def test_what_a_run_has_saved_under_old_names_is_read(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("watchdog: {patience: 7}\nstages: {start_from: there, joint: {steps: 3}}\n")
+    config = load_saved_config(path)
+    assert (config.collapse.patience, config.stages.init_from) == (7, "there")
+    assert not differing_settings(yaml.safe_load(path.read_text()), config)
+    assert config_from_dict({"watchdog": {"patience": 7}}).collapse.patience == 7

@@ -13,7 +13,7 @@ from gear_dist.config.data import DataConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.loader import build_loader
-from gear_dist.data.manifest import DATASET_KEY, dump_facts, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, dump_info, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
@@ -82,7 +82,7 @@ def test_shard_says_what_it_made(tars, tmp_path, capsys):
 
 def test_shard_warns_of_a_corpus_without_classes_and_captions(bare, capsys):
     storage = FileStorage(Path(bare))
-    counts = read_contents(storage, load_manifest(storage).facts)
+    counts = read_contents(storage, load_manifest(storage).info)
     assert counts == Contents(6, (), 6, 6)
     assert main(["stats", bare]) == 0
     assert counts.describe() in capsys.readouterr().out
@@ -97,10 +97,10 @@ def test_images_without_a_class_can_be_left_out(tars, tmp_path, capsys):
 
 def test_corpora_that_did_not_count_are_counted(corpus):
     storage = FileStorage(Path(corpus))
-    facts = load_manifest(storage).facts
-    old = facts._replace(num_without_class=-1, num_without_caption=-1)
+    info = load_manifest(storage).info
+    old = info._replace(num_without_class=-1, num_without_caption=-1)
     expected = Contents(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
-    assert read_contents(storage, facts) == read_contents(storage, old) == expected
+    assert read_contents(storage, info) == read_contents(storage, old) == expected
 
 
 def test_dataset_json_of_an_earlier_version_is_read(corpus, tmp_path):
@@ -108,18 +108,18 @@ def test_dataset_json_of_an_earlier_version_is_read(corpus, tmp_path):
     for item in FileStorage(Path(corpus)).list():
         storage.write(item.key, FileStorage(Path(corpus)).read(item.key))
     node = json.loads(storage.read(DATASET_KEY))
-    facts = load_manifest(storage).facts
-    fields = {k: v for k, v in facts._asdict().items() if not k.startswith("num_without")}
+    info = load_manifest(storage).info
+    fields = {k: v for k, v in info._asdict().items() if not k.startswith("num_without")}
     assert set(node) - set(fields) == {"num_without_class", "num_without_caption", "xxh3"}
-    other = type(facts)(**fields)
-    assert load_manifest(storage).facts == facts
-    storage.write(DATASET_KEY, dump_facts(other))
-    assert read_contents(storage, load_manifest(storage).facts).num_without_class == WITHOUT_CLASS
+    other = type(info)(**fields)
+    assert load_manifest(storage).info == info
+    storage.write(DATASET_KEY, dump_info(other))
+    assert read_contents(storage, load_manifest(storage).info).num_without_class == WITHOUT_CLASS
 
 
 def test_stock_tars_are_counted_alike(tars):
     found = open_corpus(str(tars))
-    counts = read_contents(found.storage, found.manifest.facts)
+    counts = read_contents(found.storage, found.manifest.info)
     assert counts == Contents(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
 
 
@@ -187,7 +187,7 @@ def test_classes_that_are_no_numbers_are_none(tmp_path):
     members = {"0.jpg": jpeg(1), "0.cls": b"cat", "1.jpg": jpeg(2), "1.cls": b"1"}
     (tmp_path / "0.tar").write_bytes(tar_of(members))
     found = open_corpus(str(tmp_path))
-    assert found.manifest.facts.num_without_class == 1
+    assert found.manifest.info.num_without_class == 1
 
 
 def test_corpora_whose_classes_differ_are_not_combined(tmp_path, capsys):

@@ -66,7 +66,7 @@ def test_arms_start_from_the_warm_up_or_from_the_same_seed(tmp_path) -> None:
     study = make_study(tmp_path, ("gear", "fresh-on-gear"))
     assert ARMS["gear"].start == WARM_UP
     settings = Run(ARMS["fresh-on-gear"], 3).settings(study)
-    assert f"stages.start_from={tmp_path}/runs/gear-seed3" in settings
+    assert f"stages.init_from={tmp_path}/runs/gear-seed3" in settings
     assert "stages.joint.steps=0" in settings
 
 

@@ -66,8 +66,8 @@ def stock(tmp_path: Path) -> Path:
 def test_stock_shards(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make_loader(str(stock), batch_size=14, num_classes=5, captions="first")
     manifest = loader.corpora[0].manifest
-    assert (manifest.facts.num_samples, len(manifest.shards)) == (28, 3)
-    assert manifest.facts.classes == ("0", "1", "2", "3", "4")
+    assert (manifest.info.num_samples, len(manifest.shards)) == (28, 3)
+    assert manifest.info.classes == ("0", "1", "2", "3", "4")
     batches = take(loader, 2)
     assert sorted(all_keys(batches)) == [f"k{number:03d}" for number in range(28)]
     for batch in batches:
@@ -162,14 +162,14 @@ def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path
     assert 0.25 < sum(map(len, dropped)) / 800 < 0.35
     assert dropped[0] != dropped[1], "drawn anew every epoch"
     for batch in whole:
-        below = batch.drop_draws < 0.3
+        below = batch.cfg_dropout_rand < 0.3
         assert below.tolist() == [not caption for caption in batch.captions]
         kept = kept_labels(
-            MicroBatch(batch.images, batch.labels, [], batch.drop_draws),
+            MicroBatch(batch.images, batch.labels, [], batch.cfg_dropout_rand),
             GeneratorConfig(num_classes=2, class_dropout=0.3),
         )
         assert kept.tolist() == [2 if drop else 1 for drop in below.tolist()]
-    draws = torch.cat([batch.drop_draws for batch in whole])
+    draws = torch.cat([batch.cfg_dropout_rand for batch in whole])
     assert 0.47 < draws.mean() < 0.53
     assert draws.max() < 1
     halves = [
@@ -178,10 +178,12 @@ def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path
     ]
     for number, batch in enumerate(whole):
         parts = [half[number] for half in halves]
-        assert torch.equal(batch.drop_draws, torch.cat([part.drop_draws for part in parts]))
+        assert torch.equal(
+            batch.cfg_dropout_rand, torch.cat([part.cfg_dropout_rand for part in parts])
+        )
     (validation,) = make_loader(address, batch_size=20, **options).validation_batches()
     assert all(validation.captions)
-    assert (validation.drop_draws == 1).all()
+    assert (validation.cfg_dropout_rand == 1).all()
 
 
 def test_a_missing_caption_is_a_bad_sample(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_weights(two: tuple[str, str], keep_bytes: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(plan_module, "KEEP_BYTES", keep_bytes)
     options = {"num_classes": 2, "mixture_weights": (3.0, 1.0)}
     loader = make_loader(*two, batch_size=16, **options)
-    assert loader.facts()["shares"] == [0.75, 0.25]
+    assert loader.info()["shares"] == [0.75, 0.25]
     whole = take(loader, 10)
     for batch in whole:
         assert (greys(batch) >= 200).sum() == 4

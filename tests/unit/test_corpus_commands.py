@@ -215,7 +215,7 @@ def test_duplicates_are_removed_by_a_new_plan(tree: Path, tmp_path: Path, as_tar
     )
     assert (len(before), len(after), len(set(before))) == (46, 40, 40)
     assert set(after) == set(before)
-    plans = {load_manifest(open_storage(str(tmp_path / n / "train"))).facts.plan_hash for n in "ab"}
+    plans = {load_manifest(open_storage(str(tmp_path / n / "train"))).info.plan_hash for n in "ab"}
     assert len(plans) == 2
     (tmp_path / "b/train/shards/000001.tar").unlink()
     assert data_prep(["repair", str(tmp_path / "b/train"), "--workers", "1"]) == 0

@@ -140,8 +140,8 @@ def test_a_package_that_kills_the_process_is_found(monkeypatch, tmp_path):
 
 
 def test_a_gpu_that_torch_does_not_see_is_found(monkeypatch):
-    facts = json.dumps({"version": "2.13.0+cpu", "cuda": None, "devices": []})
-    monkeypatch.setattr(doctor, "_run_python", lambda _program: (facts, ""))
+    info = json.dumps({"version": "2.13.0+cpu", "cuda": None, "devices": []})
+    monkeypatch.setattr(doctor, "_run_python", lambda _program: (info, ""))
     monkeypatch.setattr(doctor, "gpu_driver", lambda: "580.1")
     check = doctor.check_devices()
     assert check.status == "warn"
@@ -152,8 +152,8 @@ def test_a_gpu_that_torch_does_not_see_is_found(monkeypatch):
 
 def test_devices_are_named_with_their_memory(monkeypatch):
     devices = [["Some GPU", [60 * GIB, 80 * GIB]]]
-    facts = json.dumps({"version": "2.13.0", "cuda": "13.0", "devices": devices})
-    monkeypatch.setattr(doctor, "_run_python", lambda _program: (facts, ""))
+    info = json.dumps({"version": "2.13.0", "cuda": "13.0", "devices": devices})
+    monkeypatch.setattr(doctor, "_run_python", lambda _program: (info, ""))
     assert "Some GPU (60.0 GiB of 80.0 GiB free)" in doctor.check_devices().detail
 
 
@@ -184,8 +184,8 @@ def test_a_store_is_opened(tmp_path, monkeypatch):
     assert doctor.check_store(str(tmp_path), "").status == "warn", "empty"
     (tmp_path / "file").write_text("x")
     assert doctor.check_store(str(tmp_path), "").status == "fail", "no manifest"
-    facts = types.SimpleNamespace(num_samples=12, num_shards=3)
-    loaded = types.SimpleNamespace(facts=facts)
+    info = types.SimpleNamespace(num_samples=12, num_shards=3)
+    loaded = types.SimpleNamespace(info=info)
     monkeypatch.setattr(manifest, "load_manifest", lambda _storage: loaded)
     check = doctor.check_store(str(tmp_path), "")
     assert (check.status, check.detail) == ("ok", f"{tmp_path}: 12 images, 3 shards")

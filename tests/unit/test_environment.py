@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+from pathlib import Path
 
+from gear_dist import source_tree
 from gear_dist.config.loading import load_config
 from gear_dist.runs import environment
 from gear_dist.runs.environment import collect_environment
@@ -27,21 +29,28 @@ def test_no_environment_variable_reaches_the_record(monkeypatch):
     assert "s3cr3t" not in json.dumps(record)
 
 
-def test_git_state_tells_a_clean_checkout_from_a_dirty_one(tmp_path, monkeypatch):
-    package = tmp_path / "gear_dist"
-    package.mkdir()
-    module = package / "environment.py"
+def test_git_state_tells_a_clean_checkout_from_a_dirty_one(tmp_path):
+    module = tmp_path / "module.py"
     module.write_text("")
-    monkeypatch.setattr(environment, "__file__", str(module))
-    assert environment.git_state() is None, "the folder is no checkout"
+    assert environment.git_state(tmp_path) is None, "the folder is no checkout"
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    state = environment.git_state()
+    state = environment.git_state(tmp_path)
     assert len(state["revision"]) == 40
     assert state["dirty"] is False
     module.write_text("changed")
-    assert environment.git_state() == {"revision": state["revision"], "dirty": True}
+    assert environment.git_state(tmp_path) == {"revision": state["revision"], "dirty": True}
+
+
+def test_the_checkout_is_where_the_package_is():
+    """However deep the module that asks for it."""
+    root = Path(__file__).parents[2]
+    assert root == source_tree.ROOT
+    state = environment.git_state()
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (state["revision"] if state else "") == found.stdout.strip()
 
 
 def test_memory_stays_within_the_container(monkeypatch):

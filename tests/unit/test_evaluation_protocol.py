@@ -14,10 +14,10 @@ from gear_dist.errors import DataError
 from gear_dist.evaluation.classifier import (
     FEATURE_WIDTH,
     ClassifierRecipe,
-    Judge,
+    ReferenceClassifier,
     ResidualNet,
+    load_or_train_classifier,
     load_validation,
-    prepare_judge,
     train_judge,
 )
 from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
@@ -39,12 +39,12 @@ def corpus(count: int, seed: int) -> LabelledImages:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> ReferenceClassifier:
     recipe = ClassifierRecipe(16, "plan1", "plan2", steps=40, batch=32)
-    net, facts = train_judge(corpus(600, 1), corpus(90, 2), recipe)
-    assert facts.accuracy > 0.97
-    assert facts.warnings == ()
-    return Judge(net, facts, "cpu")
+    net, stats = train_judge(corpus(600, 1), corpus(90, 2), recipe)
+    assert stats.accuracy > 0.97
+    assert stats.warnings == ()
+    return ReferenceClassifier(net, stats, "cpu")
 
 
 def good(labels: Tensor, guidance: float, seed: int) -> Tensor:
@@ -124,13 +124,13 @@ def test_generation_without_a_judge_is_left_out_and_said(judge):
 def test_few_training_images_are_flagged_yet_measured():
     recipe = ClassifierRecipe(16, "same", "same", steps=5, batch=32)
     few = corpus(12, 1)
-    net, facts = train_judge(few, few, recipe)
-    assert any("unreliable: 12 training images" in text for text in facts.warnings)
-    assert any("its own training images" in text for text in facts.warnings)
+    net, stats = train_judge(few, few, recipe)
+    assert any("unreliable: 12 training images" in text for text in stats.warnings)
+    assert any("its own training images" in text for text in stats.warnings)
     result = evaluate(
         generate=good,
         reconstruct=lambda images: images,
-        judge=Judge(net, facts, "cpu"),
+        judge=ReferenceClassifier(net, stats, "cpu"),
         validation=few,
         guidance=2.0,
         settings=SETTINGS,
@@ -152,30 +152,32 @@ def test_judge_is_trained_once_per_corpus(sample_shards, tmp_path):
         image_size=32,
     )
     lines: list[str] = []
-    first = prepare_judge(data, tmp_path, steps=3, report=lines.append)
+    first = load_or_train_classifier(data, tmp_path, steps=3, report=lines.append)
     assert "right on 32 real validation images" in lines[-1]
-    second = prepare_judge(data, tmp_path, steps=3, report=lines.append)
+    second = load_or_train_classifier(data, tmp_path, steps=3, report=lines.append)
     assert "kept" in lines[-1]
     assert len(list(tmp_path.iterdir())) == 1
     images = load_validation(data).images
     (classes, features), (same_classes, same_features) = first.look(images), second.look(images)
     assert torch.equal(classes, same_classes)
     assert torch.allclose(features, same_features, rtol=1e-5, atol=1e-6)
-    assert first.facts == second.facts
-    prepare_judge(data, tmp_path, steps=4, report=lines.append)  # another recipe, another file
+    assert first.stats == second.stats
+    load_or_train_classifier(
+        data, tmp_path, steps=4, report=lines.append
+    )  # another recipe, another file
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_damaged_cache_is_trained_again(sample_shards, tmp_path):
     data = DataConfig(train=sample_shards.file + "/validation", image_size=32)
-    judge = prepare_judge(data, tmp_path, steps=2)
-    assert not judge.facts.held_out
+    judge = load_or_train_classifier(data, tmp_path, steps=2)
+    assert not judge.stats.held_out
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-50])
-    again = prepare_judge(data, tmp_path, steps=2)
+    again = load_or_train_classifier(data, tmp_path, steps=2)
     assert list(tmp_path.iterdir()) == [path]
-    assert again.facts.accuracy == judge.facts.accuracy
+    assert again.stats.accuracy == judge.stats.accuracy
 
 
 def test_corpora_with_other_classes_are_refused(sample_shards, tmp_path, one_class_shards):
@@ -183,9 +185,9 @@ def test_corpora_with_other_classes_are_refused(sample_shards, tmp_path, one_cla
         train=sample_shards.file + "/train", validation=one_class_shards, image_size=32
     )
     with pytest.raises(DataError, match="its classes are not those of"):
-        prepare_judge(data, tmp_path, steps=1)
+        load_or_train_classifier(data, tmp_path, steps=1)
     single = DataConfig(train=one_class_shards, image_size=32)
-    assert prepare_judge(single, tmp_path, steps=1) is None
+    assert load_or_train_classifier(single, tmp_path, steps=1) is None
 
 
 @pytest.fixture(scope="module")

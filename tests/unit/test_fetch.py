@@ -180,10 +180,10 @@ def test_failures_are_tried_again_on_demand(site: Site, tmp_path: Path) -> None:
     words += ["--max-bad-share", "0.5"]
     assert data_prep([*words, "--attempts", "1"]) == 0
     corpus = open_storage(str(tmp_path / "out/train"))
-    assert load_manifest(corpus).facts.num_samples == 1
+    assert load_manifest(corpus).info.num_samples == 1
     assert data_prep([*words, "--refetch"]) == 3, "that is another plan"
     assert data_prep([*words, "--refetch", "--overwrite"]) == 0
-    assert load_manifest(corpus).facts.num_samples == 2
+    assert load_manifest(corpus).info.num_samples == 2
     assert site.handler.seen["/image/1"] == 1
 
 
@@ -223,4 +223,4 @@ def test_a_table_and_its_images_on_s3(site: Site, object_store: object, tmp_path
         patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
         assert data_prep(["shard", f"{address}/t.csv", f"{address}/out", *options]) == 0
         corpus = open_storage(f"{address}/out/train", object_store.endpoint)
-        assert load_manifest(corpus).facts.num_samples == 21
+        assert load_manifest(corpus).info.num_samples == 21

@@ -161,7 +161,7 @@ def test_hostile_rows_among_good_ones(server: RawServer, tmp_path: Path) -> None
              "--timeout", "4", "--row-timeout", "4", "--attempts", "1", "--connections", "64",
              "--max-bad-share", "0.95"]  # fmt: skip
     assert data_prep(words) == 0
-    assert load_manifest(open_storage(str(tmp_path / "out/train"))).facts.num_samples == len(GOOD)
+    assert load_manifest(open_storage(str(tmp_path / "out/train"))).info.num_samples == len(GOOD)
     text = (tmp_path / "out/fetched/ledger/000000.json").read_text()
     assert "secret" not in text
     ledger = json.loads(text)["rows"]

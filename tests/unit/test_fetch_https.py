@@ -239,7 +239,7 @@ def test_a_table_of_https_urls(
     assert data_prep(words) == 3
     assert "--max-bad-share" in capsys.readouterr().err
     assert data_prep([*words, "--max-bad-share", "0.25"]) == 0
-    assert load_manifest(open_storage(str(tmp_path / "out/train"))).facts.num_samples == 6
+    assert load_manifest(open_storage(str(tmp_path / "out/train"))).info.num_samples == 6
     ledger = json.loads((tmp_path / "out/fetched/ledger/000000.json").read_text())["rows"]
     assert ["sha256" in row for row in ledger] == [True] * 6 + [False] * 2
     assert all("certificate" in row["error"] for row in ledger[6:])

@@ -142,7 +142,7 @@ def test_the_judge(change: dict[str, Any], what: str) -> None:
 
 def test_a_cause_is_the_last_line_of_ours() -> None:
     trace = (
-        'Traceback\n  File "/x/gear_dist/cli.py", line 3, in main\n'
+        'Traceback\n  File "/x/gear_dist/cli/main.py", line 3, in main\n'
         '  File "/x/lib/torch.py", line 9, in load\nValueError: no: number\n'
     )
     assert innermost(trace) == "ValueError at gear_dist/cli/main.py 3, in main"

@@ -16,14 +16,14 @@ from gear_dist.config.loading import load_config
 from gear_dist.config.models import DiscriminatorConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import open_model
-from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.interop.export import export_model
 from gear_dist.interop.import_public import import_checkpoints
 from gear_dist.interop.infer_config import infer_settings
 from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator import build_aligned_generator, build_generator
 from gear_dist.models.tokenizers import build_tokenizer
-from gear_dist.training.init_from import load_start, open_start
+from gear_dist.training.init_from import load_init_from, open_init_from
 from gear_dist.training.networks import load_network
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
 from reference_numbers import assert_close, read_reference
@@ -75,7 +75,7 @@ def test_a_tokenizer_comes_in_whole_and_reconstructs(family, wrapping, tmp_path)
     assert model.config.tokenizer.quantizer == family
     assert equal(load_file(model.weights["tokenizer"]), state)
     _, numbers = read_reference(f"tokenizer_{family}")
-    pair = TrainedPair.load(model, CPU)
+    pair = GearPipeline.load(model, CPU)
     assert torch.equal(pair.tokenizer.encode(numbers["x"]), numbers["indices"])
     decoded = pair.tokenizer.decode(numbers["indices"])
     assert_close(decoded, numbers["decoded_from_indices"], 1e-5, "decoded")
@@ -153,10 +153,10 @@ def test_a_joint_checkpoint_gives_every_network_that_a_later_stage_starts_from(h
     for name, state in (average | {"discriminator": live["discriminator"]}).items():
         if name != "projector":
             assert equal(load_file(model.weights[name]), state), name
-    start = load_config(None, [f"stages.start_from={tmp_path / 'model'}", "data.image_size=16"])
+    start = load_config(None, [f"stages.init_from={tmp_path / 'model'}", "data.image_size=16"])
     torch.manual_seed(0)
     generator = build_aligned_generator(start, [20])
-    load_network(generator, load_start(start)["generator"])
+    load_network(generator, load_init_from(start)["generator"])
     assert equal(generator.generator.state_dict(), average["generator"])
     assert equal(generator.projectors[0].state_dict(), live["projector"])
 
@@ -167,21 +167,21 @@ def test_projectors_go_where_their_generator_goes(tmp_path):
     import_checkpoints([str(path)], tmp_path / "model", overrides=joint_words())
 
     def start(*words: str):
-        return load_config(None, [f"stages.start_from={tmp_path / 'model'}", *words])
+        return load_config(None, [f"stages.init_from={tmp_path / 'model'}", *words])
 
-    assert {"generator", "projectors"} <= open_start(start()).weights.keys()
-    alone = start("stages.start_networks=[tokenizer,projectors]")
+    assert {"generator", "projectors"} <= open_init_from(start()).weights.keys()
+    alone = start("stages.init_networks=[tokenizer,projectors]")
     without = start("alignment.soft_weight=0", "alignment.hard_weight=0")
     for config in (alone, without):
-        assert "projectors" not in open_start(config).weights
+        assert "projectors" not in open_init_from(config).weights
     with pytest.raises(ConfigError, match=r"alignment\.projector_width=7 \(\d+ there\)"):
-        open_start(start("alignment.projector_width=7"))
+        open_init_from(start("alignment.projector_width=7"))
     other_teacher = build_aligned_generator(start(), [21])
     with pytest.raises(ConfigError, match=r"not those of this teacher"):
-        load_network(other_teacher, load_start(start())["generator"])
+        load_network(other_teacher, load_init_from(start())["generator"])
     written = export_model(open_model(tmp_path / "model"), tmp_path / "out")
     assert "projectors.safetensors" in {path.name for path in written}
-    again = load_config(None, [f"stages.start_from={tmp_path / 'out'}"])
+    again = load_config(None, [f"stages.init_from={tmp_path / 'out'}"])
     assert again.alignment.projector_width == start().alignment.projector_width
 
 

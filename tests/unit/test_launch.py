@@ -17,7 +17,7 @@ from gear_cluster.ray_train.cluster import ray_cluster
 from gear_cluster.signals import StopSignals
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Host, Outcome, Progress
+from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ def test_corpora_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
 
 def test_workers_other_than_processes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run.workers=2, but run.launcher=local runs 1"):
-        launch(local_config(tmp_path, "run.workers=2"), lambda config, host: Outcome("done", 1))
+        launch(local_config(tmp_path, "run.workers=2"), lambda config, host: TrainResult("done", 1))
 
 
 def test_local_worker_has_a_group_of_one_and_reports(
@@ -56,7 +56,7 @@ def test_local_worker_has_a_group_of_one_and_reports(
 ) -> None:
     import torch
 
-    def worker(config: RunConfig, host: Host) -> Outcome:
+    def worker(config: RunConfig, host: WorkerContext) -> TrainResult:
         dist = torch.distributed
         assert (host.rank, host.world_size, host.local_rank) == (0, 1, 0)
         assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
@@ -65,9 +65,9 @@ def test_local_worker_has_a_group_of_one_and_reports(
         assert int(os.environ["MASTER_PORT"]) in [port for _, port in listening]
         assert {ip for ip, _ in listening} == {"127.0.0.1"}
         host.report(Progress(1, 2, "joint", {"l1": 0.5, "eta_s": 3.0}))
-        return Outcome("done", 2)
+        return TrainResult("done", 2)
 
-    assert launch(local_config(tmp_path), worker) == Outcome("done", 2)
+    assert launch(local_config(tmp_path), worker) == TrainResult("done", 2)
     assert capsys.readouterr().out == "step 1/2  stage joint  eta 3s  l1 0.5\n"
     assert not torch.distributed.is_initialized()
     assert "MASTER_ADDR" not in os.environ
@@ -76,7 +76,7 @@ def test_local_worker_has_a_group_of_one_and_reports(
 def test_failure_corrects_a_status_that_says_running(tmp_path: Path) -> None:
     config = local_config(tmp_path)
 
-    def worker(config: RunConfig, host: Host) -> Outcome:
+    def worker(config: RunConfig, host: WorkerContext) -> TrainResult:
         RunFolder.create(config.run.folder, config).write_status("running", 5, 9)
         raise DataError("shard 3: gone")
 
@@ -91,11 +91,11 @@ def test_failure_corrects_a_status_that_says_running(tmp_path: Path) -> None:
 def test_first_signal_asks(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
 
-    def worker(config: RunConfig, host: Host) -> Outcome:
+    def worker(config: RunConfig, host: WorkerContext) -> TrainResult:
         assert not host.stop_requested()
         os.kill(os.getpid(), number)
         assert host.stop_requested()
-        return Outcome("interrupted", 3, "asked")
+        return TrainResult("interrupted", 3, "asked")
 
     assert launch(local_config(tmp_path), worker).state == "interrupted"
     assert signal.getsignal(number) is before

@@ -110,7 +110,7 @@ def test_threads_do_not_change_what_is_yielded(train: str, option: dict[str, int
 @pytest.mark.usefixtures("in_lanes")
 def test_a_corpus_in_lanes(train: str) -> None:
     loader = make_loader(train, shuffle_buffer_shards=4)
-    assert loader.facts()["lanes"] == [4]
+    assert loader.describe()["lanes"] == [4]
     batches = take(loader, 24)
     for epoch in (batches[:12], batches[12:]):
         assert len(set(all_keys(epoch))) == 192
@@ -261,7 +261,7 @@ def test_resume_does_not_read_what_is_past(train: str, monkeypatch: pytest.Monke
 
 def test_the_tail_may_be_filled_up(train: str) -> None:
     loader = make_loader(train, batch_size=50, tail="repeat")
-    facts = loader.facts()["epochs"][0]
+    facts = loader.describe()["epochs"][0]
     assert facts == {"samples": 192, "steps": 4, "dropped": 0, "repeated": 8}
     keys = all_keys(take(loader, 4))
     assert (len(keys), len(set(keys))) == (200, 192)

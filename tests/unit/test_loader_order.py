@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gear_dist.data.order import (
+    MixtureComponent,
     Order,
-    Part,
     choose_lanes,
     sequential_windows,
     split_lanes,
@@ -21,7 +21,9 @@ def make_order(
     counts: np.ndarray, *, lanes: int = 1, global_batch: int = 32, seed: int = 0, **options
 ) -> Order:
     settings = {"window_shards": 1, **options}
-    return Order([Part(counts, 0, lanes)], global_batch=global_batch, seed=seed, **settings)
+    return Order(
+        [MixtureComponent(counts, 0, lanes)], global_batch=global_batch, seed=seed, **settings
+    )
 
 
 def rank_samples(
@@ -180,7 +182,12 @@ def test_a_plan_for_a_hundred_million_samples() -> None:
 
 def test_a_mixture_gives_each_part_its_lanes() -> None:
     big, small = np.full(10, 100), np.full(3, 30)
-    order = Order([Part(big, 0, 6), Part(small, 10, 2)], global_batch=16, seed=0, window_shards=1)
+    order = Order(
+        [MixtureComponent(big, 0, 6), MixtureComponent(small, 10, 2)],
+        global_batch=16,
+        seed=0,
+        window_shards=1,
+    )
     assert [tally.steps for tally in order.tallies] == [83, 22]
     steps = rank_samples(order, 0, 1, 60)
     for step in steps:

@@ -129,7 +129,7 @@ def test_a_table_in_parts_and_row_groups(tmp_path: Path, monkeypatch: pytest.Mon
     shards = [numbered_samples(10, first=10 * n) for n in range(12)]
     address = write_corpus(tmp_path / "parts", shards)
     opened = open_corpus(address)
-    assert len(opened.manifest.facts.samples_keys) == 3
+    assert len(opened.manifest.info.samples_keys) == 3
     found = read_first_samples([opened], places_of(address), nothing_near)
     assert len(found) == 120
     assert found[7, 3].keys == ["00000073"]
@@ -235,9 +235,9 @@ def test_memory_for_shards_is_bounded(many_shards: str, monkeypatch: pytest.Monk
     """A window is one shard, or two at the ends of a lane."""
     shard_bytes = open_corpus(many_shards).manifest.shards[0].bytes
     options = {"batch_size": 16, "num_classes": 2, "shuffle_buffer_shards": 8}
-    assert make_loader(many_shards, **options).facts()["lanes"] == [8]
+    assert make_loader(many_shards, **options).info()["lanes"] == [8]
     small = make_loader(many_shards, shard_memory_bytes=5 * shard_bytes, **options)
-    assert (small.facts()["lanes"], small.facts()["window_shards"]) == ([2], 1)
+    assert (small.info()["lanes"], small.info()["window_shards"]) == ([2], 1)
     held = most_held(monkeypatch)
     batches = take(small, 40)
     assert 4 * shard_bytes <= max(held) <= 5 * shard_bytes
@@ -263,7 +263,7 @@ def test_another_memory_changes_nothing_that_is_yielded(
     for memory_bytes, limit in ((100 * shard_bytes, 24), (12 * shard_bytes, 17), (1, 17)):
         again = make_loader(many_shards, batch_size=16, shard_memory_bytes=memory_bytes, **share)
         again.load_state_dict(first.state_dict())
-        assert again.facts()["lanes"] == [8]
+        assert again.info()["lanes"] == [8]
         held.clear()
         for number, batch in enumerate(take(again, 40)):
             assert list(batch.keys) == all_keys([rank[2 + number] for rank in straight])

@@ -12,8 +12,8 @@ from gear_data_prep.__main__ import main as data_prep
 from gear_dist.data.manifest import (
     DATASET_KEY,
     SHARDS_KEY,
-    DatasetFacts,
-    dump_facts,
+    DatasetInfo,
+    dump_info,
     dump_table,
     load_manifest,
 )
@@ -32,15 +32,15 @@ def corpus(tmp_path: Path) -> FileStorage:
     words = ["shard", str(tmp_path / "tree"), str(tmp_path / "out")]
     assert data_prep([*words, "--validation-share=0", "--shard-samples=1", "--workers=1"]) == 0
     storage = FileStorage(tmp_path / "out/train")
-    assert load_manifest(storage).facts.num_shards == 2
+    assert load_manifest(storage).info.num_shards == 2
     return storage
 
 
-def write_facts(storage: FileStorage, **changes: Any) -> None:
+def write_info(storage: FileStorage, **changes: Any) -> None:
     """Replace values of dataset.json, and its checksum with them."""
     node = json.loads(storage.read(DATASET_KEY))
     del node["xxh3"]
-    storage.write(DATASET_KEY, dump_facts(DatasetFacts(**{**node, **changes})))
+    storage.write(DATASET_KEY, dump_info(DatasetInfo(**{**node, **changes})))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def write_facts(storage: FileStorage, **changes: Any) -> None:
     ],
 )
 def test_values_of_another_type_are_damage(corpus: FileStorage, change: dict[str, Any]) -> None:
-    write_facts(corpus, **change)
+    write_info(corpus, **change)
     with pytest.raises(DataError, match=r"dataset\.json"):
         load_manifest(corpus)
 
@@ -74,7 +74,7 @@ def test_empty_cells_are_damage(corpus: FileStorage) -> None:
     data = dump_table(table.set_column(table.column_names.index("name"), "name", column))
     corpus.write(SHARDS_KEY, data)
     checksums = json.loads(corpus.read(DATASET_KEY))["checksums"]
-    write_facts(corpus, checksums={**checksums, SHARDS_KEY: xxhash.xxh3_128_hexdigest(data)})
+    write_info(corpus, checksums={**checksums, SHARDS_KEY: xxhash.xxh3_128_hexdigest(data)})
     with pytest.raises(DataError, match=r"shards\.parquet.*empty cells"):
         load_manifest(corpus)
 

@@ -43,7 +43,7 @@ TINY = {
     "llamagen": (40, 0, 20),
     "ste": (40, 40, 20),
 }
-RUNNABLE = ["data.train=somewhere", "stages.start_from=elsewhere"]
+RUNNABLE = ["data.train=somewhere", "stages.init_from=elsewhere"]
 
 
 def recipe(*parts: str, overrides: list[str] | None = None) -> RunConfig:
@@ -99,8 +99,8 @@ def test_combinations_are_the_published_recipes():
         weights = (config.alignment.soft_weight, config.alignment.hard_weight)
         assert weights == ((0, 0) if stage == "llamagen" else (0.5, 0.5))
         assert (config.alignment.estimator == "straight-through") == (stage == "ste")
-        assert (config.watchdog.patience == 0) == (stage == "ste")
-        kept = config.stages.start_networks
+        assert (config.collapse.patience == 0) == (stage == "ste")
+        kept = config.stages.init_networks
         assert (len(kept) == 1) == (stage in ("generator-anew", "llamagen-repa", "llamagen"))
 
 

@@ -96,7 +96,7 @@ def test_the_endpoint_of_a_configuration_file_has_no_user(endpoint, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "setting", ["data.train", "data.validation", "checkpoint.address", "stages.start_from"]
+    "setting", ["data.train", "data.validation", "checkpoint.address", "stages.init_from"]
 )
 def test_any_setting_with_a_user_in_its_address_is_refused(setting):
     with pytest.raises(ConfigError) as raised:

@@ -12,7 +12,7 @@ import pytest
 from gear_cluster.launch import launch
 from gear_cluster.rendezvous import Processes, is_first_process, read_processes
 from gear_dist.config.loading import load_config
-from gear_dist.distributed.worker_context import Outcome
+from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -22,12 +22,12 @@ from gear_cluster import rendezvous
 from gear_cluster.launch import launch
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError
-from gear_dist.distributed.worker_context import Outcome
+from gear_dist.distributed.worker_context import TrainResult
 
-def worker(config, host):
-    from gear_dist import dist
-    print(sorted(dist.gather_objects(host.rank)))
-    return Outcome("done", 1)
+def worker(config, context):
+    from gear_dist.distributed import collectives
+    print(sorted(collectives.gather_objects(context.rank)))
+    return TrainResult("done", 1)
 
 rendezvous.TELL_AFTER_S, rendezvous.LIMIT_S = 0.2, float(sys.argv[2])
 words = ["run.launcher=local", "run.device=cpu", "run.root=" + sys.argv[1]]
@@ -145,5 +145,7 @@ def test_a_rank_left_behind_does_not_silence_ray(
     assert is_first_process("ray")
     assert read_processes() == Processes(0, 1, 0)
     config = load_config(None, ["run.launcher=local", f"run.root={tmp_path}", "run.device=cpu"])
-    assert launch(config, lambda config, host: Outcome("done", host.rank)) == Outcome("done", 0)
+    assert launch(config, lambda config, host: TrainResult("done", host.rank)) == TrainResult(
+        "done", 0
+    )
     assert not RunFolder(config.run.folder).holds_run()

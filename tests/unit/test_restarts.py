@@ -10,7 +10,7 @@ import pytest
 
 from gear_cluster.ray_train import capacity, stop_policies
 from gear_cluster.ray_train.attempt import judge
-from gear_cluster.ray_train.capacity import Sizes, choose_sizes, count_room, wait_for_room
+from gear_cluster.ray_train.capacity import WorkerCounts, choose_sizes, count_room, wait_for_room
 from gear_cluster.ray_train.coordinator import BoardState, WorkerFailure
 from gear_cluster.ray_train.driver import train_variables
 from gear_cluster.ray_train.failure_budget import LONGEST_BACKOFF_S, FailureBudget, newest_step
@@ -20,10 +20,10 @@ from gear_cluster.ray_train.failure_report import (
     find_dead_worker,
     is_preempted,
 )
-from gear_cluster.ray_train.stop_policies import Ask, GrowthAdviser, PreemptionAdviser
+from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionAdviser, StopRequest
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Outcome
+from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -88,7 +88,7 @@ def test_room_is_whole_workers_on_nodes_that_stay(nodes) -> None:
 def test_the_most_that_fits_is_started(nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     free, _ = nodes
     monkeypatch.setattr(capacity, "SETTLE_S", 0.0)
-    sizes = Sizes((2, 4, 8), use_gpu=False)
+    sizes = WorkerCounts((2, 4, 8), use_gpu=False)
     free["a"] = {"CPU": 7.0}
     assert wait_for_room(sizes, threading.Event()) == 4
     free["a"] = {"CPU": 64.0}
@@ -103,7 +103,7 @@ def test_sizes_are_those_that_divide_the_batch(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
 
-    def sizes(*words: str) -> Sizes:
+    def sizes(*words: str) -> WorkerCounts:
         return choose_sizes(load_config(None, ["engine.global_batch=12", *words]))
 
     assert sizes("run.workers=6", "run.min_workers=2").allowed == (2, 3, 4, 6)
@@ -142,7 +142,7 @@ def test_draining_nodes_of_the_run_are_a_reason_to_stop(
 def test_room_must_be_seen_twice_to_grow(nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_policies, "GROWTH_POLL_S", 0.0)
     free, _ = nodes
-    sizes = Sizes((2, 4), use_gpu=False)
+    sizes = WorkerCounts((2, 4), use_gpu=False)
     adviser = GrowthAdviser(sizes, 2, grace_s=9.0)
     free["a"] = {"CPU": 1.0}
     assert [adviser.advise(RUNNING) for _ in range(3)] == [None] * 3
@@ -209,16 +209,16 @@ def test_a_crash_is_told_by_its_likeliest_cause(tmp_path: Path) -> None:
 
 def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
     logs = LogEnds(tmp_path)
-    stopped = RUNNING._replace(outcome=Outcome("interrupted", 5, "asked to stop"))
-    done = RUNNING._replace(outcome=Outcome("done", 9))
-    drained = Ask("preemption", "the node is to go", 9.0)
-    room = Ask("growth", "there is room", 9.0)
+    stopped = RUNNING._replace(outcome=TrainResult("interrupted", 5, "asked to stop"))
+    done = RUNNING._replace(outcome=TrainResult("done", 9))
+    drained = StopRequest("preemption", "the node is to go", 9.0)
+    room = StopRequest("growth", "there is room", 9.0)
 
-    def kind(state: BoardState, asked: Ask | None, error: Exception | None = None) -> str:
+    def kind(state: BoardState, asked: StopRequest | None, error: Exception | None = None) -> str:
         return judge(state, asked, error, 2, logs).kind
 
     assert [kind(done, asked) for asked in (None, drained, room)] == ["over"] * 3
-    assert kind(stopped, Ask("signal", "SIGTERM", 9.0)) == "over"
+    assert kind(stopped, StopRequest("signal", "SIGTERM", 9.0)) == "over"
     assert [kind(stopped, asked) for asked in (drained, room)] == ["moved"] * 2
     noticed = RUNNING._replace(notice="worker 1 was sent SIGTERM")
     assert kind(noticed._replace(outcome=stopped.outcome), None) == "moved"
@@ -241,13 +241,13 @@ def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
 def test_hang_watch_ends_a_process_with_its_stacks() -> None:
     program = (
         "import time\n"
-        "from gear_dist.distributed.hang_watchdog import HangWatch\n"
-        "with HangWatch(1.0) as watch:\n"
+        "from gear_dist.distributed.hang_watchdog import HangWatchdog\n"
+        "with HangWatchdog(1.0) as watch:\n"
         "    for _ in range(4): time.sleep(0.5); watch.beat()\n"
         "print('alive', flush=True)\n"
-        "with HangWatch(0.0): time.sleep(0.1)\n"
+        "with HangWatchdog(0.0): time.sleep(0.1)\n"
         "def stuck(): time.sleep(60)\n"
-        "with HangWatch(0.2): stuck()\n"
+        "with HangWatchdog(0.2): stuck()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
     assert done.returncode == 1

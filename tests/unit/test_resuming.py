@@ -11,8 +11,8 @@ from gear_dist.errors import ConfigError
 
 def accumulation(config: RunConfig, workers: int, monkeypatch, first=None) -> int:
     monkeypatch.setattr(collectives, "world_size", lambda: workers)
-    facts = {"first_workers": first[0], "first_micro_batch": first[1]} if first else None
-    return fit_workers(config, facts).engine.accumulation
+    state = {"first_workers": first[0], "first_micro_batch": first[1]} if first else None
+    return fit_workers(config, state).engine.accumulation
 
 
 @pytest.mark.parametrize(

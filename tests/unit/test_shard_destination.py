@@ -92,7 +92,7 @@ def test_an_overwrite_that_was_killed_is_taken_up(tmp_path, photos, monkeypatch)
     monkeypatch.undo()
     assert storage.exists("manifest/plan.json")
     assert shard(photos, out, "--overwrite", "--seed", "5") == 0
-    assert load_manifest(storage).facts.num_samples == 12
+    assert load_manifest(storage).info.num_samples == 12
 
 
 @pytest.mark.parametrize(

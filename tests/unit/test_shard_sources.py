@@ -61,7 +61,7 @@ def test_imagenet_tar_of_tars(imagenet: Path, tmp_path: Path) -> None:
     found = samples_of(tmp_path / "train")
     originals = {encode(100 * c + k): c for c in range(5) for k in range(20)}
     assert Counter((s["jpg"], int(s["cls"])) for s in found) == Counter(originals.items())
-    assert load_manifest(open_storage(str(tmp_path / "train"))).facts.classes == tuple(
+    assert load_manifest(open_storage(str(tmp_path / "train"))).info.classes == tuple(
         f"n0{c}" for c in range(5)
     )
     held = {s["jpg"]: int(s["cls"]) for s in samples_of(tmp_path / "validation")}
@@ -121,8 +121,8 @@ def test_webdataset_of_others(tmp_path: Path) -> None:
     several = by_image[encode(4)]
     assert several["txt"] == b"one"
     assert json.loads(several["json"]) == {"captions": ["one", "two"], "hue": 3}
-    facts = load_manifest(open_storage(str(tmp_path / "out/train"))).facts
-    assert facts.classes == tuple("01234567"), "numbers where there are no names"
+    info = load_manifest(open_storage(str(tmp_path / "out/train"))).info
+    assert info.classes == tuple("01234567"), "numbers where there are no names"
 
 
 def test_our_own_shards_are_a_source(sample_shards, tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_parquet_in_the_hugging_face_layout(tmp_path: Path) -> None:
         encode(k): f"image {k}" for k in range(80)
     }
     assert {int(s["cls"]) for s in found} == {0, 1}
-    facts = load_manifest(open_storage(str(tmp_path / "out/train"))).facts
-    assert (facts.classes, facts.num_shards) == (("cat", "dog"), 3)
+    info = load_manifest(open_storage(str(tmp_path / "out/train"))).info
+    assert (info.classes, info.num_shards) == (("cat", "dog"), 3)
     rows = load_samples(open_storage(str(tmp_path / "out/validation"))).to_pydict()
     assert rows["num_captions"] == [2] * 10
     order = [int(s["txt"].split()[1]) for s in found]

@@ -51,7 +51,7 @@ class Sharded:
         self.classes, self.counts = (), {}
         for split in self.summary["splits"]:
             storage = FileStorage(out / split)
-            self.classes = load_manifest(storage).facts.classes
+            self.classes = load_manifest(storage).info.classes
             rows = load_samples(storage)["class_index"].to_pylist()
             self.counts[split] = dict(Counter(rows))
 

@@ -89,12 +89,12 @@ def test_stock_webdataset_reads_the_shards(sample_shards: SampleShards) -> None:
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
     assert len(samples) == 192
     assert len({sample["__key__"] for sample in samples}) == 192
-    facts = load_manifest(open_storage(str(root))).facts
+    info = load_manifest(open_storage(str(root))).info
     for sample in samples[::20]:
         assert sample["jpg"].size == (32, 32)
-        shape, texture = facts.classes[sample["cls"]].split("_")
+        shape, texture = info.classes[sample["cls"]].split("_")
         assert f"{texture} {shape}" in sample["txt"]
-        assert set(sample["json"]) == set(facts.attributes)
+        assert set(sample["json"]) == set(info.attributes)
 
 
 def test_images_are_raw_copies_and_every_one_is_there(sample_shards: SampleShards) -> None:
@@ -118,9 +118,9 @@ def _jpegs(tree: Path) -> list[Path]:
 
 def test_manifest(sample_shards: SampleShards) -> None:
     storage = open_storage(sample_shards.s3 + "/train")
-    facts, shards = load_manifest(storage)
-    assert (facts.num_samples, facts.num_shards, len(facts.classes)) == (192, 4, 16)
-    assert facts.attributes["shape"] == 4
+    info, shards = load_manifest(storage)
+    assert (info.num_samples, info.num_shards, len(info.classes)) == (192, 4, 16)
+    assert info.attributes["shape"] == 4
     assert [info.samples for info in shards] == [50, 50, 50, 42]
     labels = np.array(load_samples(storage)["class_index"])
     assert np.bincount(labels).tolist() == [12] * 16
@@ -133,7 +133,7 @@ def test_manifest(sample_shards: SampleShards) -> None:
 def test_split_by_share(small_tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert shard(small_tree, out, "--validation-share", "0.25") == 0
-    train, held = (load_manifest(open_storage(f"{out}/{s}")).facts for s in ("train", "validation"))
+    train, held = (load_manifest(open_storage(f"{out}/{s}")).info for s in ("train", "validation"))
     assert train.classes == held.classes == ("cat", "dog")
     assert train.num_samples + held.num_samples == 40
     assert 4 <= held.num_samples <= 16
@@ -247,7 +247,7 @@ def test_bad_images_are_left_out_with_a_reason(small_tree: Path, tmp_path: Path)
     assert found.keys() == expected.keys()
     assert all(found[path].startswith(reason) for path, reason in expected.items()), found
     assert quarantine["num_bad"] == 8
-    assert load_manifest(open_storage(f"{out}/train")).facts.num_samples == 40
+    assert load_manifest(open_storage(f"{out}/train")).info.num_samples == 40
 
 
 def test_too_many_bad_images_stop_it(

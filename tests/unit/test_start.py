@@ -1,4 +1,4 @@
-"""`stages.start_from`: what a run takes over from an imported model or another run."""
+"""`stages.init_from`: what a run takes over from an imported model or another run."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.weights import join_states, save_run_weights, split_states
 from gear_dist.interop.import_public import import_checkpoints
-from gear_dist.training.init_from import load_start, open_start
+from gear_dist.training.init_from import load_init_from, open_init_from
 from gear_dist.training.networks import load_network
 
 FAMILIES = ("vq", "lfq", "ibq")
@@ -25,7 +25,7 @@ def imported(request, tmp_path) -> tuple[Path, files.State]:
 
 
 def start(folder: Path, *words: str) -> RunConfig:
-    return load_config(None, [f"stages.start_from={folder}", *words])
+    return load_config(None, [f"stages.init_from={folder}", *words])
 
 
 def test_one_setting_brings_architecture_and_weights(imported, tmp_path):
@@ -33,7 +33,7 @@ def test_one_setting_brings_architecture_and_weights(imported, tmp_path):
     config = start(folder)
     assert config.tokenizer.codebook_size == 64
     assert (config.discriminator.width, config.discriminator.num_layers) == (8, 2)
-    states = load_start(config)
+    states = load_init_from(config)
     assert states.keys() == {"tokenizer", "discriminator"}
     assert all(torch.equal(states["tokenizer"][key], value) for key, value in state.items())
     assert all(key.startswith("discriminator.main.") for key in states["discriminator"])
@@ -46,7 +46,7 @@ def test_losses_of_the_tokenizer_stay_the_users(imported):
     folder, _ = imported
     words = ["tokenizer.entropy_weight=0.3", "discriminator.start_step=9"]
     config = start(folder, *words, "discriminator.lecam_weight=0.1")
-    assert open_start(config) is not None
+    assert open_init_from(config) is not None
     assert (config.tokenizer.entropy_weight, config.discriminator.start_step) == (0.3, 9)
     assert config.discriminator.lecam_weight == 0.1
 
@@ -54,34 +54,34 @@ def test_losses_of_the_tokenizer_stay_the_users(imported):
 def test_another_architecture_is_refused_by_its_settings(imported):
     folder, _ = imported
     with pytest.raises(ConfigError, match=r"tokenizer\.num_res_blocks=3 \([12] there\)"):
-        open_start(start(folder, "tokenizer.num_res_blocks=3"))
+        open_init_from(start(folder, "tokenizer.num_res_blocks=3"))
     with pytest.raises(ConfigError, match=r"discriminator\.norm=group \(batch there\)"):
-        open_start(start(folder, "discriminator.norm=group", "discriminator.norm_groups=4"))
+        open_init_from(start(folder, "discriminator.norm=group", "discriminator.norm_groups=4"))
 
 
 def test_networks_can_be_left_out(imported):
     folder, _ = imported
-    config = start(folder, "stages.start_networks=[tokenizer]", "discriminator.width=16")
-    assert load_start(config).keys() == {"tokenizer"}
-    with pytest.raises(ConfigError, match=r"start_networks=\['tokeniser'\]: use some of tokenizer"):
-        start(folder, "stages.start_networks=[tokeniser]")
+    config = start(folder, "stages.init_networks=[tokenizer]", "discriminator.width=16")
+    assert load_init_from(config).keys() == {"tokenizer"}
+    with pytest.raises(ConfigError, match=r"init_networks=\['tokeniser'\]: use some of tokenizer"):
+        start(folder, "stages.init_networks=[tokeniser]")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"stages\.start_from=.*absent: no such folder"):
-        load_start(start(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"stages\.init_from=.*absent: no such folder"):
+        load_init_from(start(tmp_path / "absent"))
     with pytest.raises(DataError, match="neither a run folder"):
-        load_start(start(tmp_path))
+        load_init_from(start(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="has no tokenizer"):
-        load_start(start(tmp_path))
+        load_init_from(start(tmp_path))
 
 
 def test_damaged_weights_are_refused(imported):
     folder, _ = imported
     (folder / "tokenizer.safetensors").write_bytes(b"cut")
     with pytest.raises(DataError, match=r"tokenizer\.safetensors: not readable"):
-        load_start(start(folder))
+        load_init_from(start(folder))
 
 
 def states_of_a_run() -> dict:
@@ -127,5 +127,5 @@ def test_projectors_are_new_where_there_are_none_and_dropped_where_no_teacher_is
         load_network(target, state)
         assert torch.equal(target.generator.weight, given.generator.weight)
         assert all(map(torch.equal, projectors, target.projectors.parameters()))
-    with pytest.raises(ConfigError, match=r"leave projectors out of stages\.start_networks"):
+    with pytest.raises(ConfigError, match=r"leave projectors out of stages\.init_networks"):
         load_network(Heads(4), given.state_dict())

@@ -182,7 +182,7 @@ def test_several_images_without_a_plain_name_are_refused(tmp_path: Path) -> None
     assert report_of(out)["kinds"] == {"no-image": 4}
     assert len(by_webdataset(out / "train/shards/000000.tar")) == 4
     with pytest.warns(UserWarning, match="4 samples are left out"):
-        assert open_corpus(str(tar.parent)).manifest.facts.num_samples == 4
+        assert open_corpus(str(tar.parent)).manifest.info.num_samples == 4
 
 
 def test_two_members_of_one_name(tmp_path: Path) -> None:

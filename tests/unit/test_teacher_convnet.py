@@ -52,10 +52,10 @@ def striped_images(count: int = 96) -> LabelledImages:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "deep" / "teacher.safetensors"
     data = striped_images()
-    facts = train_convnet(data, RECIPE, path, seconds=60, held_out=data)
+    metadata = train_convnet(data, RECIPE, path, seconds=60, held_out=data)
     # Chance is 0.5. Mostly both are 1, but how a short training ends depends on the rounding.
-    assert facts["held_out_accuracy"]["class"] > 0.75
-    assert facts["held_out_accuracy"]["tone"] > 0.75
+    assert metadata["held_out_accuracy"]["class"] > 0.75
+    assert metadata["held_out_accuracy"]["tone"] > 0.75
     return path
 
 
@@ -100,15 +100,15 @@ def test_file_gives_back_the_trained_features(trained):
     images = data.images.float() / 127.5 - 1
     features = teacher(images)
     with safe_open(trained, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+        metadata = json.loads(file.metadata()["facts"])
         head = {name: file.get_tensor(f"heads.class.{name}") for name in ("weight", "bias")}
     pooled = torch.relu(features).mean(dim=1)
     logits = nn.functional.linear(pooled, head["weight"], head["bias"])
     accuracy = (logits.argmax(1) == data.labels).float().mean().item()
-    assert accuracy == pytest.approx(facts["held_out_accuracy"]["class"], abs=0.03)
-    assert facts["plan_hash"] == "p"
-    assert facts["steps_done"] == RECIPE.steps
-    assert facts["head_sizes"] == {"class": 2, "tone": 2}
+    assert accuracy == pytest.approx(metadata["held_out_accuracy"]["class"], abs=0.03)
+    assert metadata["plan_hash"] == "p"
+    assert metadata["steps_done"] == RECIPE.steps
+    assert metadata["head_sizes"] == {"class": 2, "tone": 2}
 
 
 def test_wrong_files_and_sizes_are_refused_with_the_fix(trained, tmp_path):
@@ -136,15 +136,15 @@ def test_another_file_is_not_overwritten(tmp_path):
 
 def test_seconds_end_the_training(tmp_path):
     recipe = RECIPE._replace(steps=100_000)
-    facts = train_convnet(striped_images(), recipe, tmp_path / "t.safetensors", seconds=0.5)
-    assert 1 <= facts["steps_done"] < 100_000
+    metadata = train_convnet(striped_images(), recipe, tmp_path / "t.safetensors", seconds=0.5)
+    assert 1 <= metadata["steps_done"] < 100_000
 
 
 def test_few_images_with_unknown_targets_are_enough(tmp_path):
     data = striped_images(3)
     data.attributes["tone"].fill_(-1)
-    facts = train_convnet(data, RECIPE._replace(steps=3), tmp_path / "t.safetensors", seconds=9)
-    assert facts["steps_done"] == 3
+    metadata = train_convnet(data, RECIPE._replace(steps=3), tmp_path / "t.safetensors", seconds=9)
+    assert metadata["steps_done"] == 3
     features = load(tmp_path / "t.safetensors")(torch.zeros(1, 3, 16, 16))
     assert features.isfinite().all()
 
@@ -188,8 +188,8 @@ def test_held_out_corpus_without_the_attributes_is_measured_on_the_rest(tmp_path
     plain = striped_images()._replace(attributes={}, attribute_sizes={})
     recipe = RECIPE._replace(steps=2)
     path = tmp_path / "t.safetensors"
-    facts = train_convnet(striped_images(), recipe, path, seconds=9, held_out=plain)
-    assert set(facts["held_out_accuracy"]) == {"class"}
+    metadata = train_convnet(striped_images(), recipe, path, seconds=9, held_out=plain)
+    assert set(metadata["held_out_accuracy"]) == {"class"}
 
 
 def test_command_names_a_missing_corpus(tmp_path, capsys):

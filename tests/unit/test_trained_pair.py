@@ -4,7 +4,7 @@ import torch
 
 import public_files as files
 from gear_dist.inference.model_folder import open_model
-from gear_dist.inference.pipeline import TrainedPair
+from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.interop.import_public import import_checkpoints
 
 
@@ -14,7 +14,7 @@ def test_large_images_go_through_the_tokenizer_a_few_at_a_time(tmp_path):
     import_checkpoints(
         [str(tmp_path / "vq.pt")], tmp_path / "model", overrides=["data.image_size=512"]
     )
-    pair = TrainedPair.load(open_model(tmp_path / "model"), torch.device("cpu"))
+    pair = GearPipeline.load(open_model(tmp_path / "model"), torch.device("cpu"))
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     sizes = []
     pair.tokenizer.encoder.register_forward_hook(lambda *call: sizes.append(len(call[1][0])))

@@ -50,7 +50,7 @@ def samples(out: Path, *kinds: str) -> list[Any]:
 
 
 def classes(out: Path) -> tuple[str, ...]:
-    return load_manifest(open_storage(str(out / "train"))).facts.classes
+    return load_manifest(open_storage(str(out / "train"))).info.classes
 
 
 @pytest.mark.parametrize("header", [["URL", "TEXT"], ["Url", "Caption"], [" url", "text "]])
@@ -206,7 +206,7 @@ def test_images_are_found_wherever_their_rows_are(
     site.handler.seen.clear()
     write_csv(table, ["url"], [[f"{site.url}/image/{k}"] for k in order])
     assert shard(table, out, "--overwrite") == 0
-    assert load_manifest(open_storage(str(out / "train"))).facts.num_samples == len(order)
+    assert load_manifest(open_storage(str(out / "train"))).info.num_samples == len(order)
     assert dict(site.handler.seen) == {f"/image/{k}": 1 for k in order if k >= 20}
 
 

@@ -29,7 +29,7 @@ def add_commands(subparsers: Any) -> None:
         "--init-from",
         metavar="FOLDER",
         help="take the weights alone of another run or an imported model; the same as "
-        "stages.start_from=",
+        "stages.init_from=",
     )
     train.add_argument(
         "--dry-run",
@@ -44,7 +44,7 @@ def add_commands(subparsers: Any) -> None:
 
 def _flags(args: argparse.Namespace) -> list[str]:
     """Overrides that are given as flags."""
-    flags = {"run.resume": args.resume, "stages.start_from": args.init_from}
+    flags = {"run.resume": args.resume, "stages.init_from": args.init_from}
     return [f"{name}={value}" for name, value in flags.items() if value is not None]
 
 
@@ -53,7 +53,7 @@ def _train(args: argparse.Namespace) -> int:
     from gear_cluster.rendezvous import is_first_process
     from gear_dist.config.loading import load_config
     from gear_dist.runs.run_folder import RunFolder
-    from gear_dist.training.init_from import open_start
+    from gear_dist.training.init_from import open_init_from
 
     config = load_config(args.configs, [*args.overrides, *_flags(args)])
     config.check_trainable()
@@ -63,7 +63,7 @@ def _train(args: argparse.Namespace) -> int:
         dry_run(config)
         return EXIT_DONE
     if not RunFolder(config.run.folder).holds_run():
-        open_start(config)  # a wrong folder is told before any worker starts
+        open_init_from(config)  # a wrong folder is told before any worker starts
     outcome = launch(config, verbose=args.verbose)
     interrupted = outcome.state == "interrupted"
     # Under torchrun this runs once a worker.

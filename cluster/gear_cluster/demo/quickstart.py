@@ -181,17 +181,17 @@ def _make_shards(request: QuickstartRequest) -> None:
 
 def _fit_to_corpus(request: QuickstartRequest, config: RunConfig) -> RunConfig:
     """Classes, batch and workers as corpus and machine allow; what the user set stays."""
-    facts = load_manifest(open_storage(config.data.train)).facts
+    info = load_manifest(open_storage(config.data.train)).info
     workers = _choose_workers(config)
-    batch = min(config.engine.global_batch, facts.num_samples)
+    batch = min(config.engine.global_batch, info.num_samples)
     batch -= batch % (workers * config.engine.accumulation)
     if batch == 0:
         raise DataError(
-            f"{config.data.train}: {facts.num_samples} images are too few for {workers} workers"
+            f"{config.data.train}: {info.num_samples} images are too few for {workers} workers"
         )
-    more = [f"generator.num_classes={max(len(facts.classes), 1)}"]
+    more = [f"generator.num_classes={max(len(info.classes), 1)}"]
     if batch != config.engine.global_batch:
-        print(f"engine.global_batch={batch}, because there are {facts.num_samples} images")
+        print(f"engine.global_batch={batch}, because there are {info.num_samples} images")
         more.append(f"engine.global_batch={batch}")
     if config.run.launcher == "ray":
         more.append(f"run.workers={workers}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gear_cluster.local_launcher import Worker
-from gear_cluster.ray_train.capacity import Sizes
-from gear_cluster.ray_train.coordinator import BoardState, ProgressBoard
+from gear_cluster.ray_train.capacity import WorkerCounts
+from gear_cluster.ray_train.coordinator import BoardState, RunCoordinator
 from gear_cluster.ray_train.failure_report import (
     LogEnds,
     describe_crash,
@@ -18,10 +18,10 @@ from gear_cluster.ray_train.failure_report import (
     is_preempted,
 )
 from gear_cluster.ray_train.monitor import Watch
-from gear_cluster.ray_train.stop_policies import Ask, GrowthAdviser, PreemptionAdviser
+from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionAdviser, StopRequest
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Outcome
+from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.source_tree import source_folders
 
 
@@ -30,7 +30,7 @@ class RunPlan(NamedTuple):
 
     config: RunConfig
     worker: Worker
-    sizes: Sizes
+    sizes: WorkerCounts
     verbose: bool
     scratch: str
     """Folder for Ray Train's own records, which nobody reads."""
@@ -48,7 +48,7 @@ class AttemptEnd(NamedTuple):
     """over: the command ends with `outcome`; moved: the workers have stopped so that others can go
     on; not started: there was no room after all; crashed: counts as a failure."""
     reason: str
-    outcome: Outcome | None = None
+    outcome: TrainResult | None = None
 
 
 class RayAttempt:
@@ -65,7 +65,7 @@ class RayAttempt:
         self.driver_node: str = ray.get_runtime_context().get_node_id()
         here = {ray._raylet.RAY_NODE_ID_KEY: self.driver_node}  # type: ignore[attr-defined]
         name = f"gear-dist-{plan.config.run.name}-{uuid.uuid4().hex[:8]}"
-        board: Any = ray.remote(ProgressBoard)
+        board: Any = ray.remote(RunCoordinator)
         self.board: Any = board.options(name=name, num_cpus=0, label_selector=here).remote()
 
     def watch(self, stop: StopSignals, grace_s: float) -> Watch:
@@ -149,7 +149,7 @@ class RayAttempt:
 
 
 def judge(
-    state: BoardState, asked: Ask | None, error: Exception | None, size: int, logs: LogEnds
+    state: BoardState, asked: StopRequest | None, error: Exception | None, size: int, logs: LogEnds
 ) -> AttemptEnd:
     """How an attempt ended, by what its workers have reported and what fit() has raised.
 

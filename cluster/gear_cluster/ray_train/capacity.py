@@ -13,7 +13,7 @@ POLL_S = 0.5
 SETTLE_S = 5.0
 
 
-class Sizes(NamedTuple):
+class WorkerCounts(NamedTuple):
     """The numbers of workers that a run may have."""
 
     allowed: tuple[int, ...]
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
         return max((size for size in self.allowed if size <= room), default=0)
 
 
-def choose_sizes(config: RunConfig) -> Sizes:
+def choose_sizes(config: RunConfig) -> WorkerCounts:
     """What run.workers, run.min_workers and run.device mean on the connected cluster.
 
     Raises:
@@ -67,7 +67,7 @@ def choose_sizes(config: RunConfig) -> Sizes:
         )
     config.engine.micro_batch(most)
     allowed = tuple(size for size in range(least, most + 1) if _divides(config, size))
-    return Sizes(allowed, use_gpu)
+    return WorkerCounts(allowed, use_gpu)
 
 
 def _divides(config: RunConfig, size: int) -> bool:
@@ -101,7 +101,7 @@ def count_room(needs: Mapping[str, float]) -> int:
     )
 
 
-def wait_for_room(sizes: Sizes, stop: Event) -> int:
+def wait_for_room(sizes: WorkerCounts, stop: Event) -> int:
     """The number of workers to start, as soon as there is room for enough; 0: `stop` was set.
 
     While there is not, an unfilled placement group tells an autoscaler what is missing.
@@ -125,7 +125,7 @@ def wait_for_room(sizes: Sizes, stop: Event) -> int:
             _withdraw(demand)
 
 
-def _demand(sizes: Sizes, room: int) -> Any:
+def _demand(sizes: WorkerCounts, room: int) -> Any:
     from ray.util.placement_group import placement_group
 
     what = "GPU" if sizes.use_gpu else "CPU"

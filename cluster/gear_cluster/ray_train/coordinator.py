@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
-from gear_dist.distributed.worker_context import Outcome, Progress
+from gear_dist.distributed.worker_context import Progress, TrainResult
 from gear_dist.errors import UserError
 
 KEPT_PROGRESS = 1000
@@ -29,7 +29,7 @@ class BoardState(NamedTuple):
     """Reported since the last look."""
     failure: WorkerFailure | None
     """The first failure: later ones are mostly its consequences (lost connections)."""
-    outcome: Outcome | None
+    outcome: TrainResult | None
     """Rank 0's, once it has returned."""
     nodes: dict[int, str]
     """Node id by rank, of the workers that have entered the worker function."""
@@ -37,14 +37,14 @@ class BoardState(NamedTuple):
     """Why a worker expects its end; empty: none does."""
 
 
-class ProgressBoard:
+class RunCoordinator:
     """Body of the Ray actor, one an attempt. Asynchronous, so that waiting workers do not hold up
     reports."""
 
     def __init__(self) -> None:
         self._progress: deque[Progress] = deque(maxlen=KEPT_PROGRESS)
         self._failure: WorkerFailure | None = None
-        self._outcome: Outcome | None = None
+        self._outcome: TrainResult | None = None
         self._nodes: dict[int, str] = {}
         self._notice = ""
         self._stop = asyncio.Event()
@@ -58,7 +58,7 @@ class ProgressBoard:
         """Add a report of rank 0."""
         self._progress.append(progress)
 
-    async def finish(self, outcome: Outcome) -> None:
+    async def finish(self, outcome: TrainResult) -> None:
         """Keep rank 0's outcome."""
         self._outcome = outcome
 

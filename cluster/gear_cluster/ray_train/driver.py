@@ -17,7 +17,7 @@ from gear_cluster.ray_train.monitor import NOT_STARTED, Watch
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.environment_variables import environment
-from gear_dist.distributed.worker_context import Outcome
+from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import UserError
 from gear_dist.runs.run_folder import RunFolder, State
 from gear_dist.storage.private_folder import private_folder
@@ -49,7 +49,7 @@ def train_variables(config: RunConfig) -> dict[str, str]:
 
 def launch_ray(
     config: RunConfig, worker: Worker, *, verbose: bool = False, grace_s: float = STOP_GRACE_S
-) -> Outcome:
+) -> TrainResult:
     """Run `worker` in Ray Train workers until it is done, through crashes and preemptions.
 
     Raises:
@@ -84,11 +84,11 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _given_up(config: RunConfig, why: str, step: int = 0) -> Outcome:
+def _given_up(config: RunConfig, why: str, step: int = 0) -> TrainResult:
     sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
     before = RunFolder(config.run.folder).read_status()
     step = max(step, before.step if before else 0)
-    return Outcome("interrupted", step, f"{why}; no checkpoint was written")
+    return TrainResult("interrupted", step, f"{why}; no checkpoint was written")
 
 
 def _note_passing_folder(config: RunConfig) -> None:
@@ -120,7 +120,7 @@ class _Attempts:
         self._number = 1
         self._watch: Watch | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainResult:
         """The outcome that ends the command.
 
         Raises:
@@ -137,7 +137,7 @@ class _Attempts:
             elif end.kind == "moved":
                 self._go_on(end.reason)
         step = newest_step(self._plan.config)
-        return Outcome("interrupted", step, f"{self._stop.reason} between two attempts")
+        return TrainResult("interrupted", step, f"{self._stop.reason} between two attempts")
 
     def _attempt(self, size: int) -> AttemptEnd:
         attempt = RayAttempt(self._plan, size)
@@ -149,7 +149,7 @@ class _Attempts:
         finally:
             attempt.close()
 
-    def give_up(self) -> Outcome:
+    def give_up(self) -> TrainResult:
         """The outcome where a second Ctrl-C, or a lack of patience, has ended `run`."""
         watch = self._watch
         why = (watch and watch.why_given_up) or "a second Ctrl-C"

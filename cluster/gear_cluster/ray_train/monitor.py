@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gear_cluster.progress import ProgressPrinter
 from gear_cluster.ray_train.coordinator import BoardState
-from gear_cluster.ray_train.stop_policies import Adviser, Ask
+from gear_cluster.ray_train.stop_policies import StopPolicy, StopRequest
 from gear_cluster.signals import StopSignals
 
 POLL_S = 0.3
@@ -23,12 +23,12 @@ class Watch:
         board: Any,
         stop: StopSignals,
         grace_s: float,
-        advisers: Sequence[Adviser] = (),
+        advisers: Sequence[StopPolicy] = (),
         end_attempt: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
-            board: handle of the ProgressBoard actor.
+            board: handle of the RunCoordinator actor.
             stop: signals to this process.
             grace_s: how long workers may take to stop after a signal.
             advisers: what else may ask for a stop.
@@ -38,7 +38,7 @@ class Watch:
         """Of the newest report."""
         self.why_given_up = ""
         """Set before fit() is interrupted without a second Ctrl-C."""
-        self.asked: Ask | None = None
+        self.asked: StopRequest | None = None
         """What the workers were asked to stop for."""
         self._board = board
         self._stop = stop
@@ -98,7 +98,7 @@ class Watch:
         if signalled and not state.nodes:
             self._give_up(NOT_STARTED)
         elif signalled and (self.asked is None or self.asked.cause != "signal"):
-            self._ask(Ask("signal", self._stop.reason, self._grace_s))
+            self._ask(StopRequest("signal", self._stop.reason, self._grace_s))
         elif self.asked is None:
             self._ask_advisers(state)
         elif time.monotonic() - self._asked_at > self.asked.grace_s:
@@ -112,13 +112,13 @@ class Watch:
                 self._ask(ask)
                 return
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: StopRequest) -> None:
         import ray
 
         self.asked, self._asked_at = ask, time.monotonic()
         ray.get(self._board.request_stop.remote(ask.reason))
 
-    def _lose_patience(self, ask: Ask) -> None:
+    def _lose_patience(self, ask: StopRequest) -> None:
         late = f"workers did not stop within {ask.grace_s:.0f} s"
         if ask.cause == "signal":
             self._give_up(late)

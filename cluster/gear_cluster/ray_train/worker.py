@@ -27,7 +27,7 @@ class WorkerJob(NamedTuple):
     config: RunConfig
     worker: Worker
     board: Any
-    """Handle of the ProgressBoard actor."""
+    """Handle of the RunCoordinator actor."""
     folder: str
     """The driver's working folder, which relative paths are meant from."""
     log_folder: str
@@ -59,7 +59,7 @@ def take_sigterm() -> None:
 
 
 class RayHost:
-    """A `Host` that reports to the board and learns of a stop from it or by SIGTERM."""
+    """A `WorkerContext` that reports to the board and learns of a stop from it or by SIGTERM."""
 
     def __init__(self, board: Any) -> None:
         context = ray.train.get_context()

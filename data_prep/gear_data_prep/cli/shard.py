@@ -254,7 +254,7 @@ def _shard(args: argparse.Namespace) -> int:
         if args.without_duplicates_of:
             dropped = _find_dropped(args, source, split)
         result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
-        contents = read_contents(storage, result.facts)
+        contents = read_contents(storage, result.info)
         # Validation is too small to have all of them.
         empty = _empty_classes(storage, contents) if split == "train" else []
         summary["splits"][split] = _summarise(storage.address, result, contents, empty)
@@ -333,13 +333,13 @@ def _summarise(
 ) -> dict[str, Any]:
     from gear_dist.data.contents import SHOWN_CLASSES
 
-    facts, seconds = result.facts, max(result.seconds, 1e-6)
+    info, seconds = result.info, max(result.seconds, 1e-6)
     return {
         "address": address,
-        "samples": facts.num_samples,
-        "shards": facts.num_shards,
-        "classes": len(facts.classes),
-        "first_classes": list(facts.classes[:SHOWN_CLASSES]),
+        "samples": info.num_samples,
+        "shards": info.num_shards,
+        "classes": len(info.classes),
+        "first_classes": list(info.classes[:SHOWN_CLASSES]),
         "without_class": contents.num_without_class,
         "with_caption": contents.num_with_caption,
         "warnings": _surprises(contents) + empty_classes,
@@ -349,7 +349,7 @@ def _summarise(
         "odd": result.odd,
         "reused": result.reused,
         "seconds": round(result.seconds, 3),
-        "images_per_second": 0 if result.reused else round(facts.num_samples / seconds, 1),
+        "images_per_second": 0 if result.reused else round(info.num_samples / seconds, 1),
         "megabytes_per_second": 0 if result.reused else round(result.num_bytes / seconds / 1e6, 1),
     }
 

@@ -69,11 +69,11 @@ def find_dropped(
     Raises:
         DataError: no corpus there, or one of another source.
     """
-    facts = load_manifest(storage).facts
-    settings = PlanSettings.load(facts.settings["plan"])
-    former = {int(unit): tuple(samples) for unit, samples in facts.settings["dropped"]}
+    info = load_manifest(storage).info
+    settings = PlanSettings.load(info.settings["plan"])
+    former = {int(unit): tuple(samples) for unit, samples in info.settings["dropped"]}
     plan = make_plan(source.splits[split], source.classes, settings, former)
-    if plan.plan_hash != facts.plan_hash:
+    if plan.plan_hash != info.plan_hash:
         raise DataError(
             f"{storage.address}: is not made from this source as it is now, so its duplicates "
             "cannot be found there: shard the source again first"

@@ -36,9 +36,9 @@ def contact_sheet(
     Raises:
         DataError: no corpus there, or an image that cannot be read.
     """
-    facts, shards = load_manifest(storage)
+    info, shards = load_manifest(storage)
     generator = np.random.default_rng(seed)
-    total = facts.num_samples
+    total = info.num_samples
     chosen = np.sort(generator.choice(total, min(count, total), replace=False))
     images, captions = [], []
     for row in _rows(storage, chosen):
@@ -50,7 +50,7 @@ def contact_sheet(
             raise DataError(f"{storage.address}/{info.key}: {row['key']}: {error}") from None
         images.append(np.asarray(crop(image, side)))
         label = row["class_index"]
-        captions.append(facts.classes[label] if label >= 0 else row["key"])
+        captions.append(info.classes[label] if label >= 0 else row["key"])
     return compose_grid(np.stack(images), columns, captions=captions, scale=1)
 
 

@@ -9,7 +9,7 @@ from gear_data_prep.sharding.manifest_writer import PLAN_KEY, remove_parts
 from gear_data_prep.sharding.pipeline import CorpusSettings, Dropped, job_maker, make_corpus
 from gear_data_prep.sharding.plan import PlanSettings, make_plan
 from gear_data_prep.sources import SourceSpec, open_source
-from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, Manifest, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, Manifest, load_manifest
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage.base import Storage
 
@@ -51,8 +51,8 @@ def repair_corpus(
     """
     if not found.faults:
         return RepairResult(0, 0, False)
-    recipe = _load_recipe(storage, found.facts, source, endpoint)
-    if found.facts is None or any(fault.key in found.facts.checksums for fault in found.faults):
+    recipe = _load_recipe(storage, found.info, source, endpoint)
+    if found.info is None or any(fault.key in found.info.checksums for fault in found.faults):
         _remake(storage, recipe, workers)
         return RepairResult(len(load_manifest(storage).shards), 0, True)
     strays = [fault.key for fault in found.faults if _is_stray(fault)]
@@ -68,13 +68,11 @@ def _is_stray(fault: Fault) -> bool:
     return fault.shard < 0 and fault.key != DATASET_KEY
 
 
-def _load_recipe(
-    storage: Storage, facts: DatasetFacts | None, source: str, endpoint: str
-) -> _Recipe:
-    """How the corpus was made, from its facts, else from the plan's note."""
+def _load_recipe(storage: Storage, info: DatasetInfo | None, source: str, endpoint: str) -> _Recipe:
+    """How the corpus was made, from its dataset.json, else from the plan's note."""
     try:
-        if facts is not None:
-            node, plan_hash = facts.settings, facts.plan_hash
+        if info is not None:
+            node, plan_hash = info.settings, info.plan_hash
         else:
             note = json.loads(storage.read(PLAN_KEY))
             node, plan_hash = note["settings"], note["plan_hash"]

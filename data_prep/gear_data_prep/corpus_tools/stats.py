@@ -54,7 +54,7 @@ def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStat
     Raises:
         DataError: there is none, or its manifest is damaged.
     """
-    facts, shards = load_manifest(storage)
+    info, shards = load_manifest(storage)
     labels: Counter[int] = Counter()
     captions: Counter[int] = Counter()
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _MEASURED}
@@ -67,11 +67,11 @@ def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStat
     left_out = Counter(report.get("kinds", {})) + Counter(report.get("skipped", {}))
     return CorpusStats(
         storage.address,
-        read_contents(storage, facts).describe(),
-        facts.num_samples,
-        facts.num_shards,
+        read_contents(storage, info).describe(),
+        info.num_samples,
+        info.num_shards,
         sum(info.bytes for info in shards),
-        tuple((_name(facts.classes, label), count) for label, count in labels.most_common()),
+        tuple((_name(info.classes, label), count) for label, count in labels.most_common()),
         tuple(_distribution(name, parts) for name, parts in columns.items()),
         tuple(sorted(captions.items())),
         find_duplicates(storage).num_superfluous,

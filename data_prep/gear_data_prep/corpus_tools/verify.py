@@ -16,7 +16,7 @@ from gear_data_prep.samples import BadSampleError
 from gear_data_prep.sharding.manifest_writer import is_corpus_object
 from gear_dist.data.manifest import (
     DATASET_KEY,
-    DatasetFacts,
+    DatasetInfo,
     Manifest,
     ShardInfo,
     iterate_samples,
@@ -56,7 +56,7 @@ class VerifySettings(NamedTuple):
 class VerifyResult(NamedTuple):
     """What was found."""
 
-    facts: DatasetFacts | None
+    info: DatasetInfo | None
     faults: tuple[Fault, ...]
     num_shards: int
     """Shards that were read."""
@@ -96,12 +96,12 @@ def verify_corpus(storage: Storage, settings: VerifySettings) -> VerifyResult:
     except DataError as error:
         faults.append(Fault(DATASET_KEY, str(error)))
     result = tuple(sorted(faults, key=lambda fault: (fault.shard, fault)))
-    return VerifyResult(manifest.facts, result, len(chosen), num_bytes, progress.finish())
+    return VerifyResult(manifest.info, result, len(chosen), num_bytes, progress.finish())
 
 
 def _check_files(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
     """The manifest's own files against the sums in dataset.json."""
-    for key, digest in sorted(manifest.facts.checksums.items()):
+    for key, digest in sorted(manifest.info.checksums.items()):
         try:
             data = storage.read(key)
         except MissingObjectError:
@@ -118,7 +118,7 @@ def _check_listing(manifest: Manifest, sizes: dict[str, int]) -> Iterator[Fault]
             yield Fault(info.key, "it is missing", info.shard)
         elif size != info.bytes:
             yield Fault(info.key, f"{size} bytes instead of {info.bytes}", info.shard)
-    known = {info.key for info in manifest.shards} | {DATASET_KEY, *manifest.facts.checksums}
+    known = {info.key for info in manifest.shards} | {DATASET_KEY, *manifest.info.checksums}
     for key in sorted(set(sizes) - known):
         # What is called otherwise is somebody else's, no fault, and not for `repair` to remove.
         if is_corpus_object(key):

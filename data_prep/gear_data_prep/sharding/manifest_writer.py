@@ -17,9 +17,9 @@ from gear_dist.data.manifest import (
     SCHEMA_VERSION,
     SHARDS_KEY,
     SHARDS_SCHEMA,
-    DatasetFacts,
+    DatasetInfo,
     ShardInfo,
-    dump_facts,
+    dump_info,
     dump_table,
     group_parts,
     samples_key,
@@ -43,7 +43,7 @@ def is_corpus_object(key: str) -> bool:
 
 
 class Origin(NamedTuple):
-    """Where a corpus came from, as its facts tell."""
+    """Where a corpus came from, as its dataset.json tell."""
 
     source: str
     classes: tuple[str, ...]
@@ -98,7 +98,7 @@ class Tally:
         return [self.infos[shard] for shard in sorted(self.infos)]
 
 
-def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
+def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetInfo:
     """Write the manifest from the shards' records, a part at a time, the facts last.
 
     Raises:
@@ -114,7 +114,7 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
     for part, group in enumerate(group_parts(tally.shards())):
         key = samples_key(part)
         checksums[key] = _write(storage, key, dump_samples(storage, group))
-    facts = DatasetFacts(
+    info = DatasetInfo(
         schema_version=SCHEMA_VERSION,
         num_samples=tally.num_samples,
         num_shards=len(tally.infos),
@@ -128,8 +128,8 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetFacts:
         num_without_class=tally.num_without_class,
         num_without_caption=tally.num_without_caption,
     )
-    storage.write(DATASET_KEY, dump_facts(facts))
-    return facts
+    storage.write(DATASET_KEY, dump_info(info))
+    return info
 
 
 def _nothing_usable(storage: Storage, origin: Origin, tally: Tally) -> str:

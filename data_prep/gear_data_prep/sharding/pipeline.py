@@ -1,4 +1,4 @@
-"""A corpus: plan, shard tasks, manifest. Published last: the facts.
+"""A corpus: plan, shard tasks, manifest. Published last: dataset.json.
 
 Killed at any moment, the same command continues: finished shards are recognised by their records
 and checksums, and the final objects are byte-identical to an undisturbed run's.
@@ -26,7 +26,7 @@ from gear_data_prep.sharding.plan import Plan, PlannedShard, PlanSettings, make_
 from gear_data_prep.sharding.shard_writer import ShardJob
 from gear_data_prep.sources import SourceSpec
 from gear_data_prep.sources.base import Source
-from gear_dist.data.manifest import DATASET_KEY, DatasetFacts, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
@@ -51,7 +51,7 @@ class CorpusSettings(NamedTuple):
 class CorpusResult(NamedTuple):
     """What a run has done."""
 
-    facts: DatasetFacts
+    info: DatasetInfo
     num_bad: int
     num_skipped: int
     odd: dict[str, int]
@@ -108,12 +108,12 @@ def make_corpus(
     damaged = source.damaged if split == "train" else ()
     tally = _run(storage, source, plan, settings, Tally(damaged), progress)
     _remove_strays(storage, plan)
-    facts = publish(storage, origin, tally)
+    info = publish(storage, origin, tally)
     remove_parts(storage)
     storage.remove_leftovers()
     seconds = progress.finish()
     return CorpusResult(
-        facts,
+        info,
         len(tally.bad),
         tally.skipped.total(),
         dict(sorted(tally.odd.items())),
@@ -143,16 +143,16 @@ def _describe(
     return {"plan": plan.dump(), "source": spec.dump(), "split": split, "dropped": pairs}
 
 
-def _recognise(storage: Storage, plan: Plan, overwrite: bool) -> DatasetFacts | None:
-    """The facts of the finished corpus of this plan; refuses or clears another one."""
+def _recognise(storage: Storage, plan: Plan, overwrite: bool) -> DatasetInfo | None:
+    """dataset.json of the finished corpus of this plan; refuses or clears another one."""
     finished = storage.exists(DATASET_KEY)
     if overwrite:
         _clear(storage)
         return None
     if finished:
-        facts = load_manifest(storage).facts
-        if facts.plan_hash == plan.plan_hash:
-            return facts
+        info = load_manifest(storage).info
+        if info.plan_hash == plan.plan_hash:
+            return info
         _refuse(storage, "a corpus of another plan (source or settings differ)")
     return None
 
@@ -177,8 +177,8 @@ def _refuse(storage: Storage, what: str) -> NoReturn:
 
 
 def _clear(storage: Storage) -> None:
-    """Remove a corpus: the facts first, so that no half of it passes for a whole one, and last the
-    plan, by which what is left is known as ours. Files of others stay."""
+    """Remove a corpus: dataset.json first, so that half of it never passes for a whole one, last
+    the plan, by which what is left is known as ours. Files of others stay."""
     storage.delete(DATASET_KEY)
     for prefix in ("shards/", "manifest/"):
         for item in list(storage.list(prefix)):

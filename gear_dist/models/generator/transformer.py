@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_dist.config.models import GeneratorConfig
-from gear_dist.models.activation_checkpoint import recomputed
+from gear_dist.models.activation_checkpoint import activation_checkpoint
 from gear_dist.models.generator.rotary import rotary_table, rotate
 from gear_dist.models.tokenizers.codes import Codes
 from gear_kernels import vocabulary_cross_entropy
@@ -198,7 +198,7 @@ class Block(nn.Module):
         self.recomputes = config.activation_checkpointing
 
     def forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        return recomputed(self._forward, x, table, cache, enabled=self.recomputes)
+        return activation_checkpoint(self._forward, x, table, cache, enabled=self.recomputes)
 
     def _forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, cache)

@@ -44,7 +44,7 @@ class TeacherRecipe(NamedTuple):
     plan_hash: str
     """Hash of the corpus's plan, from its manifest."""
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The recipe as it stands in a file's metadata."""
         return {"kind": KIND, **self._asdict()}
 
@@ -167,7 +167,7 @@ def train_convnet(
         report: takes progress lines.
 
     Returns:
-        The facts recorded in the file: the recipe, steps done, seconds, accuracies.
+        The metadata recorded in the file: the recipe, steps done, seconds, accuracies.
 
     Raises:
         NumericError: training diverged. StorageError: the file cannot be written.
@@ -187,16 +187,16 @@ def train_convnet(
     )
     result = fit(net, data, settings, device=device, report=report)
     measured = accuracies(net, held_out, device=device) if held_out is not None else {}
-    facts = {
-        **recipe.facts(),
+    metadata = {
+        **recipe.metadata(),
         "head_sizes": sizes,
         "num_images": len(data.images),
         "steps_done": result.steps,
         "train_seconds": round(result.seconds, 1),
         "held_out_accuracy": {name: round(value, 4) for name, value in measured.items()},
     }
-    save_classifier(path, net, facts)
-    return facts
+    save_classifier(path, net, metadata)
+    return metadata
 
 
 def _load_net(path: str, *, image_size: int, grid_size: int, setting: str) -> ConvNet:
@@ -213,17 +213,17 @@ def _load_net(path: str, *, image_size: int, grid_size: int, setting: str) -> Co
     found = load_classifier(expand_user(local_path(path, f"{setting}.path")))
     if found is None:
         raise ConfigError(f"{setting}.path={path}: no such file, or not a teacher's; {fix}")
-    facts, weights = found
-    if facts.get("kind") != KIND:
-        raise ConfigError(f"{setting}.path={path} holds {facts.get('kind')!r}; {fix}")
-    sizes = (facts.get("image_size"), facts.get("grid_size"))
+    metadata, weights = found
+    if metadata.get("kind") != KIND:
+        raise ConfigError(f"{setting}.path={path} holds {metadata.get('kind')!r}; {fix}")
+    sizes = (metadata.get("image_size"), metadata.get("grid_size"))
     if sizes != (image_size, grid_size):
         raise ConfigError(
             f"{setting}.path={path} was trained for {sizes[0]}-pixel images and a grid of "
             f"{sizes[1]}, this run has {image_size} and {grid_size}; {fix}"
         )
     try:
-        net = ConvNet(image_size=image_size, grid_size=grid_size, head_sizes=facts["head_sizes"])
+        net = ConvNet(image_size=image_size, grid_size=grid_size, head_sizes=metadata["head_sizes"])
         net.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         # Its metadata and tensors are not those that `gear-dist teacher` writes.

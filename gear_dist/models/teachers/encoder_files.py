@@ -73,9 +73,9 @@ def empty_backbone(family: type[EncoderFamily], config: TeacherConfig, setting: 
     """
     from transformers.initialization import no_init_weights
 
-    facts = family.published.get(config.path)
-    if facts is not None:
-        sizes = _make_sizes(family, facts)
+    sizes_json = family.published.get(config.path)
+    if sizes_json is not None:
+        sizes = _make_sizes(family, sizes_json)
         _check_sizes(family, config, setting, sizes)
     else:
         try:
@@ -93,9 +93,9 @@ def _model_class(family: type[EncoderFamily], model_type: str) -> Any:
     return getattr(transformers, family.models[model_type])
 
 
-def _make_sizes(family: type[EncoderFamily], facts: Mapping[str, Any]) -> Any:
-    given = {key: value for key, value in facts.items() if key != "model_type"}
-    config_class = _model_class(family, facts["model_type"]).config_class
+def _make_sizes(family: type[EncoderFamily], sizes_json: Mapping[str, Any]) -> Any:
+    given = {key: value for key, value in sizes_json.items() if key != "model_type"}
+    config_class = _model_class(family, sizes_json["model_type"]).config_class
     return config_class(**{**given, **family.fixed_sizes})
 
 
@@ -105,10 +105,10 @@ def _read_sizes(family: type[EncoderFamily], config: TeacherConfig, setting: str
 
     source = _source(config, setting)
     with _explained(config, setting), _quiet():
-        facts, _ = PreTrainedConfig.get_config_dict(source)
-        if not facts:
+        sizes_json, _ = PreTrainedConfig.get_config_dict(source)
+        if not sizes_json:
             raise OSError("there is no config.json")
-    model_type = facts.get("model_type", "unnamed")
+    model_type = sizes_json.get("model_type", "unnamed")
     if model_type not in family.models:
         raise ConfigError(
             f"{setting}.path={config.path} holds a {model_type!r} model, which {setting}.name="

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_dist.config.models import TokenizerConfig
-from gear_dist.models.activation_checkpoint import recomputed
+from gear_dist.models.activation_checkpoint import activation_checkpoint
 
 NORM_EPS = 1e-6
 
@@ -50,7 +50,7 @@ class ResidualBlock(nn.Module):
         self.recomputes = config.activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self._forward, x, enabled=self.recomputes)
+        return activation_checkpoint(self._forward, x, enabled=self.recomputes)
 
     def _forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -71,7 +71,7 @@ class AttentionBlock(nn.Module):
         self.recomputes = config.activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self._forward, x, enabled=self.recomputes)
+        return activation_checkpoint(self._forward, x, enabled=self.recomputes)
 
     def _forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)

@@ -1,24 +1,24 @@
-"""The watchdog on made-up records; that real training triggers it: tests/distributed."""
+"""The collapse monitor on made-up records; that real training triggers it: tests/distributed."""
 
 import dataclasses
 
 import pytest
 
 from gear_dist.config.models import TokenizerConfig
-from gear_dist.config.run import LogConfig, WatchdogConfig
+from gear_dist.config.run import CollapseConfig, LogConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, NumericError
-from gear_dist.training.collapse_monitor import Watchdog
+from gear_dist.training.collapse_monitor import CollapseMonitor
 
 WINDOW = 1000
 
 
-def watchdog(**settings) -> Watchdog:
-    return Watchdog(
+def monitor(**settings) -> CollapseMonitor:
+    return CollapseMonitor(
         RunConfig(
             log=LogConfig(usage_window_tokens=WINDOW),
             tokenizer=TokenizerConfig(codebook_size=200),
-            watchdog=WatchdogConfig(**settings),
+            collapse=CollapseConfig(**settings),
         )
     )
 
@@ -30,79 +30,79 @@ def record(usage: float = 0.9, window: int = WINDOW, **changes) -> dict[str, flo
 
 @pytest.mark.parametrize("network", ["tokenizer", "generator"])
 def test_a_gradient_stuck_at_zero_warns_then_ends_the_run(network) -> None:
-    dog = watchdog()
+    first = monitor()
     dead = record(**{f"grad_norm_{network}": 0.0})
-    [warning] = dog.judge(dead)
+    [warning] = first.check(dead)
     assert f"the {network}'s gradient is zero" in warning
     assert f"optimizer.{network}_lr" in warning
-    assert dog.judge(dead) == []
+    assert first.check(dead) == []
     with pytest.raises(NumericError, match="3 records in a row") as error:
-        dog.judge(dead)
+        first.check(dead)
     assert error.value.exit_code == 4
 
 
 def test_a_single_zero_is_forgotten() -> None:
-    dog = watchdog()
+    first = monitor()
     for _ in range(5):
-        assert dog.judge(record(grad_norm_tokenizer=0.0))
-        assert dog.troubles
-        assert dog.judge(record()) == []
-        assert not dog.troubles
+        assert first.check(record(grad_norm_tokenizer=0.0))
+        assert first.troubles
+        assert first.check(record()) == []
+        assert not first.troubles
 
 
 def test_a_discriminator_that_is_always_right_is_no_trouble() -> None:
-    dog = watchdog(patience=1)
-    assert dog.judge(record(grad_norm_discriminator=0.0)) == []
+    first = monitor(patience=1)
+    assert first.check(record(grad_norm_discriminator=0.0)) == []
 
 
 def test_a_codebook_that_falls_from_where_it_was_has_collapsed() -> None:
-    dog = watchdog(usage_floor=0.1)
-    assert dog.judge(record(0.8)) == []
-    assert dog.judge(record(0.081)) == []
-    [warning] = dog.judge(record(0.04))
+    first = monitor(usage_floor=0.1)
+    assert first.check(record(0.8)) == []
+    assert first.check(record(0.081)) == []
+    [warning] = first.check(record(0.04))
     assert "8 of 200 codes used by the last 1000 tokens, 160 at best" in warning
-    dog.judge(record(0.04))
+    first.check(record(0.04))
     with pytest.raises(NumericError, match="the codebook has collapsed"):
-        dog.judge(record(0.04))
+        first.check(record(0.04))
 
 
 def test_usage_is_not_judged_before_its_window_is_full() -> None:
-    dog = watchdog(patience=1)
-    dog.judge(record(0.9))
-    assert dog.judge(record(0.01, window=WINDOW - 1)) == []
-    assert dog.judge({"cross_entropy": 1.0}) == []
+    first = monitor(patience=1)
+    first.check(record(0.9))
+    assert first.check(record(0.01, window=WINDOW - 1)) == []
+    assert first.check({"cross_entropy": 1.0}) == []
 
 
 def test_few_codes_from_the_start_are_no_collapse() -> None:
-    dog = watchdog(patience=1)
-    assert dog.judge(record(0.02)) == []
+    first = monitor(patience=1)
+    assert first.check(record(0.02)) == []
 
 
 def test_patience_0_is_off() -> None:
-    dog = watchdog(patience=0)
-    dog.judge(record(0.9))
+    first = monitor(patience=0)
+    first.check(record(0.9))
     for _ in range(9):
-        assert dog.judge(record(0.0, grad_norm_tokenizer=0.0)) == []
-    dog.end_stage()
+        assert first.check(record(0.0, grad_norm_tokenizer=0.0)) == []
+    first.end_stage()
 
 
 def test_a_stage_does_not_end_in_trouble() -> None:
-    dog = watchdog()
-    dog.judge(record(grad_norm_generator=0.0))
+    first = monitor()
+    first.check(record(grad_norm_generator=0.0))
     with pytest.raises(NumericError, match="generator gradient"):
-        dog.end_stage()
+        first.end_stage()
 
 
 def test_it_goes_on_where_it_was() -> None:
-    dog, again = watchdog(), watchdog()
-    dog.judge(record(0.8))
-    dog.judge(record(0.01))
-    again.restore(dog.facts())
-    assert again.judge(record(0.01)) == []
+    first, again = monitor(), monitor()
+    first.check(record(0.8))
+    first.check(record(0.01))
+    again.load_state_dict(first.state_dict())
+    assert again.check(record(0.01)) == []
     with pytest.raises(NumericError):
-        again.judge(record(0.01))
+        again.check(record(0.01))
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"watchdog\.usage_floor=1\.5"):
-        dataclasses.replace(WatchdogConfig(), usage_floor=1.5)
+    with pytest.raises(ConfigError, match=r"collapse\.usage_floor=1\.5"):
+        dataclasses.replace(CollapseConfig(), usage_floor=1.5)
