@@ -15,6 +15,8 @@ TELL_AFTER_S = 3.0
 """Processes that torchrun starts together meet sooner."""
 LIMIT_S = 600.0
 _TICK_S = 0.1
+_END_S = 5.0
+"""For the thread that waits, to end once it is given up."""
 _ALONE = "to train in one process, unset WORLD_SIZE"
 
 
@@ -71,9 +73,9 @@ def meet(processes: Processes, stop: StopSignals) -> Any:
     Raises:
         ConfigError: rank 0 cannot listen or be reached, or a process has not come within LIMIT_S.
     """
-    missing, result = processes.others, _Later()
+    missing, result, given_up = processes.others, _Later(), threading.Event()
     threading.Thread(
-        target=result.run, args=(lambda: _gather(processes, missing),), daemon=True
+        target=result.run, args=(lambda: _gather(processes, missing, given_up),), daemon=True
     ).start()
     start, told = time.monotonic(), False
     while not result.done.wait(_TICK_S):
@@ -81,7 +83,11 @@ def meet(processes: Processes, stop: StopSignals) -> Any:
         if stop.requested.is_set():
             _leave(f"gear-dist: {stop.reason}: ended before the first step, waiting for {missing}")
         if waited > LIMIT_S:
-            raise ConfigError(f"{_waits_for(processes, missing)}, {LIMIT_S:.0f} s long: given up")
+            line = f"{_waits_for(processes, missing)}, {LIMIT_S:.0f} s long: given up"
+            given_up.set()
+            if not result.done.wait(_END_S):
+                _leave(f"gear-dist: {line}", ConfigError.exit_code)
+            raise ConfigError(line)
         if waited > TELL_AFTER_S and not told:
             told = True
             print(f"gear-dist: {_waits_for(processes, missing)}", file=sys.stderr, flush=True)
@@ -106,8 +112,11 @@ class _Later:
         self.done.set()
 
 
-def _gather(processes: Processes, missing: list[int]) -> Any:
-    """Wait for all; ranks that have come leave `missing`."""
+def _gather(processes: Processes, missing: list[int], given_up: threading.Event) -> Any:
+    """Wait for all; ranks that have come leave `missing`.
+
+    Ends once `given_up`: a thread that is inside torch when Python ends takes the process down.
+    """
     import torch.distributed as dist
 
     limit = timedelta(seconds=LIMIT_S)
@@ -126,7 +135,7 @@ def _gather(processes: Processes, missing: list[int]) -> Any:
         )
     store = dist.PrefixStore("gear-meeting", store)
     store.set(f"came/{processes.rank}", "1")
-    while missing:
+    while missing and not given_up.is_set():
         for rank in [rank for rank in missing if store.check([f"came/{rank}"])]:
             missing.remove(rank)
         time.sleep(_TICK_S / 2)
@@ -146,8 +155,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _leave(line: str) -> None:
+def _leave(line: str, code: int = EXIT_INTERRUPTED) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
     # A thread is inside torch, which would be torn down under it.
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(code)
