@@ -18,7 +18,7 @@ from gear_dist.errors import DataError
 from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
+TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 NO_TEACHER = ("alignment.soft_weight=0", "alignment.hard_weight=0", "engine.global_batch=4")
 NUM_SAMPLES, WITHOUT_CLASS, WITHOUT_CAPTION = 12, 1, 8
 

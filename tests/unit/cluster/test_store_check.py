@@ -110,5 +110,5 @@ def test_addresses_that_cannot_be_checked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_documentation_names_every_capability() -> None:
-    text = (Path(__file__).parents[2] / "docs/object-storage.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/object-storage.md").read_text()
     assert not [name for name, *_ in checks._CAPABILITIES if f"| {name} |" not in text]

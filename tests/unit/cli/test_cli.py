@@ -130,7 +130,7 @@ def test_help_needs_no_heavy_import() -> None:
 
 def test_runs_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     """As `ray job submit --working-dir .` does it: the root alone is on the path."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     program = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"

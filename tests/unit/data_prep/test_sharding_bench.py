@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RUN = Path(__file__).parents[2] / "data_prep/bench/run.py"
+RUN = Path(__file__).parents[3] / "data_prep/bench/run.py"
 
 
 def test_bench_writes_tables(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.plan import make_plan
 from public_layouts import GENERATORS, TOKENIZERS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 STAGES = {
     "warm-up": ("tokenizer", 400_000),
     "joint": ("joint", 400_000),

@@ -17,7 +17,7 @@ from gear_dist.planning.plan import make_plan
 from gear_dist.planning.trace_step import count_stage
 from tiny_encoders import run_tower, save_encoder
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 PROJECTOR = 2 * 256 / 1e9  # GFLOP an image and parameter
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gear_dist.config.models import GeneratorConfig, TokenizerConfig
 
-FILE = Path(__file__).parent / "reference" / "public_checkpoints.json"
+FILE = Path(__file__).parents[1] / "reference" / "public_checkpoints.json"
 TOKENIZERS = {
     "VQ-16": TokenizerConfig(),
     "VQ-8": TokenizerConfig(channel_multipliers=(1, 2, 2, 4)),

@@ -45,7 +45,7 @@ def test_git_state_tells_a_clean_checkout_from_a_dirty_one(tmp_path):
 
 def test_the_checkout_is_where_the_package_is():
     """However deep the module that asks for it."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert root == source_tree.ROOT
     state = environment.git_state()
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

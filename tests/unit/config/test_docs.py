@@ -8,7 +8,7 @@ from gear_dist.config.loading import to_dict
 from gear_dist.config.models import TeacherConfig
 from gear_dist.config.schema import RunConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_setting_has_a_line_under_it():

@@ -13,7 +13,7 @@ from gear_dist.storage.open import open_storage
 from gear_dist.storage.paths import local_path
 from image_files import encode
 
-TINY = str(Path(__file__).parents[2] / "configs" / "tiny.yaml")
+TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
 
 
 @pytest.mark.parametrize(
