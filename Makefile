@@ -24,7 +24,8 @@ help: ## this list
 .PHONY: setup
 setup: $(STAMP) ## the environment in .venv, versions of requirements.lock
 
-$(STAMP): pyproject.toml requirements.lock
+NATIVE := $(wildcard data_prep/gear_data_prep/images/*.c)
+$(STAMP): pyproject.toml requirements.lock $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "gear-dist needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

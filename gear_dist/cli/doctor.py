@@ -35,6 +35,12 @@ count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "devices": [
     [torch.cuda.get_device_name(i), torch.cuda.mem_get_info(i)] for i in range(count)]}))
 """
+_NATIVE_PROGRAM = """
+import warnings
+warnings.simplefilter("ignore")
+from gear_data_prep.images.native import load_native
+print(all(load_native(name) is not None for name in ("jpeg_codes", "resample")))
+"""
 
 
 class Check(NamedTuple):
@@ -98,6 +104,7 @@ def run_checks(
     yield check_open_files()
     yield check_devices()
     yield check_compiler(needed=gpu_driver() is not None)
+    yield check_native()
     for package in ("triton", "deepspeed", "ray"):
         yield check_import(package)
     if endpoint:
@@ -189,6 +196,15 @@ def check_compiler(needed: bool) -> Check:
             return Check("compiler", "ok", path)
     status: Literal["warn", "fail"] = "fail" if needed else "warn"
     return Check("compiler", status, "no C++ compiler found", "apt-get install g++")
+
+
+def check_native() -> Check:
+    """Whether the C files of data_prep were compiled when the package was installed."""
+    output, error = _run_python(_NATIVE_PROGRAM)
+    if output == "True":
+        return Check("native", "ok", "the C code of data_prep is compiled")
+    detail = error or "data_prep was installed without its C code: slower, and it finds less damage"
+    return Check("native", "warn", detail, "install g++, then gear-dist again")
 
 
 def check_machine() -> Check:

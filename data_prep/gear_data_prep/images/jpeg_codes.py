@@ -4,7 +4,7 @@ import ctypes
 import enum
 import functools
 
-from gear_data_prep.images.native import load_native
+from gear_data_prep.images.native import ADVICE, load_native
 from gear_dist.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ COMPLAINTS = {
 
 
 def can_read_codes() -> bool:
-    """Whether this machine has the compiled function, or can compile it."""
+    """Whether the compiled function is here."""
     return _library() is not None
 
 
@@ -39,13 +39,13 @@ def read_codes(data: bytes) -> Codes:
     """Read all codes of a JPEG, at a few nanoseconds each, in memory of the file's size.
 
     Raises:
-        ConfigError: no C compiler.
+        ConfigError: the package was installed without it.
     """
     library = _library()
     if library is None:
         raise ConfigError(
-            "this corpus was planned where JPEG codes could be read, which takes a C compiler: "
-            "install gcc or clang on every machine"
+            "this corpus was planned where JPEG codes could be read, which takes compiled code: "
+            f"{ADVICE}"
         )
     return Codes(library.gear_scan_jpeg(data, ctypes.c_int64(len(data))))
 

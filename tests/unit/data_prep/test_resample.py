@@ -1,14 +1,10 @@
 """Resizing gives Pillow's pixels, whoever computes them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from gear_data_prep.images import native
 from gear_data_prep.images import resample as module
-from gear_data_prep.images.native import load_native
 from gear_data_prep.images.resample import resample
 
 SIZES = [
@@ -77,29 +73,3 @@ def test_all_ways_give_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
             third = module._by_numpy(pixels, *windows)
             assert np.array_equal(first[..., :3], second[..., :3])
             assert np.array_equal(first[..., :3], third[..., :3])
-
-
-def test_compiled_once_and_without_a_cache_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if load_native("resample") is None:
-        pytest.skip("no C compiler")
-    build = load_native.__wrapped__  # not what this process has loaded already
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build("resample") is not None
-    (kept,) = (tmp_path / "gear-dist").iterdir()
-    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled twice"))
-    assert build("resample") is not None
-    monkeypatch.undo()
-    blocked = tmp_path / "file"
-    blocked.write_bytes(b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert build("resample") is not None
-    damaged = tmp_path / "damaged/gear-dist" / kept.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"no library")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(damaged.parents[1]))
-    assert build("resample") is not None, "compiled again"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
-    assert build("resample") is None, "no compiler: no library, and no error"
