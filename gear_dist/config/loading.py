@@ -178,7 +178,7 @@ def _read_value(item: str, text: str, kind: Any) -> Any:
 
 
 def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
-    """A layer below all others with the sections of `stages.init_from`'s networks.
+    """A layer below all others: sections of `stages.init_from`'s networks, and their image size.
 
     A folder that is gone is no error here: a run that has started does not need it any more.
     """
@@ -201,6 +201,9 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
                 found = node.get(section)
                 known = found if isinstance(found, dict) else {}
                 sections[section] = {name: known[name] for name in names if name in known}
+            data = node.get("data")
+            if taken and isinstance(data, dict) and "image_size" in data:
+                sections["data"] = {"image_size": data["image_size"]}
             return [(str(file), sections)]
     return []
 

@@ -124,7 +124,7 @@ class StagesConfig:
     """Stage 2, and the baseline LlamaGen-REPA: generator and projector, tokenizer frozen."""
     init_from: str = ""
     """Folder of a run or of an imported model whose networks the first stage starts from; their \
-architecture is taken over where the configuration does not give its own."""
+architecture and image size are taken over where the configuration does not give its own."""
     init_networks: tuple[str, ...] = INIT_NETWORKS
     """Which of that folder's networks are taken, of those it has; the others start anew."""
 

@@ -4,6 +4,7 @@ Importing it does not import torch, so that the command line stays quick.
 """
 
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from gear_dist.config.models import TeacherConfig
@@ -63,12 +64,27 @@ def load_teacher(
 
 def load_teachers(config: RunConfig) -> "list[Teacher]":
     """All teachers of a run, in the order of their projectors; see `load_teacher`."""
-    return [
+    teachers = [
         load_teacher(
             section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
         )
         for setting, section in config.teachers.items()
     ]
+    _share_passes(config, teachers)
+    return teachers
+
+
+def _share_passes(config: RunConfig, teachers: "list[Teacher]") -> None:
+    """Teachers of one model at several blocks are read from one pass, the deepest one's."""
+    by_model: dict[tuple[str, str], list[Any]] = {}
+    for section, teacher in zip(config.teachers.values(), teachers, strict=True):
+        if hasattr(teacher, "share"):
+            by_model.setdefault((section.name, section.path), []).append(teacher)
+    for same in by_model.values():
+        deepest = max(same, key=lambda teacher: teacher.block or math.inf)
+        for teacher in same:
+            if teacher is not deepest:
+                teacher.share(deepest)
 
 
 def untrained_teachers(config: RunConfig) -> "list[Teacher]":
@@ -77,12 +93,14 @@ def untrained_teachers(config: RunConfig) -> "list[Teacher]":
     Raises:
         ConfigError: a teacher whose sizes are not known here.
     """
-    return [
+    teachers = [
         teacher_class(section.name).untrained(
             section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
         )
         for setting, section in config.teachers.items()
     ]
+    _share_passes(config, teachers)
+    return teachers
 
 
 def __getattr__(name: str) -> Any:

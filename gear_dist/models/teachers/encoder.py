@@ -54,6 +54,11 @@ class EncoderTeacher(Teacher):
         """
         super().__init__(image_size=image_size, grid_size=grid_size)
         self.backbone = backbone
+        self.block = block
+        self._source: tuple[EncoderTeacher, ...] = ()
+        self._kept: dict[int, Tensor] = {}
+        self._images: Tensor | None = None
+        self._shared_blocks: set[int] = set()
         self.width = backbone.config.hidden_size
         side = backbone.config.patch_size * grid_size
         self.input = EncoderInput(side, self.mean, self.std)
@@ -92,7 +97,39 @@ class EncoderTeacher(Teacher):
 
     def encode(self, images: Tensor) -> Tensor:
         """Patch features (B, L, D) of images (B, 3, H, W) in [-1, 1]."""
-        return self.tokens(self.input(images))[:, self.num_other_tokens :]
+        source = self._source[0] if self._source else self
+        return source.tokens_after(images, self.block)[:, source.num_other_tokens :]
+
+    def share(self, deeper: "EncoderTeacher") -> None:
+        """Read the tokens from a pass that a deeper teacher of the same model makes anyway.
+
+        This teacher's own weights go. What it gives for an image stays the same, bit for bit.
+        """
+        del self.backbone, self.input
+        self._source = (deeper,)  # in a tuple: no submodule, so its weights count once
+        deeper.keep_tokens(self.block)
+
+    def keep_tokens(self, block: int) -> None:
+        """From now on a pass keeps its tokens after a block, for `tokens_after`."""
+        if block in self._shared_blocks:
+            return
+        self._shared_blocks.add(block)
+        if block == self.block:
+            return
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._kept[block] = output[0] if isinstance(output, tuple) else output
+
+        self.backbone.get_submodule(self.blocks)[block - 1].register_forward_hook(keep)
+
+    def tokens_after(self, images: Tensor, block: int) -> Tensor:
+        """All tokens after a block, 0: the output; one pass serves all who ask for these images."""
+        if not self._shared_blocks:
+            return self.tokens(self.input(images))
+        if self._images is not images:
+            self._images, self._kept = images, {}
+            self._kept[self.block] = self.tokens(self.input(images))
+        return self._kept[block]
 
 
 class EncoderInput(nn.Module):

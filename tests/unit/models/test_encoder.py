@@ -185,6 +185,31 @@ def test_towers_saved_alone_are_read_too(tmp_path):
         torch.testing.assert_close(features, truth[:, made.num_others :])
 
 
+def test_one_model_at_several_blocks_runs_once(saved):
+    """Its weights are there once, too; features are those of teachers of their own, bit for bit."""
+    _, made, folder = saved
+    size = 32
+    words = [f"data.image_size={size}"]
+    for name, block in (("teacher", 1), ("more_teachers.a", 0), ("more_teachers.b", 1)):
+        words += [f"{name}.name={made.teacher}", f"{name}.path={folder}"]
+        words += [f"{name}.block={block}", f"{name}.normalisation=none"]
+    config = load_config(None, words)
+    teachers = load_teachers(config)
+    passes = []
+    deepest = teachers[1]
+    first = deepest.backbone.get_submodule(deepest.blocks)[0]
+    first.register_forward_pre_hook(lambda *_: passes.append(1))
+    for images in (some_images(size), some_images(size) / 2):
+        found = [teacher(images) for teacher in teachers]
+        for teacher_config, features in zip(config.teachers.values(), found, strict=True):
+            alone = load_teacher(teacher_config, image_size=size, grid_size=config.grid_size)
+            assert torch.equal(features, alone(images))
+    assert len(passes) == 2
+    assert sum(sum(p.numel() for p in teacher.parameters()) for teacher in teachers) == sum(
+        p.numel() for p in deepest.parameters()
+    )
+
+
 def test_several_teachers_in_the_order_of_their_names(tmp_path):
     folders = {layout: tmp_path / layout for layout in ("clip", "dinov3", "vjepa2")}
     made = {layout: save_encoder(folder, layout) for layout, folder in folders.items()}

@@ -1,5 +1,6 @@
 """`stages.init_from`: what a run takes over from an imported model or another run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_one_setting_brings_architecture_and_weights(imported, tmp_path):
     save_config(config, tmp_path / "saved.yaml")
     (folder / "config.json").unlink()
     assert load_config(tmp_path / "saved.yaml") == config, "a run outlives what it started from"
+
+
+def test_the_image_size_comes_along_unless_it_is_given(imported):
+    folder, _ = imported
+    node = json.loads((folder / "config.json").read_text())
+    node["data"]["image_size"] = 384
+    (folder / "config.json").write_text(json.dumps(node))
+    assert start(folder).data.image_size == 384
+    assert start(folder, "data.image_size=512").data.image_size == 512
 
 
 def test_losses_of_the_tokenizer_stay_the_users(imported):
