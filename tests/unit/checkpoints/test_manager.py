@@ -10,7 +10,7 @@ import torch
 
 from checkpoint_states import RUN, make_store, read, shards
 from gear_dist.checkpoints import slow_work
-from gear_dist.checkpoints.layout import OWNER, POINTER
+from gear_dist.checkpoints.layout import MANIFEST, OWNER, POINTER
 from gear_dist.checkpoints.manager import CheckpointManager, UnusableCheckpointsError
 from gear_dist.checkpoints.owner import Owner, Ownership
 from gear_dist.checkpoints.reader import CheckpointReader
@@ -130,6 +130,32 @@ def test_what_is_kept(storage: Storage) -> None:
     assert [item.manifest.step for item in store.published()] == [3, 4, 6, 7]
     folders = {item.key.split("/")[0] for item in storage.list()}
     assert folders == {item.folder for item in store.published()} | OWN
+
+
+class RecordingStorage(FileStorage):
+    """Keeps what is deleted, in order."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.deleted: list[str] = []
+
+    def delete(self, key: str) -> None:
+        self.deleted.append(key)
+        super().delete(key)
+
+    def delete_folder(self, folder: str) -> None:
+        self.deleted.append(folder)
+        super().delete_folder(folder)
+
+
+def test_a_checkpoint_that_goes_loses_its_manifest_first(tmp_path: Path) -> None:
+    """So that a process that is killed meanwhile leaves no folder that looks whole."""
+    storage = RecordingStorage(tmp_path)
+    store = make_store(storage, keep_last=1)
+    store.save(1, {}, shards())
+    [former] = store.published()
+    store.save(2, {}, shards())
+    assert storage.deleted == [f"{former.folder}/{MANIFEST}", former.folder]
 
 
 def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:

@@ -117,6 +117,17 @@ def test_sizes_are_those_that_divide_the_batch(monkeypatch: pytest.MonkeyPatch) 
         sizes("run.workers=2", "run.min_workers=3")
 
 
+def test_by_default_there_is_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def sizes(**resources: float) -> WorkerCounts:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+        return choose_sizes(load_config(None, ["engine.global_batch=24"]))
+
+    assert sizes(CPU=64.0, GPU=3.0) == ((3,), True)
+    assert sizes(CPU=64.0) == ((2,), False)
+
+
 def test_draining_nodes_of_the_run_are_a_reason_to_stop(
     nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from gear_dist.storage.s3_client import ENDPOINT_VARIABLES, make_client
         (["--header=Authorization: Basic abc="], ["--header=Authorization: ***"]),
         (["--auth", "bearer", "abc", "x"], ["--auth", "***", "***", "x"]),
         (["Bearer abc="], ["Bearer ***"]),
+        (["my_bearer=abc", "--bearer-file=abc"], ["my_bearer=***", "--bearer-file=***"]),
         (["PGPASS=abc", "--pwd", "abc"], ["PGPASS=***", "--pwd", "***"]),
         (["/data/auth/x=3", "s3://a/author"], ["/data/auth/x=3", "s3://a/author"]),
     ],
