@@ -11,11 +11,14 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from gear_cluster.demo import object_store
 from gear_cluster.launch import launch
 from gear_cluster.progress import format_duration
+from gear_data_prep.cli import main as data_prep
+from gear_dist.cli import evaluate, report, sample, teacher
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.manifest import load_manifest
@@ -105,11 +108,11 @@ def quickstart(request: QuickstartRequest) -> int:
     samples = folder.path / "samples.png"
     steps.begin("evaluation")
     if not _is_up_to_date(folder.evaluation_path, folder):
-        _run("gear_dist.cli.evaluate", "evaluate", str(folder.path), *_threads())
+        _run(evaluate, "evaluate", str(folder.path), *_threads())
     steps.begin("samples and report")
     if not _is_up_to_date(samples, folder):
-        _run("gear_dist.cli.sample", "sample", str(folder.path), "--out", str(samples))
-    _run("gear_dist.cli.report", "report", str(folder.path))
+        _run(sample, "sample", str(folder.path), "--out", str(samples))
+    _run(report, "report", str(folder.path))
     print(f"\ndone in {format_duration(steps.elapsed_s)}")
     print(f"sample grid: {samples}")
     print(f"report:      {folder.report_path}")
@@ -133,13 +136,11 @@ class _Steps:
         print(f"\n[{self._number}/{NUM_STEPS}] {title}  ({elapsed})", flush=True)
 
 
-def _run(module: str, *words: str) -> None:
-    """Run another room's command in this process, as the command line would."""
-    import importlib
-
+def _run(module: ModuleType, *words: str) -> None:
+    """Run a module's command in this process, as the command line would."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
-    importlib.import_module(module).add_commands(commands)
+    module.add_commands(commands)
     args = parser.parse_args(words)
     code = args.run(args)
     assert code == EXIT_DONE, f"{words[0]} returned {code}: failures are raised"
@@ -152,13 +153,13 @@ def _threads() -> list[str]:
 
 def _overrides(request: QuickstartRequest, *more: str) -> list[str]:
     """The user's come last and win."""
-    teacher = STATE / "teachers" / f"{request.corpus}.safetensors"
+    weights = STATE / "teachers" / f"{request.corpus}.safetensors"
     ours = [
         f"run.name={request.run}",
         f"run.seed={request.seed}",
         f"data.train={request.train_address}",
         f"data.validation={request.validation_address}",
-        f"teacher.path={teacher}",
+        f"teacher.path={weights}",
     ]
     return [*ours, *more, *request.overrides]
 
@@ -175,8 +176,8 @@ def _make_shards(request: QuickstartRequest) -> None:
     source = request.data
     if source is None:
         source = STATE / "sample_corpus"
-        _run("gear_data_prep.cli.main", "sample-corpus", str(source))
-    _run("gear_data_prep.cli.main", "shard", str(source), f"{BUCKET}/{request.corpus}")
+        _run(data_prep, "sample-corpus", str(source))
+    _run(data_prep, "shard", str(source), f"{BUCKET}/{request.corpus}")
 
 
 def _fit_to_corpus(request: QuickstartRequest, config: RunConfig) -> RunConfig:
@@ -216,7 +217,7 @@ def _make_teacher(request: QuickstartRequest, config: RunConfig) -> None:
     words += ["--image-size", str(config.data.image_size), "--grid-size", str(config.grid_size)]
     words += _threads()
     Path(config.teacher.path).parent.mkdir(parents=True, exist_ok=True)
-    _run("gear_dist.cli.teacher", "teacher", config.data.train, *words)
+    _run(teacher, "teacher", config.data.train, *words)
 
 
 def _train(config: RunConfig, verbose: bool) -> bool:
@@ -229,10 +230,10 @@ def _train(config: RunConfig, verbose: bool) -> bool:
         if status and status.state == "done" and status.step >= config.stages.total_steps:
             print(f"{folder.path} is done ({status.step} steps): not trained again")
             return True
-        print(f"{folder.path} goes on")
+        print(f"resuming {folder.path}")
     outcome = launch(config, verbose=verbose)
     if outcome.state == "interrupted":
-        print(f"interrupted at step {outcome.step}; run the same command to go on")
+        print(f"interrupted at step {outcome.step}; run the same command to resume")
     return outcome.state == "done"
 
 
