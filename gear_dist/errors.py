@@ -22,7 +22,7 @@ class DataError(UserError):
 
 
 class NumericError(UserError):
-    """A loss or gradient is no longer finite, or training goes on and learns nothing."""
+    """A loss or gradient is no longer finite, or training continues and learns nothing."""
 
     exit_code = 4
 

@@ -25,7 +25,7 @@ def dry_run(config: RunConfig) -> None:
     held = folder.holds_run()
     if held:
         folder.check_same_run(config)
-    print(f"run folder {folder.path}: {'holds this run, would go on' if held else 'new'}")
+    print(f"run folder {folder.path}: {'holds this run, would resume' if held else 'new'}")
     start = None if held else open_init_from(config)
     if start is not None:
         print(f"starts from {start.path}: {', '.join(start.weights)}")

@@ -84,7 +84,7 @@ def _settled_status(config: RunConfig) -> Iterator[None]:
 
 
 def _settle(config: RunConfig, state: State, exit_code: int, reason: str) -> None:
-    """Correct a status.json that says that training goes on, because its writer is gone."""
+    """Correct a status.json that says that training is running, because its writer is gone."""
     folder = RunFolder(config.run.folder)
     status = folder.read_status()
     if status is None or not _is_first(config):

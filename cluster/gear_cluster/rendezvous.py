@@ -49,14 +49,14 @@ def read_processes() -> Processes:
     if size < 1 or not 0 <= rank < size:
         raise ConfigError(f"RANK={rank} and WORLD_SIZE={size} contradict each other; {_ALONE}")
     if port > 65535:
-        raise ConfigError(f"MASTER_PORT={port} is no port; {_ALONE}")
+        raise ConfigError(f"MASTER_PORT={port} is not a port; {_ALONE}")
     return Processes(rank, size, _number("LOCAL_RANK", 0))
 
 
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "").strip()
     if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ConfigError(f"{name}={text} is no whole number; {_ALONE}")
+        raise ConfigError(f"{name}={text} is not a whole number; {_ALONE}")
     return int(text) if text else default
 
 

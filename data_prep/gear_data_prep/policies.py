@@ -45,7 +45,7 @@ POLICIES: dict[str, Policy] = {
     "animated": Policy("several frames: the first one", (CONVERT, KEEP, QUARANTINE, SKIP)),
     "transparency": Policy(
         "pixels that a background shows through: kept as they are, and composited over "
-        "--background where pixels are encoded anew, by the loader over data.background",
+        "--background where pixels are re-encoded, by the loader over data.background",
         (KEEP, CONVERT, QUARANTINE, SKIP),
     ),
     "orientation": Policy(

@@ -54,7 +54,7 @@ class Contents(NamedTuple):
         return [*self.foreign, *theirs]
 
     def usable(self, run: str) -> list[Published]:
-        """Whole checkpoints that a run may go on from."""
+        """Whole checkpoints that a run may resume from."""
         return [item for item in self.published if belongs(item, run)]
 
 

@@ -89,7 +89,7 @@ class Manifest(NamedTuple):
             if found not in (FORMAT, UNOWNED_FORMAT):
                 raise DataError(
                     f"{name}: is of format {found}, and this version reads {UNOWNED_FORMAT} and "
-                    f"{FORMAT}: go on with the version that wrote it, or set another run.name"
+                    f"{FORMAT}: continue with the version that wrote it, or set another run.name"
                 )
             keys = {"format", *_as_stored(dict.fromkeys(cls._fields))}
             keys -= {"run", "folder"} if found < FORMAT else set()
@@ -97,7 +97,7 @@ class Manifest(NamedTuple):
                 raise ValueError("its keys")
             return cls._from_dict(node)
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
-            raise DamagedCheckpointError(f"{name}: is no checkpoint's manifest") from None
+            raise DamagedCheckpointError(f"{name}: is not a checkpoint manifest") from None
 
     @classmethod
     def _from_dict(cls, node: dict[str, Any]) -> Self:

@@ -1,7 +1,7 @@
 """The checkpoints of a run: every rank writes its part, then a manifest and the pointer publish.
 
-A thread of each rank writes, agrees with the others and publishes. Training goes on meanwhile where
-saving is asynchronous: what is saved is copied first.
+A thread of each rank writes, agrees with the others and publishes. With asynchronous saving,
+training continues meanwhile: what is saved is copied first.
 """
 
 import secrets
@@ -156,7 +156,7 @@ class CheckpointManager:
         if problems:
             raise UnusableCheckpointsError(
                 f"{self.address}: none of the {len(problems)} checkpoints there can be used "
-                f"({problems[-1]}): restore one, or leave them and start anew by run.resume=none"
+                f"({problems[-1]}): restore one, or leave them and start over by run.resume=none"
             )
         return None
 
@@ -229,7 +229,7 @@ class CheckpointManager:
         return taken
 
     def _snapshot(self, shards: Iterable[TensorShard]) -> dict[str, Tensor]:
-        """This rank's tensors on the CPU, apart from the live ones where training goes on."""
+        """This rank's tensors on the CPU, apart from the live ones where training continues."""
         rank, world_size = collectives.rank(), collectives.world_size()
         dealt = 0
         tensors = {}

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what it may go on with."""
+"""Which checkpoint a run resumes from, and what it may resume with."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,7 +62,7 @@ def _take_address(config: RunConfig, storage: Storage) -> Ownership:
 def open_resumed(
     store: CheckpointManager, config: RunConfig, beat: Callable[[], None] = lambda: None
 ) -> CheckpointReader | None:
-    """The checkpoint that the run goes on from; None: it is new. Collective.
+    """The checkpoint that the run resumes from; None: it is new. Collective.
 
     A checkpoint that `run.resume` names is left behind once the run has one of its own since, so
     that the same command can be given again.
@@ -71,7 +71,7 @@ def open_resumed(
         beat: called while a checkpoint is read.
 
     Raises:
-        ConfigError: the configuration defines another run, or `run.resume` forbids going on.
+        ConfigError: the configuration defines another run, or `run.resume` forbids that.
         DataError: the checkpoint that `run.resume` names is missing or damaged, or all are that
             the run has.
     """
@@ -80,7 +80,7 @@ def open_resumed(
     if newest is not None and named == "none":
         raise ConfigError(
             f"run.resume=none, but {store.address} already holds checkpoints; set another "
-            "run.name, remove them, or use run.resume=auto to go on"
+            "run.name, remove them, or use run.resume=auto to resume"
         )
     if named in ("auto", "none") or (newest and newest.state["origin"] == named):
         reader = newest
@@ -139,7 +139,7 @@ def fit_workers(config: RunConfig, state: dict[str, Any] | None) -> RunConfig:
     The global batch stays: see `engine.max_micro_batch`.
 
     Args:
-        facts: of the checkpoint that the run goes on from; None: it is new.
+        facts: of the checkpoint that the run resumes from; None: it is new.
 
     Raises:
         ConfigError: the global batch does not divide evenly.

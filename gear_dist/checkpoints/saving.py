@@ -73,7 +73,7 @@ class Saver:
         if too_many:
             raise StorageError(
                 f"checkpoint.max_failed_saves={self._max_failed}: {self._failed} saves in a row "
-                f"have failed, the last: {self._problem}; mend the store: the same command goes on "
+                f"have failed, the last: {self._problem}; mend the store: the same command resumes "
                 "from the checkpoint before"
             )
 
@@ -93,5 +93,5 @@ class Saver:
             # Where another worker is lost this raises: then the store is not to blame.
             collectives.barrier()
             raise StorageError(
-                f"{self._problem}; the same command goes on from the checkpoint before"
+                f"{self._problem}; the same command resumes from the previous checkpoint"
             )

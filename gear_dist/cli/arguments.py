@@ -48,11 +48,11 @@ def whole(low: int = 0, high: int = MAX_WHOLE) -> Callable[[str], int]:
     def parse(text: str) -> int:
         # Python refuses thousands of digits with advice for programmers.
         if not re.fullmatch(r"\s*[+-]?[0-9_]{1,40}\s*", text):
-            raise argparse.ArgumentTypeError(f"{text} is no whole number")
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number")
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number") from None
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
         if value < low:
             raise argparse.ArgumentTypeError(f"{value} is too small: use at least {low}")
         if value > high:
@@ -77,7 +77,7 @@ def number(
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is no finite number")
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if value < low or (above and value == low):
             least = f"more than {low:g}" if above else f"at least {low:g}"
             raise argparse.ArgumentTypeError(f"{text} is too small: use {least}")

@@ -268,7 +268,7 @@ def check_endpoint(endpoint: str) -> Check:
     except ValueError:
         parts, port = urllib.parse.SplitResult("", "", "", "", ""), 0
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return Check("endpoint", "fail", f"{shown} is no address", "give http://HOST:PORT")
+        return Check("endpoint", "fail", f"{shown} is not an address", "give http://HOST:PORT")
     try:
         with socket.create_connection((parts.hostname, port), timeout=5):
             return Check("endpoint", "ok", f"{shown} answers")

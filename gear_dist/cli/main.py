@@ -43,7 +43,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
         prog="gear-dist",
         description="Train a visual tokenizer and an autoregressive generator jointly.",
         epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 numeric failure, 5 storage, "
-        "75 interrupted (run the same command to go on), 130 interrupted by Ctrl-C and 143 by "
+        "75 interrupted (run the same command to resume), 130 interrupted by Ctrl-C and 143 by "
         "SIGTERM without a checkpoint (run the same command again), 141 nobody reads the output, "
         "1 anything else.",
     )

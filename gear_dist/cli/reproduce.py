@@ -18,7 +18,7 @@ def add_commands(subparsers: Any) -> None:
         help="compare the method's arms from one warm-up: curves and a table",
         description="Trains each arm with each seed from one warmed-up tokenizer, measures every "
         "checkpoint (Frechet distance and asked class without guidance, PSNR), and writes "
-        "OUT/convergence.md and .svg. Run again, it goes on where it was ended. Without data.train "
+        "OUT/convergence.md and .svg. Run again, it resumes where it was ended. Without data.train "
         "it makes the sample corpus.",
         epilog="Example: gear-dist reproduce configs/convergence.yaml run.threads=2 --jobs 1",
     )

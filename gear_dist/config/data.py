@@ -52,7 +52,7 @@ the size are decoded at a half, a quarter or an eighth, which changes pixels."""
     """Colour that transparent pixels are composited over: a name, #rrggbb, or three numbers from \
 0 to 255 with commas between them."""
     captions: Literal["off", "first", "random"] = "off"
-    """Captions in the batches: none, each image's first, or one of its captions drawn anew every \
+    """Captions in the batches: none, each image's first, or one of its captions drawn again every \
 epoch. Unless off, a sample may lack a class and must have a caption."""
     caption_dropout: float = 0.1
     """Probability that a caption is replaced by an empty one in training, for guidance."""

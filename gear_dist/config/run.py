@@ -45,23 +45,23 @@ class RunSection:
     threads: int = 1
     """CPU threads of a worker's tensor operations; on CPU one a process is fastest."""
     resume: str = "auto"
-    """auto: continue from the run's newest good checkpoint; none: start anew, refused where the \
-folder already holds a run; a checkpoint's folder: go on from that one, this run's or another's of \
-the same configuration."""
+    """auto: resume from the run's newest good checkpoint; none: start over, refused if the folder \
+already holds a run; a checkpoint's folder: resume from that one, of this run or of another one \
+with the same configuration."""
     min_workers: int = 0
-    """Fewest workers that training goes on with when nodes are gone (launcher=ray): each start \
-takes as many as there is room for, up to `workers`. 0: always `workers`."""
+    """Fewest workers that training continues with when nodes are gone (launcher=ray): each start \
+uses as many as there is capacity for, up to `workers`. 0: always `workers`."""
     max_failures: int = 3
     """Crashes (killed, out of memory, node lost, hang) after which training starts again from the \
-newest checkpoint (launcher=ray). The count begins anew with every new checkpoint; preemptions do \
+newest checkpoint (launcher=ray). The count starts over with every new checkpoint; preemptions do \
 not count."""
     hang_timeout_s: int = 600
     """Seconds without a step after which a worker writes the stacks of its threads to its log and \
 ends; longer than any evaluation takes. A checkpoint that is slow but moves on is no hang. 0: \
 never."""
     preemption_grace_s: int = 30
-    """Seconds that workers have to stop with a checkpoint when one of their nodes is to go; then \
-training goes on elsewhere from the checkpoint before."""
+    """Seconds that workers have to write a checkpoint when one of their nodes is draining; then \
+training resumes elsewhere from the previous checkpoint."""
 
     def __post_init__(self) -> None:
         names = ("workers", "seed", "min_workers", "max_failures", "hang_timeout_s")
@@ -91,7 +91,7 @@ class CheckpointConfig:
     """s3://BUCKET/PREFIX or a folder, in which the run's name is the checkpoints' folder; empty: \
 the run folder. The S3 endpoint is data.endpoint."""
     asynchronous: bool = True
-    """Training goes on while a checkpoint is written, from a copy of the state in host memory."""
+    """Training continues while a checkpoint is written, from a copy of the state in host memory."""
     keep_last: int = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: int = 0

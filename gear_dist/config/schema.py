@@ -70,7 +70,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
             require(ok, f"{section}.alpha={teacher.alpha} is out of range: use 0 to 1")
 
     def _check_places(self) -> None:
-        """Refuse what is no address, and object stores where only folders work."""
+        """Refuse what is not an address, and object stores where only folders work."""
         data, losses = self.data, self.losses
         local_path(self.run.root, "run.root")
         addresses = {"run.resume": self.run.resume, "data.train": data.train} | {
@@ -93,7 +93,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
     def teachers(self) -> dict[str, TeacherConfig]:
         """All teachers by the name of their section, in the order of their projectors.
 
-        That of the names, not of a file: a run goes on where a file's sections change places.
+        That of the names, not of a file: a run resumes where a file's sections change places.
         """
         more = sorted(self.more_teachers.items())
         return {"teacher": self.teacher} | {f"more_teachers.{name}": one for name, one in more}
@@ -114,7 +114,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         return self.grid_size**2
 
     def check_trainable(self) -> None:
-        """Raise ConfigError where a run cannot start for want of a setting."""
+        """Raise ConfigError where a run cannot start because a setting is missing."""
         require(bool(self.data.train), "data.train is empty: name a sharded corpus")
         ok = self.stages.total_steps > 0
         require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")

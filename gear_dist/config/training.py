@@ -21,7 +21,7 @@ class LossConfig:
     """Weight of the mean absolute error."""
     gradient_weight: float = 0.0
     """Weight of the mean absolute error of image gradients (the stand-in where LPIPS's \
-weights cannot be had)."""
+weights are unavailable)."""
     lpips_weight: float = 1.0
     """Weight of LPIPS; needs both files below."""
     lpips_vgg16_path: str = ""
@@ -126,7 +126,7 @@ class StagesConfig:
     """Folder of a run or of an imported model whose networks the first stage starts from; their \
 architecture and image size are taken over where the configuration does not give its own."""
     init_networks: tuple[str, ...] = INIT_NETWORKS
-    """Which of that folder's networks are taken, of those it has; the others start anew."""
+    """Which of that folder's networks are taken, of those it has; the others start over."""
 
     def __post_init__(self) -> None:
         unknown = set(self.init_networks) - set(INIT_NETWORKS)
@@ -168,7 +168,7 @@ class EngineConfig:
     accumulation: int = 1
     """Micro-batches that make up a step."""
     max_micro_batch: int = 0
-    """Most images that a worker takes at a time when the run goes on with another number of \
+    """Most images that a worker takes at a time when the run resumes with another number of \
 workers: `accumulation` then changes so that the global batch stays; 0: as many as at the start."""
     max_skipped_steps: int = 5
     """Steps in a row that may be skipped because a loss or gradient is not finite. Then the run \
@@ -226,7 +226,7 @@ are fetched ahead; 0: each layer's are freed after use, and gathered once more f
         found = next((n for n in fitting if self.global_batch // (workers * n) <= largest), 0)
         require(
             found > 0,
-            f"engine.global_batch={self.global_batch} is not divisible by {workers} workers: go on "
-            "with a number of workers that divides it",
+            f"engine.global_batch={self.global_batch} is not divisible by {workers} "
+            "workers: use a number of workers that divides it",
         )
         return found

@@ -15,7 +15,7 @@ class BadSamples:
         """Nothing is bad yet.
 
         Args:
-            allowed: different bad samples of an epoch that are passed over.
+            allowed: different bad samples of an epoch that are skipped.
         """
         self._allowed = allowed
         self._lock = threading.Lock()
@@ -56,7 +56,7 @@ class BadSamples:
                 self._known.add(place)
                 self._names.append(message)
                 if len(self._known) <= _WARNINGS:
-                    warnings.warn(f"sample passed over: {message}", stacklevel=2)
+                    warnings.warn(f"sample skipped: {message}", stacklevel=2)
         if found > self._allowed:
             raise DataError(
                 f"{message}; with it {found} bad samples in an epoch of this worker, more than "

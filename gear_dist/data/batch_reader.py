@@ -38,7 +38,7 @@ class BatchReader:
             alone: samples of the first batch for which their shards are not waited.
 
         Raises:
-            DataError: a shard cannot be had.
+            DataError: a shard is unavailable.
         """
         for lane in self._lanes:
             lane.read_ahead()

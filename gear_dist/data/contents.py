@@ -73,7 +73,7 @@ def check_contents(
         num_classes: classes of the generator; None: none is trained, so that no class is needed.
 
     Returns:
-        Warnings: what can be trained so, but is hardly meant.
+        Warnings: what can be trained so, but was probably not intended.
 
     Raises:
         DataError: classes or captions that the run needs are missing, or there are more classes

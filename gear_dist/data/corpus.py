@@ -25,7 +25,7 @@ from gear_dist.storage.open import open_storage
 _COUNT_THREADS = 4
 _SPLITS = ("train", "validation")
 _COUNT_VERSION = 3
-"""Of what counts as a sample: counts of another version are made anew."""
+"""Of what counts as a sample: counts of another version are recounted."""
 
 
 class Corpus(NamedTuple):
@@ -141,7 +141,7 @@ def _count(storage: Storage, name: str) -> _Counted:
 
 
 def _count_texts(shard: Shard) -> tuple[int, int, int, int]:
-    """The last fields of `_Counted`. A class that is no number is none."""
+    """The last fields of `_Counted`. A class that is not a number is none."""
     largest, without_class, without_caption = -1, 0, 0
     for row in range(len(shard.keys)):
         try:

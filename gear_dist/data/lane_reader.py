@@ -87,7 +87,7 @@ class LaneReader:
             alone: samples for which their shards are not waited.
 
         Raises:
-            DataError: a shard cannot be had, see `ShardFetcher.get`.
+            DataError: a shard is unavailable, see `ShardFetcher.get`.
         """
         items: list[SampleRef] = []
         while len(items) < self._per_batch and self._draw(1):

@@ -181,7 +181,7 @@ class DataPlan:
         if state["micro"] and state["ranks"] != ranks:
             raise ConfigError(
                 f"the checkpoint's data position is inside a global batch of {state['ranks'][0]} "
-                f"workers x {state['ranks'][1]} accumulated batches: go on with those"
+                f"workers x {state['ranks'][1]} accumulated batches: continue with those"
             )
         if self._data.lanes and self._data.lanes != sum(state["lanes"]):
             _refuse_change(self.address, "data.lanes", sum(state["lanes"]), self._data.lanes)

@@ -40,7 +40,7 @@ class ReadAhead(Generic[Item]):
 
     def __next__(self) -> Item:
         if self._stopping.is_set():
-            raise RuntimeError("the loader was closed or its position was set: iterate it anew")
+            raise RuntimeError("the loader was closed or its position was set: iterate again")
         item = self._queue.get()
         if isinstance(item, (_Failure, _End)):
             self.close()

@@ -54,7 +54,7 @@ def read_spans(
     Args:
         storage: the corpus.
         part: one of `parts_with`.
-        wanted: rows by shard; shards of other parts are passed over.
+        wanted: rows by shard; shards of other parts are skipped.
 
     Raises:
         DataError: missing or unreachable.

@@ -63,14 +63,14 @@ class Shard(NamedTuple):
         return self._read(next(parts[suffix] for suffix in READ_SUFFIXES if suffix in parts))
 
     def class_index(self, row: int) -> int:
-        """The class; -1: none. UnreadableSampleError where it is no number."""
+        """The class; -1: none. UnreadableSampleError where it is not a number."""
         if "cls" not in self.parts[row]:
             return -1
         text = self._read(self.parts[row]["cls"])
         try:
             return int(text.decode("utf-8-sig"))
         except ValueError:
-            raise UnreadableSampleError(f"its class {text[:20]!r} is no number") from None
+            raise UnreadableSampleError(f"its class {text[:20]!r} is not a number") from None
 
     def captions(self, row: int) -> tuple[str, ...]:
         """All captions: `captions` or `caption` of the JSON member, else the text member.
@@ -107,7 +107,7 @@ class Shard(NamedTuple):
         except ValueError:
             raise UnreadableSampleError("its JSON member is broken") from None
         if not isinstance(node, dict):
-            raise UnreadableSampleError("its JSON member is no object")
+            raise UnreadableSampleError("its JSON member is not an object")
         return node
 
     def _read(self, span: Span) -> bytes:
@@ -173,5 +173,5 @@ def refuse_shard(storage: Storage, info: ShardInfo, why: str) -> NoReturn:
     """Raise the DataError for a shard that is not what the manifest says."""
     fix = "make the corpus again with `gear-dist shard SOURCE DESTINATION --overwrite`"
     if isinstance(info, LooseShard):
-        fix = "restore it, or remove ~/.cache/gear-dist to have it counted anew"
+        fix = "restore it, or remove ~/.cache/gear-dist to have it counted again"
     raise DataError(f"{storage.address}/{info.key}: corrupt shard: {why}; {fix}") from None

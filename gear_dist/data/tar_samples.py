@@ -2,7 +2,7 @@
 
 Neighbours of one key are a sample, and a key that returns is another one. Beyond that, numbers
 after a dot belong to the key where webdataset would melt images into one sample that nobody could
-use, and hidden files, a file system's own, are passed over.
+use, and hidden files, a file system's own, are skipped.
 """
 
 import importlib
@@ -86,7 +86,7 @@ def sample_key(name: str) -> str:
 
 
 def _split_dots(sample: TarSample) -> Iterator[TarSample]:
-    """The sample, or those that are in it where all its names go on with a number.
+    """The sample, or those that are in it where all its names continue with a number.
 
     `photo.001.jpg` and `photo.001.seg.png` are of `photo.001`. But `photo.seg.png` is a part of
     `photo`, and so is everything where a plain `photo.cls` or `photo.jpg` is beside.

@@ -42,7 +42,7 @@ class HangWatchdog:
         self._left.set()
 
     def beat(self) -> None:
-        """Progress was made: the time begins anew, while entered. Takes about 0.1 ms."""
+        """Progress was made: the time starts over, while entered. Takes about 0.1 ms."""
         if self._timeout_s > 0 and not self._left.is_set():
             self._deadline = time.monotonic() + self._timeout_s
             limit = self._timeout_s + (_RECORD_S if self._on_hang else 0)

@@ -39,7 +39,7 @@ def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterat
         endpoint: of S3.
 
     Raises:
-        DataError: it is no checkpoint, or damaged.
+        DataError: it is not a checkpoint, or damaged.
     """
     parent, folder = split_address(address)
     storage = open_storage(parent, endpoint)

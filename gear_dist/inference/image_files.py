@@ -58,12 +58,12 @@ def read_image(path: Path, data: DataConfig) -> torch.Tensor:
 
 
 class ImageFiles:
-    """Reads files one after another; what does not decode is named and passed over."""
+    """Reads files one after another; what does not decode is named and skipped."""
 
     def __init__(self, paths: list[Path], data: DataConfig, max_bad_share: float) -> None:
         self.paths = paths
         self.bad: list[BadFile] = []
-        """Those passed over so far."""
+        """Those skipped so far."""
         self._data = data
         # One bad file among few is no reason to write nothing.
         self._allowed = max(1, int(max_bad_share * len(paths))) if max_bad_share else 0

@@ -34,7 +34,7 @@ _LEFT_OUT = {
     "args": "options of its training",
     "step": "progress of its training",
     "epoch": "progress of its training",
-    "projectors": "alignment heads of an unknown form, which a run makes anew",
+    "projectors": "alignment heads of an unknown form, which a run creates itself",
 }
 """Why a top-level entry is left out, by how its key begins."""
 _KNOWN_EXTRAS = {

@@ -43,6 +43,6 @@ def _fetch(repository: str, file: str) -> Path:
     except expected as error:
         detail = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{repository}/{file}: cannot be had from the hub: {detail} Download the file where "
+            f"{repository}/{file}: unavailable from the hub: {detail} Download the file where "
             "there is a connection and give its path"
         ) from None

@@ -10,7 +10,7 @@ from torch import Tensor
 def gradient_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Mean absolute error of horizontal plus that of vertical pixel differences.
 
-    Stands in for LPIPS where its weights cannot be had: unlike L1 alone it does not forgive
+    Stands in for LPIPS where its weights are unavailable: unlike L1 alone it does not forgive
     blurred edges.
     """
     error = reconstruction.float() - images.float()

@@ -129,7 +129,9 @@ def list_notes(record: "RunRecord") -> list[str]:
     if status and status.state == "interrupted":
         notes.append("The run was interrupted; the same command resumes it.")
     if status and status.state == "running":
-        notes.append("The run was going on when this page was written; write it again for more.")
+        notes.append(
+            "The run was still training when this page was written; write it again for more."
+        )
     git = record.environment.get("git")
     if isinstance(git, Mapping) and git.get("dirty"):
         notes.append("The code had uncommitted changes: its git revision does not describe it.")

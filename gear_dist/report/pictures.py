@@ -23,7 +23,7 @@ def embed_picture(path: Path, *, small: bool = False) -> Picture | None:
     """The image as lossless WebP or PNG, whichever is shorter; `small`: as a lossy thumbnail.
 
     Returns:
-        None where the file is missing or is no image that decodes.
+        None where the file is missing or is not an image that decodes.
     """
     try:
         with Image.open(path) as opened:

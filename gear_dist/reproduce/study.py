@@ -1,6 +1,6 @@
 """Runs the arms, each by the commands that a user has, and measures their checkpoints.
 
-Whatever is finished is recognised: the same command goes on where it was ended.
+Whatever is finished is recognised: the same command resumes where it was ended.
 """
 
 import json

@@ -80,7 +80,7 @@ class WandbSink:
     """Weights & Biases, its files under RUN/wandb; offline where WANDB_API_KEY is missing
     or WANDB_MODE is not online.
 
-    A resumed run goes on under the same id. It is never allowed to stop a run: the first failure
+    A resumed run continues under the same id. It is never allowed to stop a run: the first failure
     warns, and the sink is silent from then on. Command line, environment, code, git and console
     output are not sent.
     """
@@ -117,7 +117,7 @@ class WandbSink:
         self._run = None
         text = str(error).strip().partition("\n")[0]
         warnings.warn(
-            f"wandb {action} failed ({type(error).__name__}: {text}); the run goes on without it "
+            f"wandb {action} failed ({type(error).__name__}: {text}); the run continues without it "
             "(metrics.jsonl has everything; log.wandb=off silences this)",
             stacklevel=4,
         )

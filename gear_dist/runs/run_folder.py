@@ -2,7 +2,7 @@
 
 Rank 0 alone writes, but all ranks add to bad_samples.txt. Files that are replaced are replaced
 atomically; metrics.jsonl is appended to, one line a record, and a line torn by a kill is dropped
-when the run goes on.
+when the run resumes.
 """
 
 import datetime
@@ -77,7 +77,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
-        """Make the folder, or take up the run that it holds, and write the configuration.
+        """Make the folder, or resume the run that it holds, and write the configuration.
 
         Raises:
             ConfigError: see `check_may_start`.
@@ -122,12 +122,12 @@ class RunFolder:
         return self.checkpoints.is_dir() and any(p.is_dir() for p in self.checkpoints.iterdir())
 
     def check_may_start(self, config: RunConfig) -> bool:
-        """Whether a run of this configuration would go on here (else it would be new).
+        """Whether a run of this configuration would resume here (else it would be new).
 
         Raises:
             ConfigError: the folder holds a run of another configuration (see `check_same_run`), or
                 any run where run.resume=none. Where there may be checkpoints it is for them to
-                say: a run none of whose checkpoints can be used may start anew.
+                say: a run none of whose checkpoints can be used may start over.
         """
         if not self.holds_run():
             return False
@@ -169,7 +169,7 @@ class RunFolder:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self.id_path}: not readable: {_one_line(error)}") from None
         if not RUN_ID.fullmatch(text):
-            raise DataError(f"{self.id_path}: {text[:20]!r} is no run's id (8 hex digits)")
+            raise DataError(f"{self.id_path}: {text[:20]!r} is not a run id (8 hex digits)")
         return text
 
     def write_id(self, run: str) -> None:

@@ -46,7 +46,7 @@ def parse_address(text: str, what: str = "") -> Address:
         raise ConfigError(f"{named} begins or ends with blanks: {_FORMS}")
     found = _SCHEME.fullmatch(text)
     if found is None and _MISTYPED.match(text):
-        raise ConfigError(f"{named} is no path, and no address either: {_FORMS}")
+        raise ConfigError(f"{named} is neither a path nor an address: {_FORMS}")
     if found is None:
         return Address("", text)
     scheme, rest = found[1].lower(), found[2]
@@ -85,5 +85,5 @@ def split_address(address: str, what: str = "") -> tuple[str, str]:
     parent, slash, name = parsed.path.rstrip("/").rpartition("/")
     if not name or name in (".", ".."):
         named = f"{what}: {address}" if what else address
-        raise ConfigError(f"{named} is no folder below another one, which is needed here")
+        raise ConfigError(f"{named} is not a folder inside another one, as needed here")
     return str(parsed._replace(path=parent or ("" if parsed.bucket else slash or "."))), name

@@ -1,4 +1,4 @@
-"""The user's cache folder: what can be made again, and whether it is safe to take from there."""
+"""The user's cache folder: what can be recreated, and whether it is safe to take from there."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder() -> Path:
-    """Where this user's machine keeps what can be made again; perhaps not there yet."""
+    """Where this user's machine keeps what can be recreated; perhaps not there yet."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "gear-dist"
 

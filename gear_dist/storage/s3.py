@@ -87,7 +87,7 @@ class S3Storage:
         return {"Bucket": self.bucket, "Key": self._name(key)}
 
     def _renew(self) -> None:
-        """Forget the client, so that the next one reads the credentials anew."""
+        """Forget the client, so that the next one reads the credentials again."""
         with self._lock:
             self._client = None
 
@@ -300,7 +300,7 @@ class S3Storage:
             raise MissingObjectError(f"{name}: no such object at {store}") from None
         if code in BAD_NAME or isinstance(error, exceptions.ParamValidationError):
             raise ConfigError(
-                f"{name}: {self.bucket} is no bucket name (3 to 63 lower-case letters, digits, "
+                f"{name}: {self.bucket} is not a bucket name (3 to 63 lower-case letters, digits, "
                 "dots and hyphens)"
             ) from None
         if code in NO_BUCKET:

@@ -120,7 +120,7 @@ def with_retries(attempt: Callable[[], Result], renew: Callable[[], None]) -> Re
 
     Args:
         attempt: one try.
-        renew: called where credentials have expired, so that the next try reads them anew.
+        renew: called where credentials have expired, so that the next try reads them again.
 
     Raises:
         The last error, where it does not pass.

@@ -1,5 +1,6 @@
-"""Watches metric records for training that goes on and learns nothing: dead gradients, a collapsed
-codebook. What is not finite is numeric_guard.py's."""
+"""Watches metric records for training that learns nothing: dead gradients, a collapsed codebook.
+
+Values that are not finite are nan_guard.py's."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class CollapseMonitor:
             if self.troubles[trouble.kind] >= patience:
                 raise NumericError(
                     f"{trouble.text}, in {patience} records in a row (collapse.patience); the last "
-                    "checkpoint is from before; collapse.patience=0 goes on all the same"
+                    "checkpoint is from before; collapse.patience=0 continues anyway"
                 )
         return [trouble.text for trouble in found if self.troubles[trouble.kind] == 1]
 
@@ -66,7 +67,7 @@ class CollapseMonitor:
         if self.troubles:
             raise NumericError(
                 f"the stage ended with a warning ({', '.join(self.troubles)}): the last checkpoint "
-                "is from before; collapse.patience=0 goes on all the same"
+                "is from before; collapse.patience=0 continues anyway"
             )
         self._most_used = 0.0
 

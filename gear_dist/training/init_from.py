@@ -19,7 +19,7 @@ def open_init_from(config: RunConfig) -> ModelFolder | None:
     """The folder of `stages.init_from`, checked against the configuration; None: there is none.
 
     Raises:
-        DataError: it is no run or model, or lacks the tokenizer.
+        DataError: it is not a run or model, or lacks the tokenizer.
         ConfigError: a setting that shapes a network differs from the folder's.
     """
     stages = config.stages

@@ -30,5 +30,5 @@ def restore_rng_state(reader: CheckpointReader, device: torch.device) -> None:
 
 
 def reseed(seed: int, step: int) -> None:
-    """Begin anew where another number of ranks goes on: a function of seed, step and rank."""
+    """Start afresh where another number of ranks resumes: a function of seed, step and rank."""
     torch.manual_seed(seed * 1_000_003 + step * 4099 + collectives.rank() + 1)

@@ -118,7 +118,7 @@ def tokenizer_step(
     The frozen passes are held open until the backward has returned.
 
     Args:
-        adversarial: whether the adversarial loss counts yet; the pass runs all the same, for the
+        adversarial: whether the adversarial loss counts yet; the pass runs anyway, for the
             discriminator's batch statistics.
     """
     out: TokenizerOutput = tokenizer(batch.images)

@@ -367,7 +367,7 @@ class Trainer:
 
     def _tell_passed_over(self) -> None:
         for problem in self.checkpoints.passed_over:
-            self._say(f"WARNING: a checkpoint is passed over: {problem}")
+            self._say(f"WARNING: skipping a checkpoint: {problem}")
 
     def _say(self, message: str) -> None:
         self.recorder.say(self._stage_at(self.step).name, message)

@@ -37,7 +37,7 @@ def soft_readout(
         table_KD: (K, D), one row a code; need not be the codebook.
         log_sum_exp_N: `Assignment.soft_log_sum_exp_N` of the same latents, codebook, affinity and
             temperature: saves Triton a pass over the codes. It carries no gradient; the gradient
-            is that of the whole softmax all the same. The torch path does not need it.
+            is that of the whole softmax nevertheless. The torch path does not need it.
         temperature: tau.
         affinity: the score.
         implementation: auto, triton, torch or reference; see `resolve`.

@@ -1,6 +1,6 @@
 """A life of a run, cut down to its checkpoints: a real process, the real store, tiny tensors.
 
-It takes its address, goes on from the newest checkpoint, and saves once a step. What it learns it
+It takes its address, resumes from the newest checkpoint, and saves once a step. What it learns it
 appends to a file, a JSON object a line, so that a kill loses nothing that was told.
 """
 

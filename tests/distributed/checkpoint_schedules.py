@@ -96,7 +96,7 @@ class Schedule:
         self._end()
 
     def _end(self) -> None:
-        """The store is well again: the run goes on from the best that is left, or says why not."""
+        """The store is well again: the run resumes from the best that is left, or says why not."""
         life = self._live("clean", saves=2)
         theirs = "take_over" in (life.first("error") or "")  # the other run came first
         assert life.code == (2 if theirs else 0), (life, self.history)

@@ -222,7 +222,7 @@ def test_a_store_that_refuses_costs_that_checkpoint_alone(config: RunConfig) -> 
     steps = [int(path.name[5:13]) for path in RunFolder(first.run.folder).checkpoints.glob("s*")]
     assert sorted(steps) == [2, 6]
     assert "no checkpoint of step 6" in last[0]
-    assert "the same command goes on" in last[0]
+    assert "the same command resumes" in last[0]
     status = RunFolder(second.run.folder).read_status()
     assert status is not None
     assert (status.state, status.exit_code) == ("failed", 5)

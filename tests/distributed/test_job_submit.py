@@ -125,7 +125,7 @@ def submit(head: Head, checkout: Path, *words: str) -> tuple[int, str, dict[str,
 def test_trains_with_two_workers(head: Head, checkout: Path, tmp_path: Path) -> None:
     shutil.copy(head.case.config, checkout / "configs" / "tiny.yaml")
     marker = "used by this job"
-    with open(checkout / "gear_dist" / "grids.py", "a") as file:
+    with open(checkout / "gear_dist" / "training" / "sample_grids.py", "a") as file:
         file.write(f"\nprint({marker!r})\n")
     words = [*head.case.settings(tmp_path), "stages.tokenizer.steps=2", "stages.joint.steps=4"]
     code, out, job = submit(head, checkout, "gear-dist", "train", "configs/tiny.yaml", *words)

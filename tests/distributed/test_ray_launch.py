@@ -184,6 +184,6 @@ def test_ctrl_c_stops_a_local_worker(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     last = process.communicate()[0].splitlines()[-1]
     watchdog.cancel()
-    assert last.startswith("Outcome(state='interrupted', step=")
+    assert last.startswith("TrainResult(state='interrupted', step=")
     assert last.endswith("reason='asked')")
     assert process.returncode == 0

@@ -75,7 +75,7 @@ def test_interrupted_resumed_and_killed_equals_straight(case: Case, tmp_path: Pa
     again = start(case, *words)
     out = kill_worker_and_wait(again, status.step)
     assert again.returncode == 0, out
-    assert f": attempt 2 goes on from step {status.step}\n" in out
+    assert f": attempt 2 resumes from step {status.step}\n" in out
     steps = [int(line.split()[1].split("/")[0]) for line in out.splitlines() if line[:5] == "step "]
     assert min(steps) > status.step - 2
     assert steps[-1] == TOTAL_STEPS

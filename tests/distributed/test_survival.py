@@ -43,7 +43,7 @@ def test_a_kill_and_a_hang_use_up_the_failures(tmp_path: Path) -> None:
     assert code == 1, out
     first, last = [line for line in out.splitlines() if step_of(line) < 0]
     assert "of 2" in first
-    assert first.endswith("(failure 1 of at most 1): attempt 2 goes on from step 5")
+    assert first.endswith("(failure 1 of at most 1): attempt 2 resumes from step 5")
     assert "made no step within run.hang_timeout_s; stacks of all threads: logs in" in last
     assert last.endswith("(failure 2 without a new checkpoint)")
     # The one who sleeps is found in the stacks, at the line where it does.
@@ -66,7 +66,7 @@ def test_a_node_that_is_to_go_and_a_new_one(tmp_path: Path) -> None:
         with driver(counting(tmp_path, *words), nodes.environment, timeout_s=300) as run:
             run.read_until(reached(7, world=2))
             leaving.send_signal(signal.SIGTERM)
-            run.read_until(lambda line: "is to go (Ray drains it): stopping with a" in line)
+            run.read_until(lambda line: "is draining: stopping with a" in line)
             run.read_until(reached(1, world=1))
             nodes.start_node()
             run.read_until(lambda line: line.startswith("there is room for 2 workers: attempt 3"))
@@ -75,7 +75,7 @@ def test_a_node_that_is_to_go_and_a_new_one(tmp_path: Path) -> None:
             code, out = run.finish()
         assert code == 0, out
         assert leaving.wait(timeout=60) != 0
-    assert out.splitlines()[-1].startswith("Outcome(state='interrupted'")
+    assert out.splitlines()[-1].startswith("TrainResult(state='interrupted'")
     steps = [step_of(line) for line in out.splitlines() if step_of(line) > 0]
     assert steps == list(range(1, len(steps) + 1))
     status = folder.read_status()
@@ -95,7 +95,7 @@ def test_real_training_with_fewer_and_more_workers(tmp_path: Path) -> None:
         with driver(command, nodes.environment, timeout_s=400) as run:
             run.read_until(reached(7))
             leaving.send_signal(signal.SIGTERM)
-            run.read_until(lambda line: "is to go (Ray drains it): attempt 2" in line)
+            run.read_until(lambda line: "is draining: attempt 2" in line)
             run.read_until(reached(8))
             nodes.start_node()
             run.read_until(lambda line: line.startswith("there is room for 2 workers: attempt 3"))
@@ -142,13 +142,13 @@ def test_a_lost_node(tmp_path: Path) -> None:
             code, out = run.finish()
     assert code == 0, out
     (told,) = [line for line in out.splitlines() if ": attempt " in line]
-    assert "(failure 1 of at most 3): attempt 2 goes on" in told
+    assert "(failure 1 of at most 3): attempt 2 resumes" in told
     assert "gloo" not in told
 
 
 @pytest.mark.slow  # two drivers
 def test_a_killed_driver(tmp_path: Path) -> None:
-    """Its workers end by themselves, and the same command goes on."""
+    """Its workers end by themselves, and the same command resumes."""
     folder = prepare(tmp_path)
     with driver(counting(tmp_path), environment(), timeout_s=200) as run:
         run.read_until(reached(7))

@@ -13,7 +13,7 @@ def add_commands(subparsers: Any) -> None:
         help="all of it on one machine: store, shards, teacher, training, report",
         description="Start the embedded object store, make or take images, shard them, train a "
         "teacher, train the pair, evaluate it and write a sample grid and a report. Run again, it "
-        "reuses what is there and goes on where it stopped.",
+        "reuses what is there and resumes where it stopped.",
     )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"

@@ -11,8 +11,8 @@ def add_commands(subparsers: Any) -> None:
     """Add `train` to the command line."""
     train = subparsers.add_parser(
         "train",
-        help="train, or go on with a run",
-        description="Train as CONFIG says, or go on from the newest checkpoint of its run folder. "
+        help="train, or resume a run",
+        description="Train as CONFIG says, or resume from the newest checkpoint of its run folder. "
         "Ctrl-C stops with a checkpoint; a second one stops at once.",
         epilog="Examples: gear-dist train configs/demo.yaml run.name=first "
         "data.train=s3://gear/train; gear-dist train configs/stage/joint.yaml "
@@ -22,7 +22,7 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument(
         "--resume",
         metavar="auto|none|CHECKPOINT",
-        help="go on from the newest checkpoint (the default), start anew, or go on from this "
+        help="resume from the newest checkpoint (the default), start over, or resume from this "
         "checkpoint's folder; the same as run.resume=",
     )
     train.add_argument(
@@ -68,7 +68,7 @@ def _train(args: argparse.Namespace) -> int:
     interrupted = outcome.state == "interrupted"
     # Under torchrun this runs once a worker.
     if is_first_process(config.run.launcher):
-        where = f"step {outcome.step} ({outcome.reason}); run the same command to go on"
+        where = f"step {outcome.step} ({outcome.reason}); run the same command to resume"
         done = f"done: {outcome.step} steps; run folder {config.run.folder}"
         print(f"interrupted at {where}" if interrupted else done, flush=True)
     return EXIT_INTERRUPTED if interrupted else EXIT_DONE

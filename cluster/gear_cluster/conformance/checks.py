@@ -125,7 +125,7 @@ _CAPABILITIES: tuple[tuple[str, Need, Probe, str], ...] = (
         "time of change",
         "used",
         probes.times,
-        "without entity tags, tars are indexed anew at every start",
+        "without entity tags, tars are indexed again at every start",
     ),
     (
         "status 206",
@@ -178,7 +178,9 @@ def check_store(address: str, endpoint: str = "") -> list[Finding]:
     """
     storage = open_storage(address, endpoint)
     if not isinstance(storage, S3Storage):
-        raise ConfigError(f"{address}: is no object store: use s3://BUCKET or s3://BUCKET/PREFIX")
+        raise ConfigError(
+            f"{address}: is not an object store: use s3://BUCKET or s3://BUCKET/PREFIX"
+        )
     next(storage.list(), None)  # unreachable or refused: the message of all commands
     prefix = f"{storage.prefix}/" if storage.prefix else ""
     name = f"gear-store-check-{secrets.token_hex(6)}"

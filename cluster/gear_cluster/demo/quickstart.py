@@ -1,7 +1,7 @@
 """`gear-dist quickstart`: from nothing to a trained pair, samples and a report, on one machine.
 
 Every step is a command that can be run by hand, and recognises what is there: run again, the whole
-takes up where it was left.
+resumes where it was left.
 """
 
 import argparse

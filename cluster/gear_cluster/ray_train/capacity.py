@@ -79,7 +79,7 @@ def _divides(config: RunConfig, size: int) -> bool:
 
 
 def draining_nodes() -> dict[str, int]:
-    """Ids of the nodes that are to go, with the time of it in ms since the epoch (0: unknown).
+    """Ids of the nodes that are draining, with the time of it in ms since the epoch (0: unknown).
 
     Asks the cluster's GCS, as Ray Train's own watcher does: Ray has no public call for it, and
     `ray.train.get_preemption_info` is a barrier of all workers.

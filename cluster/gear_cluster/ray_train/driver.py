@@ -1,5 +1,5 @@
 """launcher=ray: attempts of Ray Train until the run is done; this process shows progress, takes
-Ctrl-C, and decides after each attempt whether and with how many workers training goes on."""
+Ctrl-C, and decides after each attempt whether and with how many workers training continues."""
 
 import logging
 import os
@@ -102,7 +102,7 @@ def _note_passing_folder(config: RunConfig) -> None:
 
 
 def _resuming(config: RunConfig) -> RunConfig:
-    """What run.resume=none forbids is going on with an earlier command's run, not with this one."""
+    """What run.resume=none forbids is resuming an earlier command's run, not with this one."""
     if config.run.resume != "none":
         return config
     return replace(config, run=replace(config.run, resume="auto"))
@@ -176,7 +176,7 @@ class _Attempts:
         self._number += 1
         self._plan = self._plan._replace(config=_resuming(self._plan.config))
         step = newest_step(self._plan.config)
-        print(f"{reason}: attempt {self._number} goes on from step {step}", flush=True)
+        print(f"{reason}: attempt {self._number} resumes from step {step}", flush=True)
         self._write_status("restarting", reason=reason, attempt=self._number, last_failure=failure)
 
     def _forget_earlier_attempts(self) -> None:

@@ -26,7 +26,7 @@ class FailureBudget:
 
         Args:
             step: of the newest checkpoint; where it is newer than at the last failure, the count
-                begins anew.
+                starts over.
         """
         self.failures = 1 if step > self._step else self.failures + 1
         self._step = step
@@ -40,7 +40,7 @@ class FailureBudget:
 
 
 def newest_step(config: RunConfig) -> int:
-    """Step of the newest published checkpoint, which the next attempt goes on from; 0: none."""
+    """Step of the newest published checkpoint, which the next attempt resumes from; 0: none."""
     from gear_dist.checkpoints.address import checkpoint_storage
     from gear_dist.checkpoints.layout import POINTER
 

@@ -1,4 +1,4 @@
-"""Why a driver asks its workers to stop by itself: a node is to go, or there is room for more."""
+"""Why a driver itself asks its workers to stop: a node is draining, or there is room for more."""
 
 import time
 from typing import Literal, NamedTuple, Protocol
@@ -14,7 +14,7 @@ class StopRequest(NamedTuple):
     """A request to stop with a checkpoint."""
 
     cause: Literal["signal", "preemption", "growth"]
-    """signal: the command ends; else training goes on with other workers."""
+    """signal: the command ends; else training continues with other workers."""
     reason: str
     grace_s: float
     """How long workers may take to stop before the attempt is ended."""
@@ -38,7 +38,7 @@ class PreemptionAdviser:
         self._next_look = 0.0
 
     def advise(self, state: BoardState) -> StopRequest | None:
-        """Where a node of the run is to go: stop; where it is the driver's: end the command."""
+        """Where a node of the run is draining: stop; where it is the driver's: end the command."""
         if state.notice:
             return StopRequest("preemption", state.notice, self._grace_s)
         if time.monotonic() < self._next_look:
@@ -46,13 +46,11 @@ class PreemptionAdviser:
         self._next_look = time.monotonic() + DRAIN_POLL_S
         draining = draining_nodes()
         if self._driver_node in draining:
-            return StopRequest(
-                "signal", "the driver's node is to go (Ray drains it)", self._grace_s
-            )
+            return StopRequest("signal", "the driver's node is draining", self._grace_s)
         ranks = [rank for rank, node in sorted(state.nodes.items()) if node in draining]
         if not ranks:
             return None
-        text = f"the node of worker {', '.join(map(str, ranks))} is to go (Ray drains it)"
+        text = f"the node of worker {', '.join(map(str, ranks))} is draining"
         return StopRequest("preemption", text, self._grace_s)
 
 

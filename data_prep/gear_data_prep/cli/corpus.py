@@ -117,7 +117,7 @@ def _repair(args: argparse.Namespace) -> int:
         whole = " (the whole corpus: its manifest was damaged)" if result.remade else ""
         print(
             f"repair: {storage.address}: {len(found.faults)} faults, {result.num_shards} shards "
-            f"made again{whole}, {result.num_removed} objects removed"
+            f"rewritten{whole}, {result.num_removed} objects removed"
         )
     if after.faults:
         first = after.faults[0]

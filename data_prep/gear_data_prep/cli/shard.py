@@ -132,7 +132,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         type=colour_argument,
         default=WHITE,
         metavar="COLOUR",
-        help="what shows through transparent pixels where pixels are encoded anew: a name, #rrggbb "
+        help="what shows through transparent pixels where pixels are re-encoded: a name, #rrggbb "
         "or r,g,b (default: white); images that are copied get the loader's data.background",
     )
     group.add_argument(

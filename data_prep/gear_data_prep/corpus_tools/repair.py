@@ -22,7 +22,7 @@ class RepairResult(NamedTuple):
     num_removed: int
     """Objects that the manifest does not list."""
     remade: bool
-    """The manifest was damaged, so that all was made again."""
+    """The manifest was damaged, so that all was rewritten."""
 
 
 class _Recipe(NamedTuple):
@@ -127,7 +127,7 @@ def _remake_shards(
         info = manifest.shards[summary.info.shard]
         if summary.info != info:
             raise StorageError(
-                f"{storage.address}/{info.key}: made again it differs from the manifest: the "
+                f"{storage.address}/{info.key}: rewritten, it differs from the manifest: the "
                 "source or the image libraries changed: make the corpus again with --overwrite"
             )
     remove_parts(storage)

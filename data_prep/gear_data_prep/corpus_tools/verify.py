@@ -40,7 +40,7 @@ class Fault(NamedTuple):
     key: str
     what: str
     shard: int = -1
-    """The shard that has to be made again; -1: the manifest, or an object too many."""
+    """The shard that has to be rewritten; -1: the manifest, or an object too many."""
 
 
 class VerifySettings(NamedTuple):

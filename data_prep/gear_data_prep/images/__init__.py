@@ -1,1 +1,1 @@
-"""Image files: checked, resized, encoded anew."""
+"""Image files: checked, resized, re-encoded."""

@@ -74,7 +74,7 @@ class ImageSettings(NamedTuple):
     """Whether the strict check also reads a JPEG's codes one by one, which takes a C compiler on
     every machine: they can be wrong in ways that no decoder tells."""
     background: str = hex_colour(WHITE)
-    """What shows through transparent pixels where pixels are encoded anew."""
+    """What shows through transparent pixels where pixels are re-encoded."""
 
 
 class CheckedImage(NamedTuple):

@@ -174,7 +174,7 @@ def _prepare(raw: RawSample, settings: PlanSettings) -> _Prepared:
     if raw.problem is not None:
         raise raw.problem
     if raw.class_index >= MAX_CLASSES:
-        raise BadSampleError("sidecar", f"its class {raw.class_index} is no index of a class")
+        raise BadSampleError("sidecar", f"its class {raw.class_index} is not a class index")
     policies = settings.image.policies
     if raw.class_index < 0 and policies["no-class"] != KEEP:
         raise BadSampleError("no-class", "it has no class")

@@ -4,7 +4,7 @@ FETCHED/objects/ab/SHA256             the images
 FETCHED/ledger/000000.json            what became of 1000 addresses: hash and size, or an error
 FETCHED/tables/COLUMNS/000000.json    the table as it is now: those, with captions and labels
 
-A ledger file appears when all of its rows are settled; the same command goes on at the first
+A ledger file appears when all of its rows are settled; the same command resumes at the first
 that is missing. Captions and labels are the table's at every run, and images of addresses that
 stay are not fetched again. Sharding reads the joined rows and the objects alone, so that it gives
 the same bytes however often, and whatever the web has become.
@@ -223,7 +223,7 @@ class _Settler:
             raise DataError(
                 f"{self._target.address}: none of the first {self.result.num_rows} rows could be "
                 f"fetched ({common_reasons(self.result.errors)}): mend what ails them, then "
-                "--refetch; --max-bad-share 1 goes on all the same"
+                "--refetch; --max-bad-share 1 continues anyway"
             )
 
     def finish(self) -> FetchResult:

@@ -2,7 +2,7 @@
 
 The validation tar has no classes. `labels` names a file that has them: one class name (wnid) a
 line in the order of file names, or lines of a file name and its class, separated by a comma or
-blanks; whatever follows is passed over, so that Kaggle's LOC_val_solution.csv can be used as it is.
+blanks; whatever follows is skipped, so that Kaggle's LOC_val_solution.csv can be used as it is.
 """
 
 from collections.abc import Iterator

@@ -11,7 +11,7 @@ def read_labels(path: str, keys: list[str], names: dict[str, int]) -> dict[str, 
 
     Args:
         path: of a text file: one class name a line in the order of the keys, or lines of a file
-            name and its class, separated by a comma or blanks, of which the rest is passed over.
+            name and its class, separated by a comma or blanks, of which the rest is skipped.
         keys: names of the images without their suffix, in order.
         names: class index by class name.
 

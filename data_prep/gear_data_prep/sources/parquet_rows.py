@@ -284,7 +284,7 @@ def usable_column(
     needs = "text" if option == "--caption-column" else "whole numbers or text, as classes are"
     what = f"{key}: column {column} is of type {kind}, no {needs}"
     if named:
-        raise ConfigError(f"{option} {named}: {what}: name another one, or write it anew as such")
+        raise ConfigError(f"{option} {named}: {what}: name another one, or rewrite it as such")
     return "", f"WARNING: {what}: it is not used; {option} names another"
 
 

@@ -184,5 +184,5 @@ def _class_index(parts: dict[str, bytes]) -> int:
         return -1
     text = parts["cls"].removeprefix(codecs.BOM_UTF8).strip()
     if not text.isdigit() or len(text) > 9:
-        raise BadSampleError("sidecar", "its class is no number")
+        raise BadSampleError("sidecar", "its class is not a number")
     return int(text)

@@ -55,7 +55,7 @@ def test_any_stretch_comes_back(storage: Storage, asynchronous: bool) -> None:
 
 
 def test_an_asynchronous_save_keeps_what_was_there_when_it_began(tmp_path: Path) -> None:
-    """Training goes on into the same tensors while the writer is held up."""
+    """Training continues into the same tensors while the writer is held up."""
     storage = SlowStorage(tmp_path)
     store = make_store(storage, asynchronous=True)
     values = torch.arange(4.0)

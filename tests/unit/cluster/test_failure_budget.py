@@ -140,7 +140,7 @@ def test_draining_nodes_of_the_run_are_a_reason_to_stop(
     ask = adviser.advise(RUNNING)
     assert ask is not None
     assert (ask.cause, ask.grace_s) == ("preemption", 9.0)
-    assert ask.reason == "the node of worker 1 is to go (Ray drains it)"
+    assert ask.reason == "the node of worker 1 is draining"
     draining["head"] = 0
     ask = adviser.advise(RUNNING)
     assert ask is not None

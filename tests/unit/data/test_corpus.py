@@ -93,7 +93,7 @@ def test_stock_shards_on_s3_and_changed_ones(stock: Path, object_store: StoreEnd
     data = bytearray(remote.read("s-000.tar"))
     data[data.index(b"picture") + 3] ^= 1
     remote.write("s-000.tar", bytes(data))
-    with pytest.raises(DataError, match=r"s-000.tar: corrupt shard: .*checksum.*counted anew"):
+    with pytest.raises(DataError, match=r"s-000.tar: corrupt shard: .*checksum.*counted again"):
         take(build_loader(DataConfig(image_size=32), remote.address, **options), 1)
 
 
@@ -137,7 +137,7 @@ def test_choice_of_captions(tmp_path: Path, classes: bool) -> None:
     assert set(chosen) == set("abc")
     assert min(chosen.values()) > 20
     by_key = [dict(zip(b.keys, b.captions, strict=True)) for b in epochs]
-    assert by_key[0] != by_key[1], "drawn anew every epoch"
+    assert by_key[0] != by_key[1], "drawn again every epoch"
     halves = [
         take(
             make_loader(
@@ -160,7 +160,7 @@ def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path
         for batch in whole
     ]
     assert 0.25 < sum(map(len, dropped)) / 800 < 0.35
-    assert dropped[0] != dropped[1], "drawn anew every epoch"
+    assert dropped[0] != dropped[1], "drawn again every epoch"
     for batch in whole:
         below = batch.cfg_dropout_rand < 0.3
         assert below.tolist() == [not caption for caption in batch.captions]

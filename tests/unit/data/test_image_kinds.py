@@ -253,7 +253,7 @@ def test_images_are_upright_wherever_they_are_decoded(kind: str, orientation: in
 
 @pytest.mark.parametrize("options", [[], ["--short-side", "48"], ["--policy=orientation=convert"]])
 def test_sharding_keeps_pictures_upright(tmp_path: Path, options: list[str]) -> None:
-    """A raw copy keeps its tag, which the loader obeys; pixels that are encoded anew need none."""
+    """A raw copy keeps its tag, which the loader obeys; pixels that are re-encoded need none."""
     (tmp_path / "in/a").mkdir(parents=True)
     (tmp_path / "in/a/0.jpg").write_bytes(oriented(6))
     report = shard(tmp_path / "in", tmp_path / "out", *options)

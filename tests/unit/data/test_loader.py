@@ -198,7 +198,7 @@ def test_resume_in_the_same_loader(train: str) -> None:
     state = loader.state_dict()
     first = [next(batches) for _ in range(5)]
     loader.load_state_dict({**state, "step": 2})
-    with pytest.raises(RuntimeError, match="iterate it anew"):
+    with pytest.raises(RuntimeError, match="iterate again"):
         next(batches)
     assert same(take(loader, 3), first[2:])
 

@@ -143,7 +143,7 @@ def test_a_bad_sample_in_the_first_batch(tmp_path: Path) -> None:
     address = write_corpus(tmp_path / "spoiled", shards)
     loader = make_loader(address, batch_size=60, num_classes=2, max_bad_share=0.05)
     assert len(read_first_samples(loader.corpora, places_of(address), nothing_near)) == 59
-    with pytest.warns(UserWarning, match="sample passed over") as caught:
+    with pytest.warns(UserWarning, match="sample skipped") as caught:
         (batch,) = take(loader, 1)
     assert len(caught) == loader.bad_samples.count == 2
     assert sorted(batch.keys).count("00000014") == 2

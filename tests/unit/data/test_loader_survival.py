@@ -47,7 +47,7 @@ def test_a_bad_sample_is_replaced_named_and_counted(corpus: str, spoiled: str) -
     options = {"batch_size": 12, "num_classes": 2, "max_bad_share": 0.05}
     good = make_loader(corpus, **options)
     loader = make_loader(spoiled, **options)
-    with pytest.warns(UserWarning, match="sample passed over") as caught:
+    with pytest.warns(UserWarning, match="sample skipped") as caught:
         found = take(loader, 5)
     expected = [BAD.get(key, key) for key in all_keys(take(good, 5))]
     assert all_keys(found) == expected
@@ -60,7 +60,7 @@ def test_a_bad_sample_is_replaced_named_and_counted(corpus: str, spoiled: str) -
         f"00000{int(key) // 10}.tar: sample {key}" for key in BAD
     ]
     assert "does not decode" in named[0]
-    assert "is no number" in named[1]
+    assert "is not a number" in named[1]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -83,7 +83,7 @@ def test_replacement_is_the_same_on_any_number_of_ranks(spoiled: str, threads: i
 def test_bad_samples_of_every_epoch_count_anew(spoiled: str) -> None:
     """Three of sixty in an epoch are allowed, in as many epochs as may come."""
     loader = make_loader(spoiled, batch_size=12, num_classes=2, max_bad_share=0.05)
-    with pytest.warns(UserWarning, match="passed over") as caught:
+    with pytest.warns(UserWarning, match="skipped") as caught:
         take(loader, 20)
     assert len(caught) == 3, "each is named once"
     assert loader.bad_samples.count == 3
@@ -92,13 +92,13 @@ def test_bad_samples_of_every_epoch_count_anew(spoiled: str) -> None:
 def test_too_many_bad_samples(spoiled: str) -> None:
     loader = make_loader(spoiled, batch_size=12, num_classes=2, max_bad_share=0.04)
     with (
-        pytest.warns(UserWarning, match="passed over"),
+        pytest.warns(UserWarning, match="skipped"),
         pytest.raises(DataError, match=r"spoiled/shards/.*: sample .*3 bad samples.*max_bad_share"),
     ):
         take(loader, 5)
     strict = make_loader(spoiled, batch_size=60, num_classes=2)
     with (
-        pytest.warns(UserWarning, match="passed over"),
+        pytest.warns(UserWarning, match="skipped"),
         pytest.raises(DataError, match=r"1 bad samples"),
     ):
         take(strict, 1)

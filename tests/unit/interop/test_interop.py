@@ -205,7 +205,7 @@ def test_projectors_that_belong_to_nothing_are_dropped_or_refused(vq, tmp_path):
     other = str(tmp_path / "other.pt")
     torch.save(content | heads, other)
     report = import_checkpoints([other], tmp_path / "none", overrides=words)
-    reason = "alignment heads of an unknown form, which a run makes anew"
+    reason = "alignment heads of an unknown form, which a run creates itself"
     assert ("projectors", reason) in report.dropped[other]
 
 
@@ -405,9 +405,7 @@ def test_a_hub_file_comes_from_the_cache_when_offline(vq, tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     import_checkpoints(["someone/tokenizers/vq.pt"], tmp_path / "model")
     assert equal(load_file(tmp_path / "model" / "tokenizer.safetensors"), vq)
-    with pytest.raises(
-        DataError, match=r"someone/tokenizers/other\.pt: cannot be had from the hub"
-    ):
+    with pytest.raises(DataError, match=r"someone/tokenizers/other\.pt: unavailable from the hub"):
         import_checkpoints(["someone/tokenizers/other.pt"], tmp_path / "other")
     with pytest.raises(ConfigError, match="OWNER/REPOSITORY/FILE"):
         import_checkpoints(["nowhere.pt"], tmp_path / "other")
