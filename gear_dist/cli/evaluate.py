@@ -78,6 +78,7 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
     from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
     from gear_dist.inference.model_folder import open_model
     from gear_dist.inference.pipeline import GearPipeline
+    from gear_dist.models.generator import Condition
 
     config = folder.read_config()
     device = read_device(args)
@@ -98,8 +99,10 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
         # Without a null class there is nothing to guide by.
         guidance = config.sampling.guidance if config.generator.class_dropout else 1.0
 
-    def generate(labels: torch.Tensor, guidance: float, seed: int) -> torch.Tensor:
-        return pair.generate(labels, seed, dataclasses.replace(config.sampling, guidance=guidance))
+    def generate(condition: Condition, guidance: float, seed: int) -> torch.Tensor:
+        return pair.generate(
+            condition, seed, dataclasses.replace(config.sampling, guidance=guidance)
+        )
 
     return evaluate(
         generate=generate if pair.generator else None,

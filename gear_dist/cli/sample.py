@@ -134,6 +134,7 @@ def run_sample(args: argparse.Namespace) -> int:
     import torch
 
     from gear_dist.inference.pipeline import GearPipeline
+    from gear_dist.models.generator import ClassCondition
     from gear_dist.report.image_grid import save_grid
     from gear_dist.training.sample_grids import NUM_SAMPLES, grid_labels
 
@@ -144,7 +145,7 @@ def run_sample(args: argparse.Namespace) -> int:
     classes = parse_classes(args.classes, config.generator.num_classes, names)
     pair = GearPipeline.load(model, read_device(args))
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
-    images = pair.generate(labels, args.seed, sampling)
+    images = pair.generate(ClassCondition(labels), args.seed, sampling)
     out = args.out or model.path / "samples.png"
     captions = [_class_name(i, names) for i in labels.tolist()] if names else None
     save_grid(images, out, args.columns, captions=captions)

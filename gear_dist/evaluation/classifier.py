@@ -139,7 +139,7 @@ class ReferenceClassifier:
         self.stats = stats
         self.device = device
 
-    def look(self, images_u8: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
+    def predict(self, images_u8: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
         """Predicted classes (N,) int64 and features (N, FEATURE_WIDTH) fp64, both on the CPU.
 
         Args:

@@ -14,9 +14,10 @@ from gear_dist.evaluation.classifier import ClassifierStats, ReferenceClassifier
 from gear_dist.evaluation.frechet import NAME as FRECHET_NAME
 from gear_dist.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
 from gear_dist.evaluation.image_quality import SSIM_WINDOW, psnr, ssim
+from gear_dist.models.generator import ClassCondition, Condition
 
-Generate = Callable[[Tensor, float, int], Tensor]
-"""(labels (B,) int64, guidance, seed) -> uint8 images (B, 3, H, W) on the CPU."""
+Generate = Callable[[Condition, float, int], Tensor]
+"""(condition of B images, guidance, seed) -> uint8 images (B, 3, H, W) on the CPU."""
 Reconstruct = Callable[[Tensor], Tensor]
 """uint8 images (B, 3, H, W) -> uint8 images of that shape on the CPU."""
 
@@ -132,7 +133,7 @@ def evaluate(
     labels = torch.empty(0, dtype=torch.long)
     if judge is not None:
         labels = _asked_labels(judge.stats.num_classes, settings)
-        _, features = judge.look(validation.images, settings.chunk)
+        _, features = judge.predict(validation.images, settings.chunk)
         reference = fit_gaussian(features) if len(features) >= 2 else None
         real_frechet = _real_frechet(features, validation.labels, len(labels))
     found: dict[float, Generation] = {}
@@ -171,7 +172,9 @@ def _generation(
 ) -> Generation:
     accuracies, distances = [], []
     for seed in settings.seeds:
-        classes, features = judge.look(generate(labels, guidance, seed), settings.chunk)
+        classes, features = judge.predict(
+            generate(ClassCondition(labels), guidance, seed), settings.chunk
+        )
         accuracies.append((classes == labels).double().mean().item())
         distance = math.nan
         if reference is not None and len(features) >= 2:
@@ -201,7 +204,7 @@ def _reconstruction(
         fits = min(images.shape[-2:]) >= SSIM_WINDOW
         ssims.append(ssim(images, again) if fits else torch.full((len(images),), math.nan))
         if judge is not None:
-            hits.append((judge.look(again)[0] == labels)[has_label].double())
+            hits.append((judge.predict(again)[0] == labels)[has_label].double())
     return Reconstruction(
         psnr_db=torch.cat(psnrs).mean().item(),
         ssim=torch.cat(ssims).mean().item(),

@@ -13,7 +13,7 @@ from gear_dist.errors import DataError
 from gear_dist.inference.model_folder import ModelFolder
 from gear_dist.inference.sampler import sample
 from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
-from gear_dist.models.generator import Generator, build_generator
+from gear_dist.models.generator import Condition, Generator, build_generator
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 
 CHUNK = 64
@@ -76,9 +76,9 @@ class GearPipeline:
 
     @torch.no_grad()
     def generate(
-        self, labels_B: Tensor, seed: int, sampling: SamplingConfig | None = None
+        self, condition: Condition, seed: int, sampling: SamplingConfig | None = None
     ) -> Tensor:
-        """Images of the given classes, uint8 (B, 3, H, W) on the CPU; a function of the seed.
+        """An image for each condition, uint8 (B, 3, H, W) on the CPU; a function of the seed.
 
         Raises:
             DataError: the run has no generator yet.
@@ -91,7 +91,8 @@ class GearPipeline:
         sampling = sampling or self.config.sampling
         random = torch.Generator(self.device).manual_seed(seed)
         parts = []
-        for labels in labels_B.split(CHUNK):
-            indices = sample(self.generator, labels.to(self.device), sampling, random)
-            parts += [self.tokenizer.decode(part) for part in indices.split(self._tokenizer_chunk)]
+        for part in condition.split(CHUNK):
+            indices = sample(self.generator, part.to(self.device), sampling, random)
+            chunks = indices.split(self._tokenizer_chunk)
+            parts += [self.tokenizer.decode(chunk) for chunk in chunks]
         return to_u8(torch.cat(parts))

@@ -1,4 +1,4 @@
-"""Class-conditional sampling with guidance, temperature, top-k, top-p and a key-value cache.
+"""Sampling with guidance, temperature, top-k, top-p and a key-value cache.
 
 Shapes: B images, L tokens, K codes.
 """
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
-from gear_dist.models.generator.transformer import Generator, KeyValueCache
+from gear_dist.models.generator.conditioning import Condition
+from gear_dist.models.generator.transformer import Generator
 
 
 def filter_logits(logits_BK: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -40,14 +41,14 @@ def draw(logits_BK: Tensor, config: SamplingConfig, random: torch.Generator | No
 @torch.no_grad()
 def sample(
     generator: Generator,
-    labels_B: Tensor,
+    condition: Condition,
     config: SamplingConfig,
     random: torch.Generator | None,
 ) -> Tensor:
-    """Indices (B, L) of images of the given classes.
+    """Indices (B, L) of an image for each condition.
 
-    Guidance s at every token: logits = null + s (class - null), by a doubled batch; s = 1 runs
-    the class half alone. Greedy where `random` is None.
+    Guidance s at every token: logits = null + s (condition - null), by a doubled batch; s = 1 runs
+    the conditional half only. Greedy where `random` is None.
 
     Raises:
         ConfigError: guidance is asked of a generator without a null class.
@@ -60,14 +61,13 @@ def sample(
         )
     was_training = generator.training
     generator.eval()
-    null = torch.full_like(labels_B, generator.config.num_classes)
-    x = generator.cls_embedding(torch.cat([labels_B, null]) if guided else labels_B)
-    heads = generator.config.num_heads
-    shape = (x.shape[0], 1 + generator.num_tokens, heads, x.shape[-1] // heads)
-    caches = [KeyValueCache(*shape, like=x) for _ in generator.layers]
-    indices = []
-    for position in range(generator.num_tokens):
-        logits = generator.decode_step(x, position, caches)
+    x = generator.cls_embedding(condition.with_null(generator.config) if guided else condition)
+    caches = generator.new_caches(len(x), like=x)
+    first = x.shape[1]
+    positions = torch.arange(first + generator.num_tokens, device=x.device)
+    indices: list[Tensor] = []
+    for filled in range(first, first + generator.num_tokens):
+        logits = generator.decode_step(x, positions[filled - x.shape[1] : filled], filled, caches)
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + config.guidance * (conditional - unconditional)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.models.generator import ClassCondition
 from gear_dist.models.teachers import Teacher
 from gear_dist.models.tokenizers import Tokenizer
 from gear_dist.planning.cost_model import (
@@ -198,11 +199,11 @@ def count_stage(
 
 
 def _batch(config: RunConfig, images: int, teachers: list[Teacher], meter: _Meter) -> MicroBatch:
-    """As `Trainer` prepares it: images, labels, the teachers' features."""
+    """As `Trainer` prepares it: images, conditions, the teachers' features."""
     side = config.data.image_size
     pixels = torch.zeros(images, 3, side, side)
-    labels = torch.zeros(images, dtype=torch.int64)
+    condition = ClassCondition(torch.zeros(images, dtype=torch.int64))
     bf16 = config.engine.precision == "bf16"
     with meter.measure("teacher forward"), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         features = [teacher(pixels) for teacher in teachers]
-    return MicroBatch(pixels, labels, features, torch.ones(images))
+    return MicroBatch(pixels, condition, features, torch.ones(images))

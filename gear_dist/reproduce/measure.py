@@ -20,6 +20,7 @@ from gear_dist.evaluation.classifier import load_or_train_classifier, load_valid
 from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
 from gear_dist.inference.consolidate import consolidated
 from gear_dist.inference.pipeline import GearPipeline
+from gear_dist.models.generator import Condition
 from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.trace_step import count_stage
 from gear_dist.reproduce.study import Point
@@ -60,8 +61,8 @@ def measure_run(
             pair = GearPipeline.load(model, device)
         plain = dataclasses.replace(config.sampling, guidance=1.0)
 
-        def generate(labels: torch.Tensor, guidance: float, seed: int) -> torch.Tensor:
-            return pair.generate(labels, seed, plain)  # noqa: B023 (called in this round)
+        def generate(condition: Condition, guidance: float, seed: int) -> torch.Tensor:
+            return pair.generate(condition, seed, plain)  # noqa: B023 (called in this round)
 
         result = evaluate(
             generate=generate,

@@ -6,6 +6,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import build_loader
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.inference.weights import NetworkStates, split_states
+from gear_dist.models.generator import ClassCondition
 from gear_dist.report.image_grid import pair_rows, save_grid
 from gear_dist.runs.loggers import MetricsLog
 from gear_dist.runs.run_folder import RunFolder
@@ -63,7 +64,9 @@ class GridPainter:
         if pair.generator is None:
             return
         path = self._folder.sample_grid_path(step)
-        save_grid(pair.generate(self.labels, seed=self._config.run.seed), path, COLUMNS)
+        save_grid(
+            pair.generate(ClassCondition(self.labels), seed=self._config.run.seed), path, COLUMNS
+        )
         self._log.log_grid("samples", path, step)
 
 

@@ -20,7 +20,7 @@ from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.perceptual import LPIPS
 from gear_dist.losses.reconstruction import gradient_loss, l1_loss
 from gear_dist.models.discriminator.patchgan import MultiBatchDiscriminator
-from gear_dist.models.generator import AlignedOutput, SoftTokens, StraightThroughTokens
+from gear_dist.models.generator import AlignedOutput, Condition, SoftTokens, StraightThroughTokens
 from gear_dist.models.tokenizers import Quantized, TokenizerOutput
 from gear_dist.training.engine import TrainingEngine
 from gear_dist.training.networks import Networks
@@ -33,12 +33,12 @@ class MicroBatch(NamedTuple):
 
     images: Tensor
     """(B, 3, H, W), [-1, 1]."""
-    labels: Tensor
-    """(B,) int64."""
+    condition: Condition
+    """Of each image."""
     features: Sequence[Tensor]
     """Teacher features (B, L, F), one a teacher."""
     cfg_dropout_rand: Tensor
-    """(B,) in [0, 1): labels are dropped where they are below generator.class_dropout."""
+    """(B,) in [0, 1): conditions are dropped where it is below generator.class_dropout."""
 
 
 class TokenizerResult(NamedTuple):
@@ -90,11 +90,11 @@ def _generator_terms(
     soft = soft_tokens(quantized, batch_size, alignment.soft_temperature)
     terms: Metrics = {}
     if alignment.estimator == "soft":
-        out = forward(soft.without_last(), batch.labels)
+        out = forward(soft.without_last(), batch.condition)
         total = torch.zeros((), device=batch.images.device)
     else:
         tokens = StraightThroughTokens(quantized.indices_N.view(batch_size, -1), soft)
-        out = forward(tokens.without_last(), batch.labels, tokens)
+        out = forward(tokens.without_last(), batch.condition, tokens)
         assert out.cross_entropy is not None
         total = terms["cross_entropy_straight_through"] = out.cross_entropy
     if alignment.soft_weight > 0:
@@ -159,17 +159,16 @@ def discriminator_step(
     return {name: value.detach() for name, value in terms.items()}
 
 
-def kept_labels(batch: MicroBatch, generator: GeneratorConfig) -> Tensor:
-    """(B,) labels, the null class where they are dropped."""
-    dropped = batch.cfg_dropout_rand < generator.class_dropout
-    return torch.where(dropped, generator.num_classes, batch.labels)
+def kept_condition(batch: MicroBatch, generator: GeneratorConfig) -> Condition:
+    """The conditions, the null condition where they are dropped."""
+    return batch.condition.dropped(batch.cfg_dropout_rand < generator.class_dropout, generator)
 
 
 def generator_step(
     generator: TrainingEngine, indices_BL: Tensor, batch: MicroBatch, config: RunConfig
 ) -> Metrics:
     """Update 3: next-token cross-entropy and hard alignment, on detached indices."""
-    out = generator(indices_BL[:, :-1], kept_labels(batch, config.generator), indices_BL)
+    out = generator(indices_BL[:, :-1], kept_condition(batch, config.generator), indices_BL)
     loss, terms = out.cross_entropy, {"cross_entropy": out.cross_entropy}
     if config.alignment.hard_weight > 0:
         terms["align_hard"] = alignment_loss(out.projected, batch.features)

@@ -12,6 +12,7 @@ from gear_dist.data.loader import Batch
 from gear_dist.data.pixels import to_model_range
 from gear_dist.distributed.device import choose_precision
 from gear_dist.losses.perceptual import load_lpips
+from gear_dist.models.generator import ClassCondition
 from gear_dist.models.teachers import load_teachers
 from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.nan_guard import NanGuard
@@ -93,10 +94,10 @@ class TrainStep:
         images = to_model_range(batch.images.to(self._device, non_blocking=True))
         if self._device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(self._device, non_blocking=True)
+        condition = ClassCondition(batch.labels).to(self._device)
         cfg_dropout_rand = batch.cfg_dropout_rand.to(self._device, non_blocking=True)
         features = [] if stage.name == "tokenizer" else self._features(images)
-        return MicroBatch(images, labels, features, cfg_dropout_rand)
+        return MicroBatch(images, condition, features, cfg_dropout_rand)
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
         bf16 = choose_precision(self._config.engine.precision, self._device) == "bf16"

@@ -16,6 +16,7 @@ from gear_dist.config.training import (
     StageConfig,
     StagesConfig,
 )
+from gear_dist.models.generator import ClassCondition
 from gear_dist.training.engine import prepare_deepspeed
 from gear_dist.training.networks import Networks, NetworkStates
 from gear_dist.training.stages import Stage
@@ -100,7 +101,9 @@ def reference_batch() -> MicroBatch:
     """The stored images, labels and teacher features."""
     _, numbers = read_reference("joint_step")
     labels = numbers["labels"]
-    return MicroBatch(numbers["images"], labels, [numbers["teacher"]], torch.rand(labels.shape))
+    return MicroBatch(
+        numbers["images"], ClassCondition(labels), [numbers["teacher"]], torch.rand(labels.shape)
+    )
 
 
 def split_batch(batch: MicroBatch, index: int, parts: int) -> MicroBatch:
@@ -110,7 +113,8 @@ def split_batch(batch: MicroBatch, index: int, parts: int) -> MicroBatch:
         return x.chunk(parts)[index]
 
     features = [cut(f) for f in batch.features]
-    return MicroBatch(cut(batch.images), cut(batch.labels), features, cut(batch.cfg_dropout_rand))
+    condition = ClassCondition(cut(batch.condition.labels_B))
+    return MicroBatch(cut(batch.images), condition, features, cut(batch.cfg_dropout_rand))
 
 
 def build_networks(config: RunConfig, world_size: int) -> Networks:

@@ -6,6 +6,7 @@ from gear_dist.config.data import DataConfig
 from gear_dist.config.models import DiscriminatorConfig, GeneratorConfig, TokenizerConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.config.training import AlignmentConfig, EngineConfig, LossConfig
+from gear_dist.models.generator import ClassCondition
 from gear_dist.training.engine import prepare_deepspeed
 from gear_dist.training.networks import Networks
 from gear_dist.training.steps import MicroBatch, train_micro_batch
@@ -49,7 +50,7 @@ def largest_tensor_of_a_step(rank: int, images: int, kernels: str, engine: dict)
     networks = Networks("joint", config, {}, teacher_widths=(FEATURES,), world_size=1, device=CPU)
     batch = MicroBatch(
         torch.rand(images, 3, 2 * GRID, 2 * GRID) * 2 - 1,
-        torch.arange(images) % 4,
+        ClassCondition(torch.arange(images) % 4),
         [torch.randn(images, TOKENS_PER_IMAGE, FEATURES)],
         torch.rand(images),
     )

@@ -9,11 +9,14 @@ from gear_dist.models.generator.aligned import (
     build_projector,
     find_teacher_widths,
 )
+from gear_dist.models.generator.conditioning import ClassCondition, Condition
 from gear_dist.models.generator.transformer import Generator, SoftTokens, StraightThroughTokens
 
 __all__ = [
     "AlignedGenerator",
     "AlignedOutput",
+    "ClassCondition",
+    "Condition",
     "Generator",
     "SoftTokens",
     "StraightThroughTokens",

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from gear_dist.models.generator.conditioning import Condition
 from gear_dist.models.generator.transformer import Generator, StraightThroughTokens, Tokens
 
 
@@ -49,10 +50,10 @@ class AlignedGenerator(nn.Module):
     def forward(
         self,
         tokens: Tokens,
-        labels_B: Tensor,
+        condition: Condition,
         targets_BL: Tensor | StraightThroughTokens | None = None,
     ) -> AlignedOutput:
         """See `Generator.forward`; the tap goes through every projector."""
-        out = self.generator(tokens, labels_B, targets_BL)
+        out = self.generator(tokens, condition, targets_BL)
         projected = tuple(project(out.tap_BLD) for project in self.projectors)
         return AlignedOutput(projected, out.cross_entropy)

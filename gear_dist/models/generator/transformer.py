@@ -1,6 +1,6 @@
-"""The class-conditional autoregressive generator, under the public checkpoints' key names.
+"""The autoregressive generator, under the public checkpoints' key names.
 
-Shapes: B images, L tokens, S = positions in this pass (class token first), D model width,
+Shapes: B images, L tokens, P positions of the condition, S positions in this pass, D model width,
 K codes, N = B (L - 1) soft tokens, C code width. Source: arXiv 2406.06525; 2606.32039.
 """
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gear_dist.config.models import GeneratorConfig
 from gear_dist.models.activation_checkpoint import activation_checkpoint
+from gear_dist.models.generator.conditioning import ClassEmbedding, Condition
+from gear_dist.models.generator.kv_cache import KeyValueCache
 from gear_dist.models.generator.rotary import rotary_table, rotate
 from gear_dist.models.tokenizers.codes import Codes
 from gear_kernels import vocabulary_cross_entropy
@@ -77,22 +79,14 @@ class GeneratorOutput(NamedTuple):
     """Mean over all tokens, fp32; None where no targets were given."""
 
 
-class KeyValueCache:
-    """Keys and values of one attention layer for all positions, filled from the left."""
+class CachedPositions(NamedTuple):
+    """Where the positions of a pass are, while earlier ones are cached."""
 
-    def __init__(self, batch: int, positions: int, heads: int, head_width: int, like: Tensor):
-        shape = (batch, heads, positions, head_width)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, heads, new, h) at the end; return everything so far."""
-        end = self.length + k.shape[2]
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    positions_S: Tensor
+    """int64; one, or the first ones."""
+    filled: int
+    """Positions that are known with these."""
+    cache: KeyValueCache
 
 
 class RMSNorm(nn.Module):
@@ -126,18 +120,6 @@ class TokenEmbedding(nn.Module):
         return tokens.read(self.weight, self.kernels)
 
 
-class ClassEmbedding(nn.Module):
-    """Class table with a null row (index num_classes) where labels are ever dropped."""
-
-    def __init__(self, num_classes: int, width: int, *, with_null: bool):
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + with_null, width)
-
-    def forward(self, labels_B: Tensor) -> Tensor:
-        """Labels (B,) to (B, 1, D)."""
-        return self.embedding_table(labels_B)[:, None]
-
-
 class Attention(nn.Module):
     """Causal multi-head self-attention; wqkv rows are [q; k; v], each head-major."""
 
@@ -148,16 +130,16 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x_BSD: Tensor, table: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, table: Tensor, cached: CachedPositions | None) -> Tensor:
         heads = (self.num_heads, x_BSD.shape[-1] // self.num_heads)
         q, k, v = (part.unflatten(-1, heads) for part in self.wqkv(x_BSD).chunk(3, dim=-1))
         q, k = rotate(q, table), rotate(k, table)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         causal = True
-        if cache is not None:
+        if cached is not None:
             # One new position sees all: no mask. Several are only ever the first ones.
-            causal = cache.length == 0 and q.shape[2] > 1
-            k, v = cache.append(k, v)
+            causal = q.shape[2] > 1
+            k, v = cached.cache.update(k, v, cached.positions_S, cached.filled)
         y = _attend(q, k, v, causal).to(x_BSD.dtype)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
@@ -197,11 +179,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.width)
         self.recomputes = config.activation_checkpointing
 
-    def forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        return activation_checkpoint(self._forward, x, table, cache, enabled=self.recomputes)
+    def forward(self, x: Tensor, table: Tensor, cached: CachedPositions | None = None) -> Tensor:
+        return activation_checkpoint(self._forward, x, table, cached, enabled=self.recomputes)
 
-    def _forward(self, x: Tensor, table: Tensor, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, cache)
+    def _forward(self, x: Tensor, table: Tensor, cached: CachedPositions | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, cached)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -244,16 +226,14 @@ class OutputHead(nn.Linear):
 
 
 class Generator(nn.Module):
-    """Llama-style decoder over one class token and the image tokens."""
+    """Llama-style decoder over the positions of a condition and the image tokens."""
 
     def __init__(self, config: GeneratorConfig, *, num_codes: int, grid_size: int, kernels: str):
         super().__init__()
         self.config = config
         self.grid_size = grid_size
         self.tok_embeddings = TokenEmbedding(num_codes, config.width, kernels)
-        self.cls_embedding = ClassEmbedding(
-            config.num_classes, config.width, with_null=config.class_dropout > 0
-        )
+        self.cls_embedding = ClassEmbedding(config)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width)
@@ -272,28 +252,29 @@ class Generator(nn.Module):
         return self.grid_size**2
 
     def rotary(self, device: torch.device) -> Tensor:
-        """Rotary rows (1 + L, h / 2, 2) of all positions."""
+        """Rotary rows (P + L, h / 2, 2) of all positions."""
         head_width = self.config.width // self.config.num_heads
         return rotary_table(self.grid_size, head_width, device)
 
     def forward(
         self,
         tokens: Tokens,
-        labels_B: Tensor,
+        condition: Condition,
         targets_BL: Tensor | StraightThroughTokens | None = None,
     ) -> GeneratorOutput:
-        """Class token, then the first L - 1 tokens; position i predicts token i.
+        """The condition, then the first L - 1 tokens; the i-th from its last position predicts i.
 
         Without targets only the blocks up to the tap run.
 
         Args:
             tokens: the first L - 1.
-            labels_B: classes (B,), the null class where a label is dropped.
+            condition: of each image, the null condition where it is dropped.
             targets_BL: all L, to predict.
         """
-        class_B1D = self.cls_embedding(labels_B)
+        condition_BPD = self.cls_embedding(condition)
         tokens_BlD = self.tok_embeddings(tokens)
-        x = self.token_dropout(torch.cat([class_B1D, tokens_BlD.to(class_B1D.dtype)], dim=1))
+        tokens_BlD = tokens_BlD.to(condition_BPD.dtype)
+        x = self.token_dropout(torch.cat([condition_BPD, tokens_BlD], dim=1))
         table = self.rotary(x.device)[: x.shape[1]]
         tap = self.config.tap_layer
         for block in self.layers[:tap]:
@@ -306,18 +287,33 @@ class Generator(nn.Module):
         return GeneratorOutput(tap_BLD, self.output(self.norm(x), targets_BL))
 
     @torch.no_grad()
-    def logits(self, indices_BL: Tensor, labels_B: Tensor) -> Tensor:
-        """fp32 logits (B, L', K) after the class token and L' - 1 given tokens."""
-        x = torch.cat([self.cls_embedding(labels_B), self.tok_embeddings(indices_BL)], dim=1)
+    def logits(self, indices_BL: Tensor, condition: Condition) -> Tensor:
+        """fp32 logits (B, L', K) after the condition and L' - 1 given tokens."""
+        x = torch.cat([self.cls_embedding(condition), self.tok_embeddings(indices_BL)], dim=1)
         table = self.rotary(x.device)[: x.shape[1]]
         for block in self.layers:
             x = block(x, table)
         return self.output.logits(self.norm(x))
 
-    def decode_step(self, x_BSD: Tensor, position: int, caches: list[KeyValueCache]) -> Tensor:
-        """fp32 logits (B, K) after embedded positions `position ..`, given cached ones before."""
-        table = self.rotary(x_BSD.device)[position : position + x_BSD.shape[1]]
+    def new_caches(self, batch: int, like: Tensor) -> list[KeyValueCache]:
+        """An empty cache for each layer, of the dtype and device of `like`."""
+        config, positions = self.config, self.cls_embedding.num_positions + self.num_tokens
+        shape = (batch, positions, config.num_heads, config.width // config.num_heads)
+        return [KeyValueCache(*shape, like) for _ in self.layers]
+
+    def decode_step(
+        self, x_BSD: Tensor, positions_S: Tensor, filled: int, caches: list[KeyValueCache]
+    ) -> Tensor:
+        """fp32 logits (B, K) after embedded positions, given the cached ones before them.
+
+        Args:
+            x_BSD: embedded: the condition, or one token.
+            positions_S: where they are, int64 on the device.
+            filled: positions that are known with these.
+            caches: of `new_caches`; the new positions are written there.
+        """
+        table = self.rotary(x_BSD.device)[positions_S]
         x = x_BSD
         for block, cache in zip(self.layers, caches, strict=True):
-            x = block(x, table, cache)
+            x = block(x, table, CachedPositions(positions_S, filled, cache))
         return self.output.logits(self.norm(x[:, -1]))

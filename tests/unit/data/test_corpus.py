@@ -24,8 +24,9 @@ from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import ShardInfo
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.models.generator import ClassCondition
 from gear_dist.storage.open import open_storage
-from gear_dist.training.steps import MicroBatch, kept_labels
+from gear_dist.training.steps import MicroBatch, kept_condition
 from loader_cases import (
     all_keys,
     flat_image,
@@ -164,11 +165,11 @@ def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path
     for batch in whole:
         below = batch.cfg_dropout_rand < 0.3
         assert below.tolist() == [not caption for caption in batch.captions]
-        kept = kept_labels(
-            MicroBatch(batch.images, batch.labels, [], batch.cfg_dropout_rand),
+        kept = kept_condition(
+            MicroBatch(batch.images, ClassCondition(batch.labels), [], batch.cfg_dropout_rand),
             GeneratorConfig(num_classes=2, class_dropout=0.3),
         )
-        assert kept.tolist() == [2 if drop else 1 for drop in below.tolist()]
+        assert kept.labels_B.tolist() == [2 if drop else 1 for drop in below.tolist()]
     draws = torch.cat([batch.cfg_dropout_rand for batch in whole])
     assert 0.47 < draws.mean() < 0.53
     assert draws.max() < 1
@@ -224,7 +225,7 @@ def test_weights(two: tuple[str, str], keep_bytes: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(plan_module, "KEEP_BYTES", keep_bytes)
     options = {"num_classes": 2, "mixture_weights": (3.0, 1.0)}
     loader = make_loader(*two, batch_size=16, **options)
-    assert loader.info()["shares"] == [0.75, 0.25]
+    assert loader.describe()["shares"] == [0.75, 0.25]
     whole = take(loader, 10)
     for batch in whole:
         assert (greys(batch) >= 200).sum() == 4

@@ -21,6 +21,7 @@ from gear_dist.evaluation.classifier import (
     train_judge,
 )
 from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
+from gear_dist.models.generator import Condition
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torch.uint8)
 SETTINGS = EvaluationSettings(images_per_class=10, seeds=(0, 1, 2))
@@ -47,8 +48,9 @@ def judge() -> ReferenceClassifier:
     return ReferenceClassifier(net, stats, "cpu")
 
 
-def good(labels: Tensor, guidance: float, seed: int) -> Tensor:
+def good(condition: Condition, guidance: float, seed: int) -> Tensor:
     """Right with guidance; without, a third of the images show the next class."""
+    labels = condition.labels_B
     wrong = (torch.arange(len(labels)) % 3 == 0) & (guidance == 1)
     return coloured((labels + wrong) % 3, 100 + seed)
 
@@ -75,9 +77,11 @@ def test_accuracy_counts_asked_classes_by_seed_and_guidance(judge):
 
 
 def test_frechet_distance_tells_noise_from_the_real_distribution(judge):
-    def noise(labels: Tensor, guidance: float, seed: int) -> Tensor:
+    def noise(condition: Condition, guidance: float, seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
-        return torch.randint(0, 256, (len(labels), 3, 16, 16), generator=random).to(torch.uint8)
+        return torch.randint(0, 256, (condition.num_images, 3, 16, 16), generator=random).to(
+            torch.uint8
+        )
 
     common = {"judge": judge, "validation": corpus(90, 2), "guidance": 1.0, "settings": SETTINGS}
     near = evaluate(generate=good, reconstruct=lambda images: images, **common)
@@ -158,7 +162,10 @@ def test_judge_is_trained_once_per_corpus(sample_shards, tmp_path):
     assert "kept" in lines[-1]
     assert len(list(tmp_path.iterdir())) == 1
     images = load_validation(data).images
-    (classes, features), (same_classes, same_features) = first.look(images), second.look(images)
+    (classes, features), (same_classes, same_features) = (
+        first.predict(images),
+        second.predict(images),
+    )
     assert torch.equal(classes, same_classes)
     assert torch.allclose(features, same_features, rtol=1e-5, atol=1e-6)
     assert first.stats == second.stats

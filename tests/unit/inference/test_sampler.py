@@ -6,6 +6,7 @@ import torch
 from gear_dist.config.models import GeneratorConfig, SamplingConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.sampler import draw, filter_logits, sample
+from gear_dist.models.generator import ClassCondition
 from gear_dist.models.generator.transformer import Generator
 
 LOGITS = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
@@ -51,14 +52,14 @@ def generator():
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_the_cache_changes_nothing(generator, guidance):
     """Greedy decoding equals the argmax of whole forward passes, token by token."""
-    labels = torch.tensor([0, 2])
-    found = sample(generator, labels, SamplingConfig(guidance=guidance), None)
+    classes = ClassCondition(torch.tensor([0, 2]))
+    found = sample(generator, classes, SamplingConfig(guidance=guidance), None)
     assert generator.training, "the mode is as it was"
     generator.eval()
-    null = torch.full_like(labels, 3)
+    null = ClassCondition(torch.full((2,), 3))
     tokens = torch.zeros(2, 0, dtype=torch.long)
     for _ in range(9):
-        logits = generator.logits(tokens, labels)[:, -1]
+        logits = generator.logits(tokens, classes)[:, -1]
         unconditional = generator.logits(tokens, null)[:, -1]
         guided = unconditional + guidance * (logits - unconditional)
         tokens = torch.cat([tokens, guided.argmax(-1)[:, None]], dim=1)
@@ -66,10 +67,11 @@ def test_the_cache_changes_nothing(generator, guidance):
 
 
 def test_samples_are_a_function_of_the_seed(generator):
-    labels = torch.tensor([0, 1, 2])
+    classes = ClassCondition(torch.tensor([0, 1, 2]))
     config = SamplingConfig(guidance=1.5, top_k=5)
     first, again, other = (
-        sample(generator, labels, config, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)
+        sample(generator, classes, config, torch.Generator().manual_seed(seed))
+        for seed in (7, 7, 8)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -82,4 +84,4 @@ def test_guidance_without_a_null_class_is_refused():
     )
     generator = Generator(config, num_codes=11, grid_size=3, kernels="torch")
     with pytest.raises(ConfigError, match=r"sampling\.guidance=2\.0 needs a null class"):
-        sample(generator, torch.tensor([0]), SamplingConfig(guidance=2.0), None)
+        sample(generator, ClassCondition(torch.tensor([0])), SamplingConfig(guidance=2.0), None)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gear_dist.config.models import GeneratorConfig, TokenizerConfig
-from gear_dist.models.generator import Generator, SoftTokens, StraightThroughTokens
+from gear_dist.models.generator import ClassCondition, Generator, SoftTokens, StraightThroughTokens
 from gear_dist.models.tokenizers import build_tokenizer
 from gear_dist.training.steps import soft_tokens
 from gear_kernels.reference import affinities, lfq_affinities
@@ -88,21 +88,21 @@ def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 def test_straight_through_equals_the_one_hot_matrix(quantizer, generator, latents) -> None:
     """Cross-entropy -t @ log p and the tap, both with t's gradient; values are the hard ones."""
     latents.requires_grad_()
-    labels = torch.tensor([0, 2])
+    classes = ClassCondition(torch.tensor([0, 2]))
     probe = torch.randn(BATCH, GRID**2, 16, generator=torch.Generator().manual_seed(4))
     quantized = quantizer(latents)
     indices_BL = quantized.indices_N.view(BATCH, -1)
     tokens = StraightThroughTokens(indices_BL, soft_tokens(quantized, BATCH, TAU))
-    out = generator(tokens.without_last(), labels, tokens)
+    out = generator(tokens.without_last(), classes, tokens)
     ours = gradients(out.cross_entropy + (out.tap_BLD * probe).mean(), latents, quantizer)
 
     quantized = quantizer(latents)
     t_BLK = one_hot(quantized, soft_only=False)
     hidden = {}
     with torch.no_grad():
-        hard = generator(indices_BL[:, :-1], labels, indices_BL)
+        hard = generator(indices_BL[:, :-1], classes, indices_BL)
     generator.norm.register_forward_hook(lambda _, __, result: hidden.update(last=result))
-    plain = generator(_Matrix(t_BLK[:, :-1]), labels, indices_BL)
+    plain = generator(_Matrix(t_BLK[:, :-1]), classes, indices_BL)
     log_p_BLK = torch.log_softmax(hidden["last"] @ generator.output.weight.T, -1)
     cross_entropy = -(t_BLK * log_p_BLK).sum(-1).mean()
     theirs = gradients(cross_entropy + (plain.tap_BLD * probe).mean(), latents, quantizer)
@@ -114,12 +114,12 @@ def test_straight_through_equals_the_one_hot_matrix(quantizer, generator, latent
 
 def test_the_soft_estimator_equals_the_soft_matrix(quantizer, generator, latents) -> None:
     latents.requires_grad_()
-    labels = torch.tensor([0, 2])
+    classes = ClassCondition(torch.tensor([0, 2]))
     probe = torch.randn(BATCH, GRID**2, 16, generator=torch.Generator().manual_seed(4))
     quantized = quantizer(latents)
     soft: SoftTokens = soft_tokens(quantized, BATCH, TAU)
-    out = generator(soft.without_last(), labels)
+    out = generator(soft.without_last(), classes)
     ours = gradients((out.tap_BLD * probe).mean(), latents, quantizer)
     quantized = quantizer(latents)
-    plain = generator(_Matrix(one_hot(quantized, soft_only=True)[:, :-1]), labels)
+    plain = generator(_Matrix(one_hot(quantized, soft_only=True)[:, :-1]), classes)
     close(ours, gradients((plain.tap_BLD * probe).mean(), latents, quantizer))

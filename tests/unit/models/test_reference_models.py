@@ -17,6 +17,7 @@ from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.reconstruction import l1_loss
 from gear_dist.models.discriminator.patchgan import PatchDiscriminator
+from gear_dist.models.generator import ClassCondition
 from gear_dist.models.generator.transformer import Generator, SoftTokens
 from gear_dist.models.tokenizers import LearnedCodes, build_tokenizer
 from gear_kernels import Affinity
@@ -134,9 +135,9 @@ class TestGenerator:
 
     def test_logits_tap_and_gradients(self, case):
         numbers, generator = case
-        indices, labels = numbers["indices"], numbers["labels"]
-        assert_close(generator.logits(indices[:, :-1], labels), numbers["logits"], 1e-5, "logits")
-        out = generator(indices[:, :-1], labels, indices)
+        indices, classes = numbers["indices"], ClassCondition(numbers["labels"])
+        assert_close(generator.logits(indices[:, :-1], classes), numbers["logits"], 1e-5, "logits")
+        out = generator(indices[:, :-1], classes, indices)
         assert_close(out.tap_BLD, numbers["hidden_tap"], 1e-5, "tap")
         assert_close(out.cross_entropy, numbers["cross_entropy"], 1e-5, "cross_entropy")
         out.cross_entropy.backward()
@@ -152,7 +153,7 @@ class TestGenerator:
         soft = numbers["soft"]
         tokens = _tokens_with_probabilities(soft)
         tokens.latents_BLC.requires_grad_()
-        tap = generator(tokens, numbers["labels"]).tap_BLD
+        tap = generator(tokens, ClassCondition(numbers["labels"])).tap_BLD
         assert_close(tap, numbers["soft_hidden_tap"], 2e-5, "soft_hidden_tap")
         (tap * numbers["soft_probe"]).mean().backward()
         g = numbers["soft_grad"]
@@ -163,7 +164,7 @@ class TestGenerator:
     def test_greedy_decoding(self, case, guidance):
         numbers, generator = case
         sampling = SamplingConfig(guidance=guidance)
-        tokens = sample(generator, numbers["labels"], sampling, None)
+        tokens = sample(generator, ClassCondition(numbers["labels"]), sampling, None)
         assert torch.equal(tokens.int(), numbers[f"greedy_cfg{guidance}"])
 
 
