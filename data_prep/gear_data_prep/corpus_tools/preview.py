@@ -42,12 +42,12 @@ def contact_sheet(
     chosen = np.sort(generator.choice(total, min(count, total), replace=False))
     images, captions = [], []
     for row in _rows(storage, chosen):
-        info = shards[row["shard"]]
-        data = storage.read_range(info.key, row["offset"], row["bytes"])
+        shard = shards[row["shard"]]
+        data = storage.read_range(shard.key, row["offset"], row["bytes"])
         try:
             image = resize_short_side(decode_image(data, _MAX_PIXELS, background), side)
         except BadImageError as error:
-            raise DataError(f"{storage.address}/{info.key}: {row['key']}: {error}") from None
+            raise DataError(f"{storage.address}/{shard.key}: {row['key']}: {error}") from None
         images.append(np.asarray(crop(image, side)))
         label = row["class_index"]
         captions.append(info.classes[label] if label >= 0 else row["key"])

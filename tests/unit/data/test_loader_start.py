@@ -235,9 +235,9 @@ def test_memory_for_shards_is_bounded(many_shards: str, monkeypatch: pytest.Monk
     """A window is one shard, or two at the ends of a lane."""
     shard_bytes = open_corpus(many_shards).manifest.shards[0].bytes
     options = {"batch_size": 16, "num_classes": 2, "shuffle_buffer_shards": 8}
-    assert make_loader(many_shards, **options).info()["lanes"] == [8]
+    assert make_loader(many_shards, **options).describe()["lanes"] == [8]
     small = make_loader(many_shards, shard_memory_bytes=5 * shard_bytes, **options)
-    assert (small.info()["lanes"], small.info()["window_shards"]) == ([2], 1)
+    assert (small.describe()["lanes"], small.describe()["window_shards"]) == ([2], 1)
     held = most_held(monkeypatch)
     batches = take(small, 40)
     assert 4 * shard_bytes <= max(held) <= 5 * shard_bytes
@@ -263,7 +263,7 @@ def test_another_memory_changes_nothing_that_is_yielded(
     for memory_bytes, limit in ((100 * shard_bytes, 24), (12 * shard_bytes, 17), (1, 17)):
         again = make_loader(many_shards, batch_size=16, shard_memory_bytes=memory_bytes, **share)
         again.load_state_dict(first.state_dict())
-        assert again.info()["lanes"] == [8]
+        assert again.describe()["lanes"] == [8]
         held.clear()
         for number, batch in enumerate(take(again, 40)):
             assert list(batch.keys) == all_keys([rank[2 + number] for rank in straight])
