@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from gear_cluster.local_launcher import Worker, launch_local
 from gear_cluster.rendezvous import is_first_process
 from gear_dist.checkpoints.address import check_address
+from gear_dist.config.data import DataConfig
+from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.distributed.worker_context import TrainResult, WorkerContext
@@ -28,15 +30,15 @@ def launch(
         UserError: of any worker, with its class and message; a crash of a worker as one line.
         ConfigError: another command trains in the run folder.
     """
-    if checked := worker is None and _is_first(config):
+    if checked := worker is None and _is_first(config.run):
         check_address(config)
-    with _alone(config):
+    with _alone(config.run):
         if checked:
-            _check_corpora(config)
-        with _settled_status(config):
+            _check_corpora(config.data)
+        with _settled_status(config.run):
             outcome = _dispatch(config, worker or train, verbose)
         if outcome.state == "interrupted":
-            _settle(config, "interrupted", EXIT_INTERRUPTED, outcome.reason)
+            _settle(config.run, "interrupted", EXIT_INTERRUPTED, outcome.reason)
     return outcome
 
 
@@ -47,20 +49,20 @@ def train(config: RunConfig, host: WorkerContext) -> TrainResult:
     return train_worker(config, host)
 
 
-def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+def _alone(run: RunSection) -> contextlib.AbstractContextManager[None]:
     """The run folder, held for this command; of torchrun's processes the first one holds it."""
-    return run_lock(config.run.folder) if _is_first(config) else contextlib.nullcontext()
+    return run_lock(run.folder) if _is_first(run) else contextlib.nullcontext()
 
 
-def _is_first(config: RunConfig) -> bool:
-    return is_first_process(config.run.launcher)
+def _is_first(run: RunSection) -> bool:
+    return is_first_process(run.launcher)
 
 
-def _check_corpora(config: RunConfig) -> None:
+def _check_corpora(data: DataConfig) -> None:
     """Find a wrong address or credential before Ray starts, or others are waited for."""
-    for address in (*config.data.train_addresses, config.data.validation):
+    for address in (*data.train_addresses, data.validation):
         if address:
-            open_corpus(address, config.data.endpoint)
+            open_corpus(address, data.endpoint)
 
 
 def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> TrainResult:
@@ -72,22 +74,22 @@ def _dispatch(config: RunConfig, worker: Worker, verbose: bool) -> TrainResult:
 
 
 @contextlib.contextmanager
-def _settled_status(config: RunConfig) -> Iterator[None]:
+def _settled_status(run: RunSection) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _settle(config, "failed", error.exit_code, str(error))
+        _settle(run, "failed", error.exit_code, str(error))
         raise
     except Exception as error:
-        _settle(config, "failed", 1, f"{type(error).__name__}: {error}")
+        _settle(run, "failed", 1, f"{type(error).__name__}: {error}")
         raise
 
 
-def _settle(config: RunConfig, state: State, exit_code: int, reason: str) -> None:
+def _settle(run: RunSection, state: State, exit_code: int, reason: str) -> None:
     """Correct a status.json that says that training is running, because its writer is gone."""
-    folder = RunFolder(config.run.folder)
+    folder = RunFolder(run.folder)
     status = folder.read_status()
-    if status is None or not _is_first(config):
+    if status is None or not _is_first(run):
         return
     if status.state not in ("running", "restarting"):
         return

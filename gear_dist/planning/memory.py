@@ -170,7 +170,7 @@ class NetworkStateBytes(NamedTuple):
 def _bucket_bytes(config: RunConfig, counts: list[int], on_cuda: bool) -> int:
     if config.engine.zero_stage == 0:
         return 0
-    elements = bucket_elements(config, on_cuda)
+    elements = bucket_elements(config.engine, on_cuda)
     return sum(2 * _FP32 * min(elements, count) for count in counts)
 
 

@@ -5,7 +5,7 @@ Values that are not finite are nan_guard.py's."""
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.run import CollapseConfig
 from gear_dist.errors import NumericError
 
 DEAD_GRADIENT = 1e-12
@@ -29,10 +29,16 @@ class CollapseMonitor:
         troubles: how many records in a row have had a trouble, by its kind.
     """
 
-    def __init__(self, config: RunConfig):
-        self._settings = config.collapse
-        self._window_tokens = config.log.usage_window_tokens
-        self._num_codes = config.tokenizer.codebook_size
+    def __init__(self, settings: CollapseConfig, *, window_tokens: int, num_codes: int):
+        """
+        Args:
+            settings: when training counts as collapsed.
+            window_tokens: tokens that codebook usage is counted over (log.usage_window_tokens).
+            num_codes: codes K.
+        """
+        self._settings = settings
+        self._window_tokens = window_tokens
+        self._num_codes = num_codes
         self.troubles: dict[str, int] = {}
         self._most_used = 0.0
 

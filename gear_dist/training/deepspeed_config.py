@@ -2,33 +2,30 @@
 
 from typing import Any
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig
 
 CPU_BUCKET_ELEMENTS = 2_000_000  # 5e8 costs seconds a step on CPU
 CUDA_BUCKET_ELEMENTS = 500_000_000
 
 
-def bucket_elements(config: RunConfig, on_cuda: bool) -> int:
+def bucket_elements(engine: EngineConfig, on_cuda: bool) -> int:
     """Elements of ZeRO's communication buckets."""
-    return config.engine.bucket_elements or (
-        CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS
-    )
+    return engine.bucket_elements or (CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS)
 
 
 def deepspeed_config(
-    config: RunConfig, *, world_size: int, bf16_weights: bool, on_cuda: bool
+    engine: EngineConfig, clip_norm: float, *, world_size: int, bf16_weights: bool, on_cuda: bool
 ) -> dict[str, Any]:
     """DeepSpeed's JSON for one engine.
 
     At stage 0 the clipping is ours, because DeepSpeed does not tell the norm there.
     """
-    engine = config.engine
-    buckets = bucket_elements(config, on_cuda)
+    buckets = bucket_elements(engine, on_cuda)
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": engine.micro_batch(world_size),
         "gradient_accumulation_steps": engine.accumulation,
         "train_batch_size": engine.global_batch,
-        "gradient_clipping": config.optimizer.clip_norm if engine.zero_stage > 0 else 0.0,
+        "gradient_clipping": clip_norm if engine.zero_stage > 0 else 0.0,
         "zero_optimization": {
             "stage": engine.zero_stage,
             "reduce_bucket_size": buckets,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig, OptimizerConfig
 from gear_dist.distributed.device import choose_precision
 from gear_dist.training.deepspeed_config import deepspeed_config
 from gear_dist.training.optimizer import build_optimizer
@@ -53,7 +53,8 @@ class TrainingEngine:
         self,
         name: str,
         module: nn.Module,
-        config: RunConfig,
+        engine: EngineConfig,
+        optimizer: OptimizerConfig,
         *,
         world_size: int,
         device: torch.device,
@@ -63,19 +64,23 @@ class TrainingEngine:
 
         self.name = name
         self.device = device
-        self.zero_stage = config.engine.zero_stage
-        self.clip_norm = config.optimizer.clip_norm
-        self._offloaded = config.engine.optimizer_offload != "none"
-        bf16 = choose_precision(config.engine.precision, device) == "bf16"
+        self.zero_stage = engine.zero_stage
+        self.clip_norm = optimizer.clip_norm
+        self._offloaded = engine.optimizer_offload != "none"
+        bf16 = choose_precision(engine.precision, device) == "bf16"
         bf16_weights = bf16_weights and bf16 and self.zero_stage > 0
         self._autocast = bf16 and not bf16_weights
         on_cuda = device.type == "cuda"
         module.to(device).train()
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(config, module),
+            optimizer=build_optimizer(optimizer, module),
             config=deepspeed_config(
-                config, world_size=world_size, bf16_weights=bf16_weights, on_cuda=on_cuda
+                engine,
+                optimizer.clip_norm,
+                world_size=world_size,
+                bf16_weights=bf16_weights,
+                on_cuda=on_cuda,
             ),
             dist_init_required=False,
         )

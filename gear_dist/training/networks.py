@@ -69,7 +69,8 @@ class Networks:
             self.engines[name] = TrainingEngine(
                 name,
                 modules[name],
-                config,
+                config.engine,
+                config.optimizer,
                 world_size=world_size,
                 device=device,
                 bf16_weights=name == "generator",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import OptimizerConfig
 
 
 class _Skipping:
@@ -29,9 +29,8 @@ class SkippableAdamW(_Skipping, torch.optim.AdamW):
     """AdamW whose steps can be skipped."""
 
 
-def build_optimizer(config: RunConfig, module: nn.Module) -> SkippableSGD | SkippableAdamW:
+def build_optimizer(settings: OptimizerConfig, module: nn.Module) -> SkippableSGD | SkippableAdamW:
     """The optimizer of `optimizer.name` over a module's trained parameters."""
-    settings = config.optimizer
     parameters = [p for p in module.parameters() if p.requires_grad]
     # The rate is set before every step; this one is never used.
     if settings.name == "sgd":

@@ -411,10 +411,12 @@ class Trainer:
     def _enter_run(self, reader: CheckpointReader | None) -> None:
         """Enter a stage: the checkpoint's, or the first one of a new run."""
         engine = self.config.engine
-        self.window = MetricWindow(
-            self.config.tokenizer.codebook_size, self.config.log.usage_window_tokens, self.device
+        num_codes = self.config.tokenizer.codebook_size
+        window_tokens = self.config.log.usage_window_tokens
+        self.window = MetricWindow(num_codes, window_tokens, self.device)
+        self.collapse = CollapseMonitor(
+            self.config.collapse, window_tokens=window_tokens, num_codes=num_codes
         )
-        self.collapse = CollapseMonitor(self.config)
         if reader is None:
             self._first = (collectives.world_size(), engine.micro_batch(collectives.world_size()))
             self.guard = NanGuard(self.device)

@@ -184,7 +184,9 @@ def _engine_gradients(
         engine=EngineConfig(global_batch=world_size, zero_stage=zero_stage),
     )
     codes, table = (
-        TrainingEngine(name, network, config, world_size=world_size, device=CPU)
+        TrainingEngine(
+            name, network, config.engine, config.optimizer, world_size=world_size, device=CPU
+        )
         for name, network in zip(("codes", "table"), make_networks(operation, "torch"), strict=True)
     )
     before = {"codes": codes.full_state(), "table": table.full_state()}

@@ -95,7 +95,7 @@ def cluster() -> Iterator[None]:
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - Ray's own spelling
-    with ray_cluster(RunConfig(), verbose=False):
+    with ray_cluster(2, verbose=False):
         yield
 
 

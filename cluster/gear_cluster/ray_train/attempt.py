@@ -125,7 +125,9 @@ class RayAttempt:
                 name=plan.config.run.name,
                 storage_path=plan.scratch,
                 failure_config=no_retries,
-                worker_runtime_env={"env_vars": worker_environment(plan.config, use_gpu)},
+                worker_runtime_env={
+                    "env_vars": worker_environment(plan.config.run.threads, use_gpu)
+                },
             ),
         )
 
@@ -204,9 +206,9 @@ def _torch_config(backend: str) -> Any:
     return TrainTorchConfig(backend=backend)
 
 
-def worker_environment(config: RunConfig, use_gpu: bool) -> dict[str, str]:
+def worker_environment(threads: int, use_gpu: bool) -> dict[str, str]:
     """Variables that must be set before a worker imports torch and DeepSpeed."""
-    variables = {"OMP_NUM_THREADS": str(config.run.threads)}
+    variables = {"OMP_NUM_THREADS": str(threads)}
     if not use_gpu:
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     folders = source_folders()

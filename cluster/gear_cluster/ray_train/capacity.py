@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from threading import Event
 from typing import Any, NamedTuple
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.run import RunSection
+from gear_dist.config.training import EngineConfig
 from gear_dist.errors import ConfigError
 
 POLL_S = 0.5
@@ -40,7 +41,7 @@ class WorkerCounts(NamedTuple):
         return max((size for size in self.allowed if size <= room), default=0)
 
 
-def choose_sizes(config: RunConfig) -> WorkerCounts:
+def choose_sizes(run: RunSection, engine: EngineConfig) -> WorkerCounts:
     """What run.workers, run.min_workers and run.device mean on the connected cluster.
 
     Raises:
@@ -50,11 +51,11 @@ def choose_sizes(config: RunConfig) -> WorkerCounts:
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if config.run.device == "cuda" and gpus == 0:
+    if run.device == "cuda" and gpus == 0:
         raise ConfigError("run.device=cuda, but the Ray cluster has no GPU: use cpu or auto")
-    use_gpu = config.run.device != "cpu" and gpus > 0
-    most = config.run.workers or (gpus if use_gpu else 2)
-    least = config.run.min_workers or most
+    use_gpu = run.device != "cpu" and gpus > 0
+    most = run.workers or (gpus if use_gpu else 2)
+    least = run.min_workers or most
     if least > most:
         raise ConfigError(
             f"run.min_workers={least} is more than the {most} workers that run.workers=0 means "
@@ -65,14 +66,14 @@ def choose_sizes(config: RunConfig) -> WorkerCounts:
             f"run.workers={most} is more than the cluster's {gpus} GPUs: use at most {gpus}, "
             "run.min_workers, or run.device=cpu"
         )
-    config.engine.micro_batch(most)
-    allowed = tuple(size for size in range(least, most + 1) if _divides(config, size))
+    engine.micro_batch(most)
+    allowed = tuple(size for size in range(least, most + 1) if _divides(engine, size))
     return WorkerCounts(allowed, use_gpu)
 
 
-def _divides(config: RunConfig, size: int) -> bool:
+def _divides(engine: EngineConfig, size: int) -> bool:
     try:
-        config.engine.micro_batch(size)
+        engine.micro_batch(size)
     except ConfigError:
         return False
     return True

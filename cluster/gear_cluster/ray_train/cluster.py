@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 
-from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.environment_variables import environment
 from gear_dist.distributed.private_ray import private_ray
 from gear_dist.errors import ConfigError
@@ -36,7 +35,7 @@ def _is_connected() -> bool:
 
 
 @contextlib.contextmanager
-def ray_cluster(config: RunConfig, verbose: bool) -> Iterator[None]:
+def ray_cluster(num_workers: int, verbose: bool) -> Iterator[None]:
     """Connect to RAY_ADDRESS (set inside `ray job submit`), else start a cluster and end it.
 
     A process that is connected already keeps its cluster and its connection.
@@ -53,7 +52,7 @@ def ray_cluster(config: RunConfig, verbose: bool) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS", "")
     _check_address(address)
-    num_cpus = max(os.cpu_count() or 1, config.run.workers, 2)
+    num_cpus = max(os.cpu_count() or 1, num_workers, 2)
     # Read when Ray is imported first, which is below.
     with (
         environment({} if verbose else SKIP_OUTPUT),

@@ -15,6 +15,7 @@ from gear_cluster.ray_train.cluster import ray_cluster
 from gear_cluster.ray_train.failure_budget import FailureBudget, newest_step
 from gear_cluster.ray_train.monitor import NOT_STARTED, Watch
 from gear_cluster.signals import StopSignals
+from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.environment_variables import environment
 from gear_dist.distributed.worker_context import TrainResult
@@ -29,7 +30,7 @@ class WorkerCrashError(UserError):
     """A worker ended by an error that is not the user's; its log holds the traceback."""
 
 
-def train_variables(config: RunConfig) -> dict[str, str]:
+def train_variables(hang_timeout_s: int) -> dict[str, str]:
     """What Ray Train reads in the driver and hands on, where the user has not set it.
 
     A shorter look at the workers than its 2 s ends runs and notices failures sooner; workers stay
@@ -37,7 +38,7 @@ def train_variables(config: RunConfig) -> dict[str, str]:
     """
     wanted = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.run.hang_timeout_s or 10**9),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(hang_timeout_s or 10**9),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -59,19 +60,21 @@ def launch_ray(
     """
     # Signals wait while Ray starts: an exception in the midst of that leaves processes behind.
     with (
-        environment(train_variables(config)),
+        environment(train_variables(config.run.hang_timeout_s)),
         StopSignals(_interrupt) as stop,
-        ray_cluster(config, verbose),
+        ray_cluster(config.run.workers, verbose),
         private_folder("gear-train-") as scratch,
     ):
         # Ray has taken SIGTERM for itself.
         stop.install()
         if stop.requested.is_set():
-            return _given_up(config, NOT_STARTED)
+            return _given_up(config.run, NOT_STARTED)
         if not verbose:
             logging.getLogger("ray").setLevel(logging.ERROR)
-        plan = RunPlan(config, worker, choose_sizes(config), verbose, str(scratch))
-        _note_passing_folder(config)
+        plan = RunPlan(
+            config, worker, choose_sizes(config.run, config.engine), verbose, str(scratch)
+        )
+        _note_passing_folder(config.run)
         attempts = _Attempts(plan, stop, grace_s)
         try:
             return attempts.run()
@@ -84,18 +87,18 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _given_up(config: RunConfig, why: str, step: int = 0) -> TrainResult:
+def _given_up(run: RunSection, why: str, step: int = 0) -> TrainResult:
     sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
-    before = RunFolder(config.run.folder).read_status()
+    before = RunFolder(run.folder).read_status()
     step = max(step, before.step if before else 0)
     return TrainResult("interrupted", step, f"{why}; no checkpoint was written")
 
 
-def _note_passing_folder(config: RunConfig) -> None:
+def _note_passing_folder(run: RunSection) -> None:
     """Inside `ray job submit` the working folder is a copy that goes when the job's files go."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not config.run.folder.is_absolute():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not run.folder.is_absolute():
         print(
-            f"run.root={config.run.root} is below this job's temporary copy of the working folder "
+            f"run.root={run.root} is below this job's temporary copy of the working folder "
             f"({Path.cwd()}): set run.root to a folder that stays and that all nodes share",
             flush=True,
         )
@@ -153,7 +156,7 @@ class _Attempts:
         """The outcome where a second Ctrl-C, or a lack of patience, has ended `run`."""
         watch = self._watch
         why = (watch and watch.why_given_up) or "a second Ctrl-C"
-        return _given_up(self._plan.config, why, watch.step if watch else 0)
+        return _given_up(self._plan.config.run, why, watch.step if watch else 0)
 
     def _after_crash(self, reason: str) -> None:
         """Wait a little, or give up.

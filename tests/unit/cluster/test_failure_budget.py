@@ -22,7 +22,6 @@ from gear_cluster.ray_train.failure_report import (
 )
 from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionAdviser, StopRequest
 from gear_dist.config.loading import load_config
-from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
@@ -104,7 +103,8 @@ def test_sizes_are_those_that_divide_the_batch(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
 
     def sizes(*words: str) -> WorkerCounts:
-        return choose_sizes(load_config(None, ["engine.global_batch=12", *words]))
+        config = load_config(None, ["engine.global_batch=12", *words])
+        return choose_sizes(config.run, config.engine)
 
     assert sizes("run.workers=6", "run.min_workers=2").allowed == (2, 3, 4, 6)
     assert sizes("run.workers=6").allowed == (6,)
@@ -122,7 +122,8 @@ def test_by_default_there_is_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPat
 
     def sizes(**resources: float) -> WorkerCounts:
         monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-        return choose_sizes(load_config(None, ["engine.global_batch=24"]))
+        config = load_config(None, ["engine.global_batch=24"])
+        return choose_sizes(config.run, config.engine)
 
     assert sizes(CPU=64.0, GPU=3.0) == ((3,), True)
     assert sizes(CPU=64.0) == ((2,), False)
@@ -280,6 +281,6 @@ def test_status_keeps_what_the_launcher_knows(tmp_path: Path) -> None:
 
 def test_ray_train_has_our_patience_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")
-    variables = train_variables(RunConfig())
+    variables = train_variables(600)
     assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert variables["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] == "600"

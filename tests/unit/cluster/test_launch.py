@@ -34,7 +34,7 @@ def test_addresses_of_other_protocols_are_refused(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with (
         pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}"),
-        ray_cluster(RunConfig(), verbose=False),
+        ray_cluster(2, verbose=False),
     ):
         pass
 
@@ -153,7 +153,10 @@ def test_second_interrupt_ends_a_worker_that_hangs(tmp_path: Path) -> None:
 def test_worker_environment_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     config = load_config(None, ["run.threads=3"])
-    on_cpu, on_gpu = worker_environment(config, False), worker_environment(config, True)
+    on_cpu, on_gpu = (
+        worker_environment(config.run.threads, False),
+        worker_environment(config.run.threads, True),
+    )
     assert on_cpu["OMP_NUM_THREADS"] == on_gpu["OMP_NUM_THREADS"] == "3"
     assert (on_cpu["DS_ACCELERATOR"], on_cpu["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
     assert "DS_ACCELERATOR" not in on_gpu

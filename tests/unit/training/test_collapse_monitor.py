@@ -4,9 +4,7 @@ import dataclasses
 
 import pytest
 
-from gear_dist.config.models import TokenizerConfig
-from gear_dist.config.run import CollapseConfig, LogConfig
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.run import CollapseConfig
 from gear_dist.errors import ConfigError, NumericError
 from gear_dist.training.collapse_monitor import CollapseMonitor
 
@@ -14,13 +12,7 @@ WINDOW = 1000
 
 
 def monitor(**settings) -> CollapseMonitor:
-    return CollapseMonitor(
-        RunConfig(
-            log=LogConfig(usage_window_tokens=WINDOW),
-            tokenizer=TokenizerConfig(codebook_size=200),
-            collapse=CollapseConfig(**settings),
-        )
-    )
+    return CollapseMonitor(CollapseConfig(**settings), window_tokens=WINDOW, num_codes=200)
 
 
 def record(usage: float = 0.9, window: int = WINDOW, **changes) -> dict[str, float]:
