@@ -74,9 +74,9 @@ def _check_training(config: RunConfig) -> list[Contents]:
 def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
     """The estimate of the stage that takes the most."""
     from gear_dist.planning.hardware import make_rates
-    from gear_dist.planning.plan import make_plan
+    from gear_dist.planning.plan import plan_costs
 
-    plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=on_cuda)
+    plan = plan_costs(config, world_size=world_size, rates=make_rates({}), on_cuda=on_cuda)
     largest = max(plan.stages, key=lambda stage: stage.memory.total_bytes)
     print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
 

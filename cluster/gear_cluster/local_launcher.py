@@ -12,7 +12,7 @@ from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.device import choose_device
 from gear_dist.distributed.environment_variables import environment, loopback_collectives
-from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
+from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
 
 Worker = Callable[[RunConfig, WorkerContext], TrainResult]
@@ -28,7 +28,7 @@ class LocalHost:
         self._stop = stop
         self._printer = ProgressPrinter()
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainProgress) -> None:
         """Print progress."""
         self._printer.show(progress)
 

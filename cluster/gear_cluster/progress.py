@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from gear_dist.distributed.worker_context import Progress
+from gear_dist.distributed.worker_context import TrainProgress
 
 # Shown in this order where present; everything else is in metrics.jsonl.
 MAIN_METRICS = ("cross_entropy", "align_hard", "l1", "lpips", "align_soft", "entropy")
@@ -54,7 +54,7 @@ def format_usage(metrics: dict[str, float]) -> str:
 
 
 class ProgressPrinter:
-    """Shows `Progress` of either launcher on `stream` (default: standard output)."""
+    """Shows `TrainProgress` of either launcher on `stream` (default: standard output)."""
 
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
@@ -65,7 +65,7 @@ class ProgressPrinter:
         self._open_line = False
         self._first: tuple[float, int] | None = None
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: TrainProgress) -> None:
         """Update the line (terminal) or add one, and the message's own line if there is one."""
         if progress.message:
             self.say(progress.message)
@@ -96,7 +96,7 @@ class ProgressPrinter:
         self._stream.flush()
         self._open_line = True
 
-    def _eta(self, progress: Progress) -> float:
+    def _eta(self, progress: TrainProgress) -> float:
         now = self._clock()
         if self._first is None:
             self._first = (now, progress.step)
@@ -109,7 +109,7 @@ class ProgressPrinter:
         return rate * (progress.total_steps - progress.step)
 
 
-def _terminal_line(progress: Progress, eta_s: float) -> str:
+def _terminal_line(progress: TrainProgress, eta_s: float) -> str:
     metrics = progress.metrics
     share = progress.step / max(progress.total_steps, 1)
     parts = [f"{progress.stage} {progress.step}/{progress.total_steps} {share:.0%}"]
@@ -127,7 +127,7 @@ def _terminal_line(progress: Progress, eta_s: float) -> str:
     return " | ".join(parts)
 
 
-def _plain_line(progress: Progress, eta_s: float) -> str:
+def _plain_line(progress: TrainProgress, eta_s: float) -> str:
     metrics = progress.metrics
     parts = [f"step {progress.step}/{progress.total_steps}", f"stage {progress.stage}"]
     if "images_per_s" in metrics:

@@ -7,7 +7,7 @@ _TERMINAL_SECONDS = 0.2
 _PLAIN_SECONDS = 10.0
 
 
-class Progress:
+class ProgressLine:
     """Counts finished images and prints now and then, on standard error."""
 
     def __init__(self, title: str, total: int) -> None:

@@ -13,8 +13,8 @@ from gear_dist.checkpoints.layout import (
     MANIFEST,
     OWNER,
     POINTER,
+    CheckpointManifest,
     DamagedCheckpointError,
-    Manifest,
     Published,
     is_folder,
 )
@@ -125,7 +125,7 @@ def find_published(storage: Storage) -> list[Published]:
     return look(storage).published
 
 
-def read_manifest(storage: Storage, folder: str, size: int | None = None) -> Manifest:
+def read_manifest(storage: Storage, folder: str, size: int | None = None) -> CheckpointManifest:
     """A checkpoint's manifest. What looks damaged is read twice: an answer can be, too.
 
     Args:
@@ -143,7 +143,7 @@ def read_manifest(storage: Storage, folder: str, size: int | None = None) -> Man
         if last and size not in (None, len(data)):
             raise DataError(f"{name}: {len(data)} of {size} bytes were read: run again")
         try:
-            return Manifest.parse(data, name)
+            return CheckpointManifest.parse(data, name)
         except DamagedCheckpointError:
             if last:
                 raise

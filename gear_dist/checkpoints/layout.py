@@ -43,7 +43,7 @@ class PartRecord(NamedTuple):
     xxh3: str
 
 
-class Manifest(NamedTuple):
+class CheckpointManifest(NamedTuple):
     """What makes a folder a checkpoint."""
 
     step: int
@@ -124,7 +124,7 @@ class Published(NamedTuple):
     """A checkpoint that is there."""
 
     folder: str
-    manifest: Manifest
+    manifest: CheckpointManifest
 
 
 def folder_name(step: int, run: str, attempt: str) -> str:

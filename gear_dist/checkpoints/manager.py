@@ -20,8 +20,8 @@ from gear_dist.checkpoints.layout import (
     DAMAGED,
     MANIFEST,
     POINTER,
+    CheckpointManifest,
     DamagedCheckpointError,
-    Manifest,
     PartRecord,
     Published,
     folder_name,
@@ -196,7 +196,7 @@ class CheckpointManager:
         attempt = collectives.broadcast_object(secrets.token_hex(3))
         folder = folder_name(step, self._run, attempt)
         self._sequence += 1
-        manifest = Manifest(step, self._sequence, [], state, self._run, folder)
+        manifest = CheckpointManifest(step, self._sequence, [], state, self._run, folder)
         tensors = self._snapshot(shards)
         released = time.monotonic() if self._asynchronous else None
         self._thread = threading.Thread(
@@ -245,7 +245,7 @@ class CheckpointManager:
 
     def _publish(
         self,
-        manifest: Manifest,
+        manifest: CheckpointManifest,
         tensors: dict[str, Tensor],
         started: float,
         released: float | None,
@@ -266,7 +266,7 @@ class CheckpointManager:
         self._results.append(result)
 
     def _write_and_agree(
-        self, manifest: Manifest, tensors: dict[str, Tensor]
+        self, manifest: CheckpointManifest, tensors: dict[str, Tensor]
     ) -> tuple[PartRecord, str]:
         """Returns: this rank's part, and what went wrong besides.
 
@@ -298,7 +298,7 @@ class CheckpointManager:
     def _count_written(self, count: int) -> None:
         self._written_bytes += count
 
-    def _write_manifest(self, manifest: Manifest) -> str:
+    def _write_manifest(self, manifest: CheckpointManifest) -> str:
         """What makes the parts a checkpoint; then what it replaces goes. On rank 0.
 
         Returns: why that did not go.

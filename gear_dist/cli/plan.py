@@ -50,12 +50,12 @@ def add_commands(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from gear_dist.config.loading import load_config
     from gear_dist.planning.hardware import PEAKS, make_rates
-    from gear_dist.planning.plan import make_plan
+    from gear_dist.planning.plan import plan_costs
     from gear_dist.planning.text import format_plan, plan_to_dict
 
     config = load_config(args.configs, args.overrides)
     rates = make_rates({name: getattr(args, name) for name in PEAKS}, args.gpus_per_node)
-    plan = make_plan(
+    plan = plan_costs(
         config,
         world_size=args.gpus,
         rates=rates,

@@ -31,11 +31,11 @@ class BatchReader:
         """The samples of the first batch."""
         return [place for lane in self._turns[0] for place in lane.peek()]
 
-    def lists(self, alone: Mapping[Place, Shard]) -> Iterator[list[SampleRef]]:
+    def item_batches(self, prefetched: Mapping[Place, Shard]) -> Iterator[list[SampleRef]]:
         """Batch after batch, until the lanes end.
 
         Args:
-            alone: samples of the first batch for which their shards are not waited.
+            prefetched: samples of the first batch for which their shards are not waited.
 
         Raises:
             DataError: a shard is unavailable.
@@ -43,11 +43,11 @@ class BatchReader:
         for lane in self._lanes:
             lane.read_ahead()
         for lanes in itertools.cycle(self._turns):
-            items = [item for lane in lanes for item in lane.take(alone)]
+            items = [item for lane in lanes for item in lane.take(prefetched)]
             if not items:
                 return
             yield items
-            alone = {}
+            prefetched = {}
             # Not before the first: these reads would hold up those that it waits for.
             self._fetcher.start()
             self._read_ahead()

@@ -96,12 +96,12 @@ class BatchMaker:
         self._shard_name = shard_name
 
     def batches(
-        self, lists: Iterator[list[SampleRef]], bad: BadSamples, *, augment: bool
+        self, item_batches: Iterator[list[SampleRef]], bad: BadSamples, *, augment: bool
     ) -> Generator[Batch, None, None]:
         """A batch for each list of items.
 
         Args:
-            lists: the items, each list one batch.
+            item_batches: the items, each list one batch.
             bad: counts what cannot be used.
             augment: random crops and flips, else centre crops.
 
@@ -109,7 +109,7 @@ class BatchMaker:
             DataError: a label out of range, too many bad samples, a shard of bad samples only.
         """
         if self._data.decode_threads == 1:
-            for items in lists:
+            for items in item_batches:
                 pixels = self._room(items)
                 yield _collate(pixels, self._fill(pixels, items, bad, augment))
             return
@@ -117,7 +117,7 @@ class BatchMaker:
         work: deque[_Work] = deque()
         try:
             at_once = 1  # the first batch does not wait for the items of the second
-            for items in lists:
+            for items in item_batches:
                 work.append(self._submit(pool, items, bad, augment))
                 if len(work) == at_once:
                     yield _finish(work.popleft())
@@ -155,10 +155,10 @@ class BatchMaker:
         Which one that is depends on the shard alone, so neither rank nor world size matters.
         """
         draws = self._draw(item) if augment else _Draws(0.5, 0.5, 1.0, 0.0, 1.0)
-        if item.alone is not None:
+        if item.prefetched is not None:
             # What is wrong with it its shard says too.
             with contextlib.suppress(BadImageError, UnreadableSampleError):
-                return self._read(out, item, item.alone, 0, draws)
+                return self._read(out, item, item.prefetched, 0, draws)
         shard = item.get_shard()
         num_rows = len(shard.keys)
         for row in range(item.row, item.row + num_rows):

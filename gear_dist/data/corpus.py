@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, Manifest, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, CorpusManifest, DatasetInfo, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
 from gear_dist.data.split_names import split_of
 from gear_dist.data.tar_samples import READ_SUFFIXES
@@ -32,7 +32,7 @@ class Corpus(NamedTuple):
     """Where a corpus is, and what it holds."""
 
     storage: Storage
-    manifest: Manifest
+    manifest: CorpusManifest
 
 
 class _Counted(NamedTuple):
@@ -87,7 +87,7 @@ def check_same_classes(
         )
 
 
-def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
+def _loose_manifest(storage: Storage, tars: dict[str, int]) -> CorpusManifest:
     listing = json.dumps([_COUNT_VERSION, storage.address, tars])
     digest = xxhash.xxh3_128_hexdigest(listing.encode())
     path = cache_folder() / f"counts-{digest}.json"
@@ -128,7 +128,7 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> Manifest:
         num_without_class=sum(row.without_class for row in counted),
         num_without_caption=sum(row.without_caption for row in counted),
     )
-    return Manifest(info, shards)
+    return CorpusManifest(info, shards)
 
 
 def _count(storage: Storage, name: str) -> _Counted:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gear_dist.config.colour import WHITE, Colour
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
-from gear_dist.data.manifest import Manifest, ShardInfo
+from gear_dist.data.manifest import CorpusManifest, ShardInfo
 from gear_dist.data.shard_reader import Sample, UnreadableSampleError, read_shard
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
@@ -101,7 +101,7 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
 
 
 def _decoded(
-    storage: Storage, manifest: Manifest, settings: LoadSettings, crops: int
+    storage: Storage, manifest: CorpusManifest, settings: LoadSettings, crops: int
 ) -> Iterator[tuple[Sample, np.ndarray]]:
     """Samples of the shards in random order, with their crops (crops, 3, H, W)."""
     order = np.random.default_rng(settings.seed).permutation(len(manifest.shards))
@@ -132,7 +132,7 @@ def _parse(storage: Storage, info: ShardInfo) -> list[Sample]:
     return samples
 
 
-def _check(storage: Storage, manifest: Manifest, shard: ShardInfo, sample: Sample) -> None:
+def _check(storage: Storage, manifest: CorpusManifest, shard: ShardInfo, sample: Sample) -> None:
     where = f"{storage.address}/{shard.key}: sample {sample.key}"
     num_classes = len(manifest.info.classes)
     if not UNKNOWN <= sample.class_index < max(num_classes, 1):

@@ -23,8 +23,8 @@ class SampleRef(NamedTuple):
     """Its shard."""
     row: int
     get_shard: Callable[[], Shard]
-    """Waits only where `alone` is there."""
-    alone: Shard | None = None
+    """Waits only where `prefetched` is there."""
+    prefetched: Shard | None = None
     """The sample as a shard of one row, where it came ahead of its shard."""
 
 
@@ -80,11 +80,11 @@ class LaneReader:
                 self._fetcher.acquire(number)
             self._num_held += 1
 
-    def take(self, alone: Mapping[Place, Shard]) -> list[SampleRef]:
+    def take(self, prefetched: Mapping[Place, Shard]) -> list[SampleRef]:
         """The samples of the next batch, fewer where the windows end.
 
         Args:
-            alone: samples for which their shards are not waited.
+            prefetched: samples for which their shards are not waited.
 
         Raises:
             DataError: a shard is unavailable, see `ShardFetcher.get`.
@@ -97,7 +97,7 @@ class LaneReader:
             stop = min(self._position + self._per_batch - len(items), len(window.rows))
             rows = slice(self._position, stop)
             for place in zip(window.shards[rows].tolist(), window.rows[rows].tolist(), strict=True):
-                sample = alone.get(place)
+                sample = prefetched.get(place)
                 shard = self._await(place[0]) if sample is None else self._fetcher.later(place[0])
                 items.append(SampleRef(window.epoch, *place, shard, sample))
             self._position = stop

@@ -104,9 +104,13 @@ class ShardLoader:
         windows = sequential_windows(counts, share.batch_size, share.rank, share.world_size, limit)
         fetcher = self._new_fetcher()
         lane = LaneReader(windows, share.batch_size, fetcher)
-        lists = BatchReader([[lane]], fetcher, self._data.shard_memory_bytes).lists({})
+        item_batches = BatchReader([[lane]], fetcher, self._data.shard_memory_bytes).item_batches(
+            {}
+        )
         try:
-            yield from self._maker(fetcher).batches(lists, self._new_count(limit), augment=False)
+            yield from self._maker(fetcher).batches(
+                item_batches, self._new_count(limit), augment=False
+            )
         finally:
             fetcher.close()
 
@@ -130,9 +134,9 @@ class ShardLoader:
         fetcher = self._new_fetcher()
         reader = self._batch_reader(self._position, fetcher)
         try:
-            alone = read_first_samples(self.corpora, reader.peek(), fetcher.is_near)
-            lists = reader.lists(alone)
-            yield from self._maker(fetcher).batches(lists, self.bad_samples, augment=True)
+            prefetched = read_first_samples(self.corpora, reader.peek(), fetcher.is_near)
+            item_batches = reader.item_batches(prefetched)
+            yield from self._maker(fetcher).batches(item_batches, self.bad_samples, augment=True)
         finally:
             fetcher.close()
 

@@ -97,14 +97,14 @@ class DatasetInfo(NamedTuple):
         return sorted(key for key in self.checksums if key.startswith("manifest/samples-"))
 
 
-class Manifest(NamedTuple):
+class CorpusManifest(NamedTuple):
     """A corpus that is complete."""
 
     info: DatasetInfo
     shards: tuple[ShardInfo, ...]
 
 
-def load_manifest(storage: Storage) -> Manifest:
+def load_manifest(storage: Storage) -> CorpusManifest:
     """Read dataset.json and the shards table, and check that they agree.
 
     Raises:
@@ -121,7 +121,7 @@ def load_manifest(storage: Storage) -> Manifest:
         _damaged(storage, SHARDS_KEY, "shards are not numbered 0, 1, ...")
     if not _is_whole(data):
         _damaged(storage, DATASET_KEY, "its bytes differ from its own checksum")
-    return Manifest(info, shards)
+    return CorpusManifest(info, shards)
 
 
 def samples_key(part: int) -> str:

@@ -49,7 +49,7 @@ class Window(NamedTuple):
     """(n,) positions of the samples in their shards."""
 
 
-class Tally(NamedTuple):
+class EpochCounts(NamedTuple):
     """What an epoch of a part comes to."""
 
     samples: int
@@ -114,12 +114,12 @@ class Order:
         self._epochs: dict[tuple[int, int], _Epoch] = {}
         self.tallies = tuple(map(self._count, parts))
 
-    def _count(self, part: MixtureComponent) -> Tally:
+    def _count(self, part: MixtureComponent) -> EpochCounts:
         samples, per_step = int(part.counts.sum()), part.lanes * self.per_lane
         dropping = self._tail == "drop"
         steps = samples // per_step if dropping else -(-samples // per_step)
         rest = samples - steps * per_step
-        return Tally(samples, steps, max(rest, 0), max(-rest, 0))
+        return EpochCounts(samples, steps, max(rest, 0), max(-rest, 0))
 
     def places(self, rank: int, world_size: int) -> tuple[LaneSlice, ...]:
         """What a rank serves of every global batch, in order."""

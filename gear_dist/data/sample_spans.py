@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gear_dist.data.manifest import Manifest, ShardInfo, group_parts, samples_key
+from gear_dist.data.manifest import CorpusManifest, ShardInfo, group_parts, samples_key
 from gear_dist.storage.base import Storage
 from gear_dist.storage.ranged_file import RangedFile
 
@@ -35,7 +35,7 @@ class TablePart(NamedTuple):
     shards: Sequence[ShardInfo]
 
 
-def parts_with(manifest: Manifest, shards: set[int]) -> Iterator[TablePart]:
+def parts_with(manifest: CorpusManifest, shards: set[int]) -> Iterator[TablePart]:
     """The parts of the samples table that hold given shards; none of a corpus without one."""
     if not manifest.info.samples_keys:
         return

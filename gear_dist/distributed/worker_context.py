@@ -6,7 +6,7 @@ The launchers (a plain process, torchrun, Ray) live in gear_cluster; the worker 
 from typing import Literal, NamedTuple, Protocol
 
 
-class Progress(NamedTuple):
+class TrainProgress(NamedTuple):
     """One log interval of rank 0, as the terminal shows it. Holds plain numbers, no tensors."""
 
     step: int
@@ -38,7 +38,7 @@ class WorkerContext(Protocol):
     world_size: int
     local_rank: int
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainProgress) -> None:
         """Show progress. Called by rank 0 once a log interval; does not communicate by tensors."""
         ...
 

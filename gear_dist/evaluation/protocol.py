@@ -13,7 +13,12 @@ from gear_dist.data.labelled import LabelledImages
 from gear_dist.evaluation.classifier import ClassifierStats, ReferenceClassifier
 from gear_dist.evaluation.frechet import NAME as FRECHET_NAME
 from gear_dist.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
-from gear_dist.evaluation.image_quality import SSIM_WINDOW, psnr, ssim
+from gear_dist.evaluation.metrics import (
+    ClassifierAgreement,
+    ImageBatch,
+    Metric,
+    ReconstructionQuality,
+)
 from gear_dist.models.generator import ClassCondition, Condition
 
 Generate = Callable[[Condition, float, int], Tensor]
@@ -172,17 +177,14 @@ def _generation(
 ) -> Generation:
     accuracies, distances = [], []
     for seed in settings.seeds:
-        classes, features = judge.predict(
-            generate(ClassCondition(labels), guidance, seed), settings.chunk
-        )
-        accuracies.append((classes == labels).double().mean().item())
-        distance = math.nan
-        if reference is not None and len(features) >= 2:
-            distance = frechet_distance(reference, fit_gaussian(features))
-        distances.append(distance)
+        metric = ClassifierAgreement(judge, reference, settings.chunk)
+        metric.update(ImageBatch(generate(ClassCondition(labels), guidance, seed), labels))
+        found = metric.compute()
+        accuracies.append(found["accuracy"])
+        distances.append(found["frechet"])
         report(
-            f"guidance {guidance:g}, seed {seed}: accuracy {accuracies[-1]:.3f}, "
-            f"Frechet {distance:.2f}"
+            f"guidance {guidance:g}, seed {seed}: accuracy {found['accuracy']:.3f}, "
+            f"Frechet {found['frechet']:.2f}"
         )
     return Generation(guidance, _seeds(accuracies), _seeds(distances))
 
@@ -193,22 +195,22 @@ def _reconstruction(
     validation: LabelledImages,
     chunk: int,
 ) -> Reconstruction:
-    psnrs, ssims, hits = [], [], []
-    known = validation.labels >= 0
-    for images, labels, has_label in zip(
-        *(values.split(chunk) for values in (validation.images, validation.labels, known)),
-        strict=True,
+    metrics: list[Metric] = [ReconstructionQuality()]
+    if judge is not None:
+        metrics.append(ClassifierAgreement(judge))
+    for images, labels in zip(
+        validation.images.split(chunk), validation.labels.split(chunk), strict=True
     ):
-        again = reconstruct(images)
-        psnrs.append(psnr(images, again))
-        fits = min(images.shape[-2:]) >= SSIM_WINDOW
-        ssims.append(ssim(images, again) if fits else torch.full((len(images),), math.nan))
-        if judge is not None:
-            hits.append((judge.predict(again)[0] == labels)[has_label].double())
+        batch = ImageBatch(reconstruct(images), labels, images)
+        for metric in metrics:
+            metric.update(batch)
+    found: dict[str, float] = {"accuracy": math.nan}
+    for metric in metrics:
+        found |= metric.compute()
     return Reconstruction(
-        psnr_db=torch.cat(psnrs).mean().item(),
-        ssim=torch.cat(ssims).mean().item(),
-        accuracy=torch.cat(hits).mean().item() if hits else math.nan,
+        psnr_db=found["psnr_db"],
+        ssim=found["ssim"],
+        accuracy=found["accuracy"],
         num_images=len(validation.images),
     )
 

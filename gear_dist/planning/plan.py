@@ -81,7 +81,7 @@ class StagePlan(NamedTuple):
     data: DataPlan
 
 
-class Plan(NamedTuple):
+class CostPlan(NamedTuple):
     """A whole run."""
 
     config: RunConfig
@@ -93,14 +93,14 @@ class Plan(NamedTuple):
     stages: list[StagePlan]
 
 
-def make_plan(
+def plan_costs(
     config: RunConfig,
     *,
     world_size: int,
     rates: Rates,
     on_cuda: bool,
     image_bytes: int = IMAGE_BYTES,
-) -> Plan:
+) -> CostPlan:
     """Plan every stage of a configuration; loads and allocates nothing.
 
     Args:
@@ -130,7 +130,7 @@ def make_plan(
         image_bytes=image_bytes,
         on_cuda=on_cuda,
     )
-    return Plan(
+    return CostPlan(
         config=config,
         counts=planner.stats.counts,
         world_size=world_size,

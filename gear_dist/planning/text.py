@@ -6,13 +6,13 @@ from typing import Any
 from gear_dist.config.loading import to_dict
 from gear_dist.formatting import format_bytes
 from gear_dist.planning.memory import format_estimate
-from gear_dist.planning.plan import Plan, StagePlan
+from gear_dist.planning.plan import CostPlan, StagePlan
 
 _GIGA = 1e9
 _DAY_S = 86400
 
 
-def format_plan(plan: Plan) -> str:
+def format_plan(plan: CostPlan) -> str:
     """The plan for people."""
     config = plan.config
     engine = config.engine
@@ -27,7 +27,7 @@ def format_plan(plan: Plan) -> str:
     return "\n".join([*head, *(line for stage in plan.stages for line in _stage(plan, stage))])
 
 
-def _stage(plan: Plan, stage: StagePlan) -> list[str]:
+def _stage(plan: CostPlan, stage: StagePlan) -> list[str]:
     time = stage.time
     days = [stage.steps * s / _DAY_S for s in (time.overlapped_s, time.apart_s)]
     data, checkpoint = stage.data, stage.checkpoint
@@ -52,7 +52,7 @@ def _stage(plan: Plan, stage: StagePlan) -> list[str]:
     ]
 
 
-def _passes(plan: Plan, stage: StagePlan) -> list[str]:
+def _passes(plan: CostPlan, stage: StagePlan) -> list[str]:
     rows: list[tuple[str, ...]] = [("per image", "GFLOP", "memory GB", "ms")]
     costs = [*stage.cost.passes.items(), ("all", stage.cost.total)]
     for name, cost in costs:
@@ -61,7 +61,7 @@ def _passes(plan: Plan, stage: StagePlan) -> list[str]:
     return table(rows)
 
 
-def _communication(plan: Plan, stage: StagePlan) -> list[str]:
+def _communication(plan: CostPlan, stage: StagePlan) -> list[str]:
     if not stage.communication:
         return ["No communication: one worker."]
     rows = [("communication per step", "what", "collective", "times", "payload", "sent by each")]
@@ -96,7 +96,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def plan_to_dict(plan: Plan) -> dict[str, Any]:
+def plan_to_dict(plan: CostPlan) -> dict[str, Any]:
     """The plan for programs: sizes in bytes, times in seconds, costs of one micro-batch."""
     result = _plain(plan._replace(config=None, stages=[]))  # type: ignore[arg-type]
     result["config"] = to_dict(plan.config)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Progress, WorkerContext
+from gear_dist.distributed.worker_context import TrainProgress, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, StorageError, UserError
 from gear_dist.inference.weights import NetworkStates, save_run_weights
 from gear_dist.runs.environment import collect_environment
@@ -68,12 +68,12 @@ class RunRecorder:
         record: dict[str, Any] = {"step": self.step, "stage": stage, **numbers}
         self._log.log(record)
         shown = {key: float(v) for key, v in record.items() if isinstance(v, (int, float))}
-        self._context.report(Progress(self.step, self._total_steps, stage, shown))
+        self._context.report(TrainProgress(self.step, self._total_steps, stage, shown))
 
     def say(self, stage: str, message: str) -> None:
         """A line of its own for whoever watches."""
         if self._is_main:
-            self._context.report(Progress(self.step, self._total_steps, stage, {}, message))
+            self._context.report(TrainProgress(self.step, self._total_steps, stage, {}, message))
 
     def publish(self, states: NetworkStates, stage: str) -> None:
         """Weights for users, and grids at fixed seeds. The others wait at their next collective.

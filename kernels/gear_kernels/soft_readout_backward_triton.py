@@ -128,7 +128,7 @@ class Partials(NamedTuple):
     column_BK: Tensor
 
 
-class Plan(NamedTuple):
+class TilePlan(NamedTuple):
     """How the work is cut."""
 
     tile: ReadoutTile
@@ -140,7 +140,7 @@ class Plan(NamedTuple):
     codes_per_split: int
 
 
-def make_plan(problem: Problem, table_dtype: torch.dtype) -> Plan:
+def plan_tiles(problem: Problem, table_dtype: torch.dtype) -> TilePlan:
     """The cut for one problem on its device."""
     num_tokens, num_codes = problem.arguments[3:]
     tile = backward_tile(table_dtype)
@@ -149,7 +149,7 @@ def make_plan(problem: Problem, table_dtype: torch.dtype) -> Plan:
     code_blocks = triton.cdiv(num_codes, tile.block_k)
     splits = num_splits(launch_blocks, min(code_blocks, 64), problem.latents_NC.device)
     codes_per_split = triton.cdiv(code_blocks, splits) * tile.block_k
-    return Plan(tile, blocks, launch_blocks, splits, codes_per_split)
+    return TilePlan(tile, blocks, launch_blocks, splits, codes_per_split)
 
 
 def score_gradients(
@@ -198,7 +198,7 @@ def _launch(
     """Unscaled sum_k ds c_k (N, C), sum_n ds z_n (K, C) and sum_n ds (K,)."""
     latents_NC, codebook_KC = problem.latents_NC, problem.codebook_KC
     out_ND, shift_N, log_mass_N = state
-    plan = make_plan(problem, table_KD.dtype)
+    plan = plan_tiles(problem, table_KD.dtype)
     partials = Partials(
         latents_NC.new_zeros(plan.splits, *latents_NC.shape),
         latents_NC.new_empty(plan.launch_blocks, *codebook_KC.shape),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.hang_watchdog import HangWatchdog
-from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
+from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import DataError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -50,7 +50,7 @@ def count_steps(config: RunConfig, host: WorkerContext) -> TrainResult:
 
 def _record(folder: RunFolder, host: WorkerContext, step: int, stop: bool) -> None:
     metrics = {"world": float(host.world_size)}
-    host.report(Progress(step, TOTAL_STEPS, "joint", metrics))
+    host.report(TrainProgress(step, TOTAL_STEPS, "joint", metrics))
     folder.write_status("running", step, TOTAL_STEPS)
     if stop or step % CHECKPOINT_STEPS == 0:
         pointer = folder.checkpoints / "latest.json"

@@ -8,7 +8,7 @@ from gear_dist.planning.communication import count_communication
 from gear_dist.planning.fake_models import count_networks
 from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.memory import NetworkStateBytes
-from gear_dist.planning.plan import make_plan
+from gear_dist.planning.plan import plan_costs
 from gear_dist.planning.trace_step import count_stage
 
 ACCUMULATION = 2
@@ -89,7 +89,7 @@ def test_states_hold_what_is_planned(counted, stage, precision):
 
 @pytest.mark.parametrize(("stage", "precision"), CASES)
 def test_a_checkpoint_is_as_large_as_planned(counted, stage, precision):
-    plan = make_plan(
+    plan = plan_costs(
         config_of(stage, precision), world_size=case.WORKERS, rates=make_rates({}), on_cuda=False
     )
     saved = sum(rank.checkpoint_bytes for rank in counted[stage, precision])

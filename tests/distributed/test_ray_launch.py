@@ -14,7 +14,7 @@ import pytest
 from gear_cluster.launch import launch
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
+from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -37,7 +37,7 @@ def all_reduced(value: float) -> float:
 
 def report(host: WorkerContext, step: int, metrics: dict[str, float]) -> None:
     if host.rank == 0:
-        host.report(Progress(step, TOTAL_STEPS, "joint", metrics))
+        host.report(TrainProgress(step, TOTAL_STEPS, "joint", metrics))
 
 
 def healthy(config: RunConfig, host: WorkerContext) -> TrainResult:

@@ -13,7 +13,7 @@ from gear_dist.checkpoints.contents import find_published
 from gear_dist.checkpoints.layout import split_key
 from gear_dist.config.loading import load_config, save_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Progress, TrainResult
+from gear_dist.distributed.worker_context import TrainProgress, TrainResult
 from gear_dist.training.trainer import train_worker
 
 SETTINGS = (
@@ -63,10 +63,10 @@ class StoppingHost:
         self.rank = rank
         self.world_size = world_size
         self.local_rank = rank
-        self.reports: list[Progress] = []
+        self.reports: list[TrainProgress] = []
         self._stop_at = stop_at
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainProgress) -> None:
         self.reports.append(progress)
 
     def stop_requested(self) -> bool:

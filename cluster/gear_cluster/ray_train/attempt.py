@@ -18,7 +18,7 @@ from gear_cluster.ray_train.failure_report import (
     is_preempted,
 )
 from gear_cluster.ray_train.monitor import Watch
-from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionAdviser, StopRequest
+from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionPolicy, StopRequest
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainResult
@@ -71,7 +71,7 @@ class RayAttempt:
     def watch(self, stop: StopSignals, grace_s: float) -> Watch:
         """The thread to run beside `fit`."""
         advisers = (
-            PreemptionAdviser(self.driver_node, self._plan.config.run.preemption_grace_s),
+            PreemptionPolicy(self.driver_node, self._plan.config.run.preemption_grace_s),
             GrowthAdviser(self._plan.sizes, self._size, grace_s),
         )
         return Watch(self.board, stop, grace_s, advisers, self._end)

@@ -36,12 +36,12 @@ class WorkerCounts(NamedTuple):
         """What a worker takes, as Ray Train's ScalingConfig has it."""
         return {"GPU": 1.0} if self.use_gpu else {"CPU": 1.0}
 
-    def largest(self, room: int) -> int:
+    def largest(self, capacity: int) -> int:
         """The most workers that fit into room for so many; 0: too little."""
-        return max((size for size in self.allowed if size <= room), default=0)
+        return max((size for size in self.allowed if size <= capacity), default=0)
 
 
-def choose_sizes(run: RunSection, engine: EngineConfig) -> WorkerCounts:
+def choose_worker_counts(run: RunSection, engine: EngineConfig) -> WorkerCounts:
     """What run.workers, run.min_workers and run.device mean on the connected cluster.
 
     Raises:
@@ -90,7 +90,7 @@ def draining_nodes() -> dict[str, int]:
     return state.get_draining_nodes()
 
 
-def count_room(needs: Mapping[str, float]) -> int:
+def count_capacity(needs: Mapping[str, float]) -> int:
     """Workers that could start now, on nodes that are to stay."""
     from ray._private.state import available_resources_per_node
 
@@ -102,7 +102,7 @@ def count_room(needs: Mapping[str, float]) -> int:
     )
 
 
-def wait_for_room(sizes: WorkerCounts, stop: Event) -> int:
+def wait_for_capacity(sizes: WorkerCounts, stop: Event) -> int:
     """The number of workers to start, as soon as there is room for enough; 0: `stop` was set.
 
     While there is not, an unfilled placement group tells an autoscaler what is missing.
@@ -111,14 +111,14 @@ def wait_for_room(sizes: WorkerCounts, stop: Event) -> int:
     demand: Any = None
     try:
         while not stop.is_set():
-            room = count_room(sizes.needs)
+            capacity = count_capacity(sizes.needs)
             if demand is not None and demand.wait(0):
-                room += sizes.least  # the group holds it already
-            size = sizes.largest(room)
+                capacity += sizes.least  # the group holds it already
+            size = sizes.largest(capacity)
             if size == sizes.most or (size and time.monotonic() > settled):
                 return size
             if demand is None and time.monotonic() > settled:
-                demand = _demand(sizes, room)
+                demand = _demand(sizes, capacity)
             stop.wait(POLL_S)
         return 0
     finally:
@@ -126,12 +126,12 @@ def wait_for_room(sizes: WorkerCounts, stop: Event) -> int:
             _withdraw(demand)
 
 
-def _demand(sizes: WorkerCounts, room: int) -> Any:
+def _demand(sizes: WorkerCounts, capacity: int) -> Any:
     from ray.util.placement_group import placement_group
 
     what = "GPU" if sizes.use_gpu else "CPU"
     print(
-        f"waiting for room for {sizes.least} workers: the Ray cluster has {room} free {what}s",
+        f"waiting for room for {sizes.least} workers: the Ray cluster has {capacity} free {what}s",
         flush=True,
     )
     return placement_group([sizes.needs] * sizes.least)

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
-from gear_dist.distributed.worker_context import Progress, TrainResult
+from gear_dist.distributed.worker_context import TrainProgress, TrainResult
 from gear_dist.errors import UserError
 
 KEPT_PROGRESS = 1000
@@ -25,7 +25,7 @@ class WorkerFailure(NamedTuple):
 class BoardState(NamedTuple):
     """What the driver learns from one look."""
 
-    progress: list[Progress]
+    progress: list[TrainProgress]
     """Reported since the last look."""
     failure: WorkerFailure | None
     """The first failure: later ones are mostly its consequences (lost connections)."""
@@ -42,7 +42,7 @@ class RunCoordinator:
     reports."""
 
     def __init__(self) -> None:
-        self._progress: deque[Progress] = deque(maxlen=KEPT_PROGRESS)
+        self._progress: deque[TrainProgress] = deque(maxlen=KEPT_PROGRESS)
         self._failure: WorkerFailure | None = None
         self._outcome: TrainResult | None = None
         self._nodes: dict[int, str] = {}
@@ -54,7 +54,7 @@ class RunCoordinator:
         """A worker enters the worker function on the node of this id."""
         self._nodes[rank] = node
 
-    async def publish(self, progress: Progress) -> None:
+    async def publish(self, progress: TrainProgress) -> None:
         """Add a report of rank 0."""
         self._progress.append(progress)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gear_cluster.local_launcher import Worker
 from gear_cluster.ray_train.attempt import AttemptEnd, RayAttempt, RunPlan
-from gear_cluster.ray_train.capacity import choose_sizes, wait_for_room
+from gear_cluster.ray_train.capacity import choose_worker_counts, wait_for_capacity
 from gear_cluster.ray_train.cluster import ray_cluster
 from gear_cluster.ray_train.failure_budget import FailureBudget, newest_step
 from gear_cluster.ray_train.monitor import NOT_STARTED, Watch
@@ -72,7 +72,7 @@ def launch_ray(
         if not verbose:
             logging.getLogger("ray").setLevel(logging.ERROR)
         plan = RunPlan(
-            config, worker, choose_sizes(config.run, config.engine), verbose, str(scratch)
+            config, worker, choose_worker_counts(config.run, config.engine), verbose, str(scratch)
         )
         _note_passing_folder(config.run)
         attempts = _Attempts(plan, stop, grace_s)
@@ -130,7 +130,7 @@ class _Attempts:
             UserError: see `launch_ray`.
         """
         self._forget_earlier_attempts()
-        while size := wait_for_room(self._plan.sizes, self._stop.requested):
+        while size := wait_for_capacity(self._plan.sizes, self._stop.requested):
             end = self._attempt(size)
             if end.kind == "over":
                 assert end.outcome is not None

@@ -3,7 +3,7 @@
 import time
 from typing import Literal, NamedTuple, Protocol
 
-from gear_cluster.ray_train.capacity import WorkerCounts, count_room, draining_nodes
+from gear_cluster.ray_train.capacity import WorkerCounts, count_capacity, draining_nodes
 from gear_cluster.ray_train.coordinator import BoardState
 
 DRAIN_POLL_S = 1.0
@@ -28,7 +28,7 @@ class StopPolicy(Protocol):
         ...
 
 
-class PreemptionAdviser:
+class PreemptionPolicy:
     """Sees nodes that Ray drains (SIGTERM to `ray start --block`, `ray drain-node`, an autoscaler,
     the end of a Kubernetes pod), and workers that were sent SIGTERM."""
 
@@ -70,7 +70,7 @@ class GrowthAdviser:
         if self._size == self._sizes.most or not complete or time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + GROWTH_POLL_S
-        target = self._sizes.largest(self._size + count_room(self._sizes.needs))
+        target = self._sizes.largest(self._size + count_capacity(self._sizes.needs))
         seen_before, self._seen = self._seen, target
         if target <= self._size or seen_before <= self._size:
             return None

@@ -17,7 +17,7 @@ import torch
 from gear_cluster.local_launcher import Worker
 from gear_cluster.ray_train.coordinator import WorkerFailure
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Progress
+from gear_dist.distributed.worker_context import TrainProgress
 from gear_dist.errors import UserError
 
 
@@ -81,7 +81,7 @@ class RayHost:
             ray.get(self._board.wait_for_stop.remote())
         self._stop.set()
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainProgress) -> None:
         """Send progress to the driver without waiting for it."""
         self._board.publish.remote(progress)
 

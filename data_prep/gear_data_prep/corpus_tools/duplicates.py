@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gear_data_prep.sharding.plan import Plan, PlanSettings, make_plan, shuffled
+from gear_data_prep.sharding.plan import PlanSettings, ShardPlan, plan_shards, shuffled
 from gear_data_prep.sources.base import Source
 from gear_dist.data.manifest import iterate_samples, load_manifest
 from gear_dist.errors import DataError
@@ -72,7 +72,7 @@ def find_dropped(
     info = load_manifest(storage).info
     settings = PlanSettings.load(info.settings["plan"])
     former = {int(unit): tuple(samples) for unit, samples in info.settings["dropped"]}
-    plan = make_plan(source.splits[split], source.classes, settings, former)
+    plan = plan_shards(source.splits[split], source.classes, settings, former)
     if plan.plan_hash != info.plan_hash:
         raise DataError(
             f"{storage.address}: is not made from this source as it is now, so its duplicates "
@@ -91,7 +91,7 @@ def find_dropped(
     return {unit: tuple(sorted(samples)) for unit, samples in dropped.items()}
 
 
-def _places(plan: Plan, seed: int, keys: set[int]) -> dict[int, tuple[int, int]]:
+def _places(plan: ShardPlan, seed: int, keys: set[int]) -> dict[int, tuple[int, int]]:
     """Unit and number within it of the samples with these keys."""
     found: dict[int, tuple[int, int]] = {}
     order = sorted(keys)

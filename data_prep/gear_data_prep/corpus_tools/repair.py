@@ -7,9 +7,9 @@ from gear_data_prep.corpus_tools.verify import Fault, VerifyResult
 from gear_data_prep.sharding.executors import run_tasks
 from gear_data_prep.sharding.manifest_writer import PLAN_KEY, remove_parts
 from gear_data_prep.sharding.pipeline import CorpusSettings, Dropped, job_maker, make_corpus
-from gear_data_prep.sharding.plan import PlanSettings, make_plan
+from gear_data_prep.sharding.plan import PlanSettings, plan_shards
 from gear_data_prep.sources import SourceSpec, open_source
-from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, Manifest, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, CorpusManifest, DatasetInfo, load_manifest
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage.base import Storage
 
@@ -109,12 +109,12 @@ def _remake(storage: Storage, recipe: _Recipe, workers: int) -> None:
 
 
 def _remake_shards(
-    storage: Storage, recipe: _Recipe, manifest: Manifest, broken: set[int], workers: int
+    storage: Storage, recipe: _Recipe, manifest: CorpusManifest, broken: set[int], workers: int
 ) -> None:
     source = open_source(recipe.spec)
     if recipe.split not in source.splits:
         raise DataError(f"{source.address}: has no {recipe.split} split any more")
-    plan = make_plan(source.splits[recipe.split], source.classes, recipe.plan, recipe.dropped)
+    plan = plan_shards(source.splits[recipe.split], source.classes, recipe.plan, recipe.dropped)
     if plan.plan_hash != recipe.plan_hash:
         raise DataError(
             f"{source.address}: is not what {storage.address} was made from: name the unchanged "

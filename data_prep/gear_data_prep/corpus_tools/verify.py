@@ -11,13 +11,13 @@ import pyarrow as pa
 import xxhash
 
 from gear_data_prep.images.checks import ImageSettings, check_image
-from gear_data_prep.progress import Progress
+from gear_data_prep.progress import ProgressLine
 from gear_data_prep.samples import BadSampleError
 from gear_data_prep.sharding.manifest_writer import is_corpus_object
 from gear_dist.data.manifest import (
     DATASET_KEY,
+    CorpusManifest,
     DatasetInfo,
-    Manifest,
     ShardInfo,
     iterate_samples,
     load_manifest,
@@ -85,7 +85,7 @@ def verify_corpus(storage: Storage, settings: VerifySettings) -> VerifyResult:
     chosen = [info for info in manifest.shards if info.shard not in broken]
     if settings.samples and settings.samples < len(chosen):
         chosen = random.Random(settings.seed).sample(chosen, settings.samples)
-    progress = Progress("verify", sum(info.samples for info in chosen))
+    progress = ProgressLine("verify", sum(info.samples for info in chosen))
     rows = _rows_by_shard(storage, {info.shard for info in chosen})
     num_bytes = 0
     try:
@@ -99,7 +99,7 @@ def verify_corpus(storage: Storage, settings: VerifySettings) -> VerifyResult:
     return VerifyResult(manifest.info, result, len(chosen), num_bytes, progress.finish())
 
 
-def _check_files(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
+def _check_files(storage: Storage, manifest: CorpusManifest) -> Iterator[Fault]:
     """The manifest's own files against the sums in dataset.json."""
     for key, digest in sorted(manifest.info.checksums.items()):
         try:
@@ -111,7 +111,7 @@ def _check_files(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(key, "its checksum differs from dataset.json's")
 
 
-def _check_listing(manifest: Manifest, sizes: dict[str, int]) -> Iterator[Fault]:
+def _check_listing(manifest: CorpusManifest, sizes: dict[str, int]) -> Iterator[Fault]:
     for info in manifest.shards:
         size = sizes.get(info.key)
         if size is None:

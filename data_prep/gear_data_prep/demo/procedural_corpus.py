@@ -65,7 +65,7 @@ class CorpusSettings(NamedTuple):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Sample(NamedTuple):
+class DrawnSample(NamedTuple):
     """One image with what is known about it."""
 
     pixels: np.ndarray
@@ -101,7 +101,7 @@ def make_corpus(
     return True
 
 
-def draw_sample(settings: CorpusSettings, split: str, index: int) -> Sample:
+def draw_sample(settings: CorpusSettings, split: str, index: int) -> DrawnSample:
     """Image `index` of a split; its class is CLASSES[index % 16]."""
     shape, texture = CLASSES[index % len(CLASSES)].split("_")
     random = np.random.Generator(np.random.Philox(key=_key(settings.seed, split, index)))
@@ -132,7 +132,7 @@ def draw_sample(settings: CorpusSettings, split: str, index: int) -> Sample:
         "size": _third(radius, *_RADIUS),
         "tone": int(first_is_light),
     }
-    return Sample(pixels, _caption(attributes), attributes)
+    return DrawnSample(pixels, _caption(attributes), attributes)
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from gear_data_prep.images.jpeg_codes import COMPLAINTS, Codes, read_codes
+from gear_data_prep.images.jpeg_codes import COMPLAINTS, CodeFault, read_codes
 from gear_data_prep.policies import CONVERT, KEEP, parse_policies
 from gear_data_prep.samples import BadSampleError
 from gear_dist.config.colour import WHITE, hex_colour, parse_colour
@@ -214,7 +214,7 @@ def _check_jpeg(
 def _find_fault(data: bytes) -> str | None:
     """What is wrong with a JPEG's codes; empty: nothing; None: a decoder has to say."""
     codes = read_codes(data)
-    if codes == Codes.CLEAN:
+    if codes == CodeFault.CLEAN:
         return _HOLE_FOUND if _has_hole(data) else ""
     return COMPLAINTS.get(codes)
 

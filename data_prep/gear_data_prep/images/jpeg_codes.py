@@ -8,7 +8,7 @@ from gear_data_prep.images.native import ADVICE, load_native
 from gear_dist.errors import ConfigError
 
 
-class Codes(enum.IntEnum):
+class CodeFault(enum.IntEnum):
     """What was found first, in the order of the file."""
 
     CLEAN = 0
@@ -22,10 +22,10 @@ class Codes(enum.IntEnum):
 
 
 COMPLAINTS = {
-    Codes.NO_CODE: "a code without a meaning",
-    Codes.BEYOND: "a coefficient beyond the last one of its block",
-    Codes.TOO_LARGE: "a coefficient that no picture has",
-    Codes.LEFT_OVER: "bytes that no block needs",
+    CodeFault.NO_CODE: "a code without a meaning",
+    CodeFault.BEYOND: "a coefficient beyond the last one of its block",
+    CodeFault.TOO_LARGE: "a coefficient that no picture has",
+    CodeFault.LEFT_OVER: "bytes that no block needs",
 }
 """What is wrong with a damaged picture."""
 
@@ -35,7 +35,7 @@ def can_read_codes() -> bool:
     return _library() is not None
 
 
-def read_codes(data: bytes) -> Codes:
+def read_codes(data: bytes) -> CodeFault:
     """Read all codes of a JPEG, at a few nanoseconds each, in memory of the file's size.
 
     Raises:
@@ -47,7 +47,7 @@ def read_codes(data: bytes) -> Codes:
             "this corpus was planned where JPEG codes could be read, which takes compiled code: "
             f"{ADVICE}"
         )
-    return Codes(library.gear_scan_jpeg(data, ctypes.c_int64(len(data))))
+    return CodeFault(library.gear_scan_jpeg(data, ctypes.c_int64(len(data))))
 
 
 @functools.cache

@@ -51,7 +51,7 @@ class Origin(NamedTuple):
     plan_hash: str
 
 
-class Tally:
+class SplitTally:
     """What the shards' summaries add up to; their rows stay in their records."""
 
     def __init__(self, damaged: tuple[BadSample, ...] = ()) -> None:
@@ -98,7 +98,7 @@ class Tally:
         return [self.infos[shard] for shard in sorted(self.infos)]
 
 
-def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetInfo:
+def publish(storage: Storage, origin: Origin, tally: SplitTally) -> DatasetInfo:
     """Write the manifest from the shards' records, a part at a time, the facts last.
 
     Raises:
@@ -132,7 +132,7 @@ def publish(storage: Storage, origin: Origin, tally: Tally) -> DatasetInfo:
     return info
 
 
-def _nothing_usable(storage: Storage, origin: Origin, tally: Tally) -> str:
+def _nothing_usable(storage: Storage, origin: Origin, tally: SplitTally) -> str:
     split = origin.settings.get("split", "train")
     kinds = Counter(item.kind for item in tally.bad) + tally.skipped
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
@@ -158,7 +158,7 @@ def dump_samples(storage: Storage, shards: list[ShardInfo]) -> bytes:
     return dump_table(pa.concat_tables(tables).combine_chunks())
 
 
-def write_quarantine(storage: Storage, tally: Tally) -> None:
+def write_quarantine(storage: Storage, tally: SplitTally) -> None:
     """The report of what was left out, and why, and of what is odd about what went in."""
     rows = [item._asdict() for item in sorted(tally.bad)]
     node = {
@@ -192,7 +192,7 @@ def remove_all(storage: Storage, prefix: str) -> None:
         storage.delete(item.key)
 
 
-def _class_names(origin: Origin, tally: Tally) -> tuple[str, ...]:
+def _class_names(origin: Origin, tally: SplitTally) -> tuple[str, ...]:
     """The source's names; numbers where it has none or too few."""
     missing = range(len(origin.classes), tally.num_classes)
     return origin.classes + tuple(str(number) for number in missing)

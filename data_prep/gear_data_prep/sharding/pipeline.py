@@ -8,21 +8,21 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from gear_data_prep.progress import Progress
+from gear_data_prep.progress import ProgressLine
 from gear_data_prep.samples import NOT_FETCHED, common_reasons
 from gear_data_prep.sharding.executors import run_tasks
 from gear_data_prep.sharding.manifest_writer import (
     PLAN_KEY,
     QUARANTINE_KEY,
     Origin,
-    Tally,
+    SplitTally,
     is_corpus_object,
     load_quarantine,
     publish,
     remove_parts,
     write_quarantine,
 )
-from gear_data_prep.sharding.plan import Plan, PlannedShard, PlanSettings, make_plan
+from gear_data_prep.sharding.plan import PlannedShard, PlanSettings, ShardPlan, plan_shards
 from gear_data_prep.sharding.shard_writer import ShardJob
 from gear_data_prep.sources import SourceSpec
 from gear_data_prep.sources.base import Source
@@ -89,7 +89,7 @@ def make_corpus(
         StorageError: the destination refuses a write, or worker processes keep dying.
     """
     _check_missing(source, settings.max_bad_share)
-    plan = make_plan(source.splits[split], source.classes, settings.plan, dropped)
+    plan = plan_shards(source.splits[split], source.classes, settings.plan, dropped)
     if not repairing:
         _check_destination(storage)
     done = _recognise(storage, plan, settings.overwrite)
@@ -104,9 +104,9 @@ def make_corpus(
     described = _describe(settings.plan, spec, split, dropped)
     origin = Origin(source.address, source.classes, described, plan.plan_hash)
     _claim(storage, origin)
-    progress = Progress(f"shard {split}", plan.num_samples)
+    progress = ProgressLine(f"shard {split}", plan.num_samples)
     damaged = source.damaged if split == "train" else ()
-    tally = _run(storage, source, plan, settings, Tally(damaged), progress)
+    tally = _run(storage, source, plan, settings, SplitTally(damaged), progress)
     _remove_strays(storage, plan)
     info = publish(storage, origin, tally)
     remove_parts(storage)
@@ -124,7 +124,7 @@ def make_corpus(
 
 
 def job_maker(
-    storage: Storage, source: Source, plan: Plan, settings: PlanSettings
+    storage: Storage, source: Source, plan: ShardPlan, settings: PlanSettings
 ) -> Callable[[PlannedShard], ShardJob]:
     """A function from a planned shard to its job."""
 
@@ -143,7 +143,7 @@ def _describe(
     return {"plan": plan.dump(), "source": spec.dump(), "split": split, "dropped": pairs}
 
 
-def _recognise(storage: Storage, plan: Plan, overwrite: bool) -> DatasetInfo | None:
+def _recognise(storage: Storage, plan: ShardPlan, overwrite: bool) -> DatasetInfo | None:
     """dataset.json of the finished corpus of this plan; refuses or clears another one."""
     finished = storage.exists(DATASET_KEY)
     if overwrite:
@@ -204,7 +204,7 @@ def _check_destination(storage: Storage) -> None:
             )
 
 
-def _remove_strays(storage: Storage, plan: Plan) -> None:
+def _remove_strays(storage: Storage, plan: ShardPlan) -> None:
     """Remove shards that an interrupted --overwrite of a longer corpus has left."""
     planned = {f"shards/{shard.name}" for shard in plan.shards}
     for item in list(storage.list("shards/")):
@@ -215,11 +215,11 @@ def _remove_strays(storage: Storage, plan: Plan) -> None:
 def _run(
     storage: Storage,
     source: Source,
-    plan: Plan,
+    plan: ShardPlan,
     settings: CorpusSettings,
-    tally: Tally,
-    progress: Progress,
-) -> Tally:
+    tally: SplitTally,
+    progress: ProgressLine,
+) -> SplitTally:
     limit = _bad_limit(source, plan, settings.max_bad_share)
     num_bad = len(tally.bad)
     make_job = job_maker(storage, source, plan, settings.plan)
@@ -246,7 +246,7 @@ def _check_missing(source: Source, max_bad_share: float) -> None:
         )
 
 
-def _bad_limit(source: Source, plan: Plan, max_bad_share: float) -> int:
+def _bad_limit(source: Source, plan: ShardPlan, max_bad_share: float) -> int:
     """Bad samples that a split may have: what is missing has had its part of the share.
 
     It is missing from the source as a whole; small splits may have more of it by chance.
@@ -256,7 +256,7 @@ def _bad_limit(source: Source, plan: Plan, max_bad_share: float) -> int:
 
 
 def _stop_for_bad_samples(
-    storage: Storage, source: Source, tally: Tally, plan: Plan, max_bad_share: float
+    storage: Storage, source: Source, tally: SplitTally, plan: ShardPlan, max_bad_share: float
 ) -> NoReturn:
     write_quarantine(storage, tally)
     first = min(tally.bad)

@@ -68,7 +68,7 @@ class Taken(NamedTuple):
     """Samples of the unit that the plan leaves out."""
 
 
-class Plan(NamedTuple):
+class ShardPlan(NamedTuple):
     """A corpus before it is made."""
 
     plan_hash: str
@@ -90,12 +90,12 @@ class Plan(NamedTuple):
         )
 
 
-def make_plan(
+def plan_shards(
     listing: Listing,
     classes: tuple[str, ...],
     settings: PlanSettings,
     dropped: dict[int, tuple[int, ...]] | None = None,
-) -> Plan:
+) -> ShardPlan:
     """A seeded permutation of all units, cut into shards.
 
     The hash covers the names, sizes and classes of the units, what is dropped, and the settings:
@@ -106,7 +106,7 @@ def make_plan(
     for unit, samples in dropped.items():
         counts[unit] -= len(samples)
     shards = tuple(_deal(counts, listing.costs, settings))
-    return Plan(_hash(listing, classes, settings, dropped), shards, listing, dropped)
+    return ShardPlan(_hash(listing, classes, settings, dropped), shards, listing, dropped)
 
 
 def _deal(counts: np.ndarray, costs: np.ndarray, settings: PlanSettings) -> Iterator[PlannedShard]:

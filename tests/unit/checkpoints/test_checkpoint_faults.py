@@ -12,7 +12,7 @@ from checkpoint_states import RUN, make_store, save, shards
 from fault_proxy import REFUSED, SILENT, TORN, FaultProxy, Rule, fault_proxy
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.checkpoints.contents import look, read_manifest
-from gear_dist.checkpoints.layout import Manifest, PartRecord
+from gear_dist.checkpoints.layout import CheckpointManifest, PartRecord
 from gear_dist.checkpoints.manager import UnusableCheckpointsError
 from gear_dist.checkpoints.saving import Saver
 from gear_dist.errors import DataError, StorageError
@@ -179,7 +179,9 @@ def spoil(storage: Storage, key: str) -> None:
     storage.write(key, bytes(data))
 
 
-MANIFEST = Manifest(7, 3, [PartRecord("part-00000.safetensors", 9, "ab")], {"a": 0.1}, RUN, "f")
+MANIFEST = CheckpointManifest(
+    7, 3, [PartRecord("part-00000.safetensors", 9, "ab")], {"a": 0.1}, RUN, "f"
+)
 
 
 @pytest.mark.parametrize(

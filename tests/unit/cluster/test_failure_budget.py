@@ -10,7 +10,12 @@ import pytest
 
 from gear_cluster.ray_train import capacity, stop_policies
 from gear_cluster.ray_train.attempt import judge
-from gear_cluster.ray_train.capacity import WorkerCounts, choose_sizes, count_room, wait_for_room
+from gear_cluster.ray_train.capacity import (
+    WorkerCounts,
+    choose_worker_counts,
+    count_capacity,
+    wait_for_capacity,
+)
 from gear_cluster.ray_train.coordinator import BoardState, WorkerFailure
 from gear_cluster.ray_train.driver import train_variables
 from gear_cluster.ray_train.failure_budget import LONGEST_BACKOFF_S, FailureBudget, newest_step
@@ -20,7 +25,7 @@ from gear_cluster.ray_train.failure_report import (
     find_dead_worker,
     is_preempted,
 )
-from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionAdviser, StopRequest
+from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionPolicy, StopRequest
 from gear_dist.config.loading import load_config
 from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
@@ -78,10 +83,10 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, dict[str, float]],
 def test_room_is_whole_workers_on_nodes_that_stay(nodes) -> None:
     free, draining = nodes
     free |= {"a": {"CPU": 2.5, "memory": 9.0}, "b": {"CPU": 4.0}, "c": {"memory": 1.0}}
-    assert count_room({"CPU": 1.0}) == 6
+    assert count_capacity({"CPU": 1.0}) == 6
     draining["b"] = 0
-    assert count_room({"CPU": 1.0}) == 2
-    assert count_room({"GPU": 1.0}) == 0
+    assert count_capacity({"CPU": 1.0}) == 2
+    assert count_capacity({"GPU": 1.0}) == 0
 
 
 def test_the_most_that_fits_is_started(nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +94,12 @@ def test_the_most_that_fits_is_started(nodes, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(capacity, "SETTLE_S", 0.0)
     sizes = WorkerCounts((2, 4, 8), use_gpu=False)
     free["a"] = {"CPU": 7.0}
-    assert wait_for_room(sizes, threading.Event()) == 4
+    assert wait_for_capacity(sizes, threading.Event()) == 4
     free["a"] = {"CPU": 64.0}
-    assert wait_for_room(sizes, threading.Event()) == 8
+    assert wait_for_capacity(sizes, threading.Event()) == 8
     stopped = threading.Event()
     stopped.set()
-    assert wait_for_room(sizes, stopped) == 0
+    assert wait_for_capacity(sizes, stopped) == 0
 
 
 def test_sizes_are_those_that_divide_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +109,7 @@ def test_sizes_are_those_that_divide_the_batch(monkeypatch: pytest.MonkeyPatch) 
 
     def sizes(*words: str) -> WorkerCounts:
         config = load_config(None, ["engine.global_batch=12", *words])
-        return choose_sizes(config.run, config.engine)
+        return choose_worker_counts(config.run, config.engine)
 
     assert sizes("run.workers=6", "run.min_workers=2").allowed == (2, 3, 4, 6)
     assert sizes("run.workers=6").allowed == (6,)
@@ -123,7 +128,7 @@ def test_by_default_there_is_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPat
     def sizes(**resources: float) -> WorkerCounts:
         monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
         config = load_config(None, ["engine.global_batch=24"])
-        return choose_sizes(config.run, config.engine)
+        return choose_worker_counts(config.run, config.engine)
 
     assert sizes(CPU=64.0, GPU=3.0) == ((3,), True)
     assert sizes(CPU=64.0) == ((2,), False)
@@ -134,7 +139,7 @@ def test_draining_nodes_of_the_run_are_a_reason_to_stop(
 ) -> None:
     monkeypatch.setattr(stop_policies, "DRAIN_POLL_S", 0.0)
     _, draining = nodes
-    adviser = PreemptionAdviser("head", grace_s=9.0)
+    adviser = PreemptionPolicy("head", grace_s=9.0)
     draining["elsewhere"] = 0
     assert adviser.advise(RUNNING) is None
     draining["b"] = 0

@@ -17,7 +17,7 @@ from gear_cluster.ray_train.cluster import ray_cluster
 from gear_cluster.signals import StopSignals
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed.worker_context import Progress, TrainResult, WorkerContext
+from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
 
@@ -64,7 +64,7 @@ def test_local_worker_has_a_group_of_one_and_reports(
         listening = [c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"]
         assert int(os.environ["MASTER_PORT"]) in [port for _, port in listening]
         assert {ip for ip, _ in listening} == {"127.0.0.1"}
-        host.report(Progress(1, 2, "joint", {"l1": 0.5, "eta_s": 3.0}))
+        host.report(TrainProgress(1, 2, "joint", {"l1": 0.5, "eta_s": 3.0}))
         return TrainResult("done", 2)
 
     assert launch(local_config(tmp_path), worker) == TrainResult("done", 2)

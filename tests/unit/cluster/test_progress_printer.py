@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gear_cluster.progress import ProgressPrinter, format_duration
-from gear_dist.distributed.worker_context import Progress
+from gear_dist.distributed.worker_context import TrainProgress
 
 METRICS = {
     "images_per_s": 151.96,
@@ -45,8 +45,8 @@ def test_durations(seconds: float, text: str) -> None:
 def test_plain_lines_without_a_terminal() -> None:
     stream = io.StringIO()
     printer = ProgressPrinter(stream)
-    printer.show(Progress(20, 2900, "joint", METRICS))
-    printer.show(Progress(20, 2900, "joint", {}, "checkpoint runs/demo/checkpoints/20"))
+    printer.show(TrainProgress(20, 2900, "joint", METRICS))
+    printer.show(TrainProgress(20, 2900, "joint", {}, "checkpoint runs/demo/checkpoints/20"))
     printer.close()
     assert stream.getvalue() == (
         "step 20/2900  stage joint  images/s 152.0  eta 3m12s  cross_entropy 2.235  l1 0.0812"
@@ -59,8 +59,8 @@ def test_one_line_in_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLUMNS", "60")
     stream = Terminal()
     printer = ProgressPrinter(stream)
-    printer.show(Progress(20, 2900, "joint", METRICS))
-    printer.show(Progress(40, 2900, "joint", METRICS))
+    printer.show(TrainProgress(20, 2900, "joint", METRICS))
+    printer.show(TrainProgress(40, 2900, "joint", METRICS))
     assert "\n" not in stream.getvalue()
     lines = stream.getvalue().split("\r")[1:]
     assert [line.split(" 1%")[0] for line in lines] == ["joint 20/2900", "joint 40/2900"]
@@ -75,8 +75,8 @@ def test_eta_from_own_clock_where_the_worker_gives_none() -> None:
     times = iter([100.0, 110.0])
     stream = io.StringIO()
     printer = ProgressPrinter(stream, clock=lambda: next(times))
-    printer.show(Progress(10, 100, "tokenizer", {"l1": 1.0}))
-    printer.show(Progress(30, 100, "tokenizer", {"l1": 1.0}))
+    printer.show(TrainProgress(10, 100, "tokenizer", {"l1": 1.0}))
+    printer.show(TrainProgress(30, 100, "tokenizer", {"l1": 1.0}))
     first, second = stream.getvalue().splitlines()
     assert "eta ?" in first
     assert "eta 35s" in second  # 20 steps in 10 s, 70 to go
@@ -85,11 +85,11 @@ def test_eta_from_own_clock_where_the_worker_gives_none() -> None:
 def test_unknown_metrics_are_shown_and_bookkeeping_is_not() -> None:
     stream = io.StringIO()
     odd = {"wobble": 1.5, "grad_norm_x": 3.0, "learning_rate_x": 1.0, "epoch": 2.0, "eta_s": 1.0}
-    ProgressPrinter(stream).show(Progress(1, 2, "joint", odd))
+    ProgressPrinter(stream).show(TrainProgress(1, 2, "joint", odd))
     assert stream.getvalue() == "step 1/2  stage joint  eta 1s  wobble 1.5\n"
 
 
 def test_losses_that_are_not_finite_are_shown() -> None:
     stream = io.StringIO()
-    ProgressPrinter(stream).show(Progress(1, 2, "joint", {"l1": math.nan, "eta_s": math.nan}))
+    ProgressPrinter(stream).show(TrainProgress(1, 2, "joint", {"l1": math.nan, "eta_s": math.nan}))
     assert stream.getvalue() == "step 1/2  stage joint  eta ?  l1 nan\n"

@@ -13,7 +13,7 @@ from gear_dist.config.loading import load_config, save_config
 from gear_dist.config.models import DiscriminatorConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.planning.hardware import make_rates
-from gear_dist.planning.plan import make_plan
+from gear_dist.planning.plan import plan_costs
 from public_layouts import GENERATORS, TOKENIZERS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -125,7 +125,7 @@ def test_a_stage_alone_is_of_the_usual_sizes():
 def test_plan_takes_every_part(parts):
     """One image a GPU: each stage, tokenizer, generator and image size at least once."""
     config = recipe(*parts.split())
-    plan = make_plan(config, world_size=256, rates=make_rates({}), on_cuda=True)
+    plan = plan_costs(config, world_size=256, rates=make_rates({}), on_cuda=True)
     [stage] = plan.stages
     assert stage.steps == config.stages.total_steps
     assert stage.memory.total_bytes > 0

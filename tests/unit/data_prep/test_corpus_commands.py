@@ -285,7 +285,7 @@ def test_progress_tells_speed_and_time_left(
     clock = iter([0.0, 2.0, 4.0, 5.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0)
-    shown = progress.Progress("shard train", 1000)
+    shown = progress.ProgressLine("shard train", 1000)
     shown.advance(200, 50_000_000)
     shown.advance(300, 1, timed=False)
     assert shown.finish() == 5.0

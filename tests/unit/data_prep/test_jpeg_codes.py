@@ -14,7 +14,7 @@ from PIL import Image
 
 from gear_data_prep.images import jpeg_codes
 from gear_data_prep.images.checks import ImageSettings, check_image
-from gear_data_prep.images.jpeg_codes import Codes, can_read_codes, read_codes
+from gear_data_prep.images.jpeg_codes import CodeFault, can_read_codes, read_codes
 from gear_data_prep.samples import BadSampleError
 from gear_dist.errors import ConfigError
 
@@ -70,9 +70,9 @@ def test_whole_pictures_are_clean() -> None:
     for pixels in extreme_pictures():
         for quality in (1, 30, 75, 96, 100):
             for data in encodings(pixels, quality):
-                assert read_codes(data) == Codes.CLEAN
+                assert read_codes(data) == CodeFault.CLEAN
     progressive = by_pil(pixels, progressive=True)
-    assert read_codes(progressive) == Codes.UNSURE, "for a decoder to say"
+    assert read_codes(progressive) == CodeFault.UNSURE, "for a decoder to say"
 
 
 @needs_compiler
@@ -117,7 +117,7 @@ def test_damage_that_no_decoder_tells() -> None:
             simplejpeg.decode_jpeg(garbled, strict=True)
         except (ValueError, KeyError):
             continue
-        if found > Codes.UNSURE:
+        if found > CodeFault.UNSURE:
             num_missed += 1
             with pytest.raises(BadSampleError, match=r"decodes with errors: (a|bytes) "):
                 check_image(garbled, "jpg", ImageSettings(read_codes=True))
@@ -127,10 +127,10 @@ def test_damage_that_no_decoder_tells() -> None:
 @needs_compiler
 def test_bytes_that_no_block_needs() -> None:
     data = by_pil(np.full((64, 64, 3), 99, np.uint8))
-    assert read_codes(data[:-2] + b"\x12\x34\x56" + data[-2:]) == Codes.LEFT_OVER
+    assert read_codes(data[:-2] + b"\x12\x34\x56" + data[-2:]) == CodeFault.LEFT_OVER
     for filling in (b"\0\0\0", b"\xff\xff"):
-        assert read_codes(data[:-2] + filling + data[-2:]) <= Codes.UNSURE
-    assert read_codes(b"") == read_codes(b"\xff\xd8") == read_codes(data[:-2]) == Codes.UNSURE
+        assert read_codes(data[:-2] + filling + data[-2:]) <= CodeFault.UNSURE
+    assert read_codes(b"") == read_codes(b"\xff\xd8") == read_codes(data[:-2]) == CodeFault.UNSURE
 
 
 def test_a_plan_with_codes_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.sharding import executors, pipeline
-from gear_data_prep.sharding.plan import PlanSettings, make_plan
+from gear_data_prep.sharding.plan import PlanSettings, plan_shards
 from gear_data_prep.sources import make_spec, open_source
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
@@ -161,22 +161,22 @@ def test_plan_limits(small_tree: Path) -> None:
     source = read_image_folder(small_tree, 0.0)
     listing = source.splits["train"]
     total = sum(image.sizes[0] for image in listing.units)
-    plan = make_plan(listing, source.classes, PlanSettings(shard_samples=7))
+    plan = plan_shards(listing, source.classes, PlanSettings(shard_samples=7))
     assert [planned.num_samples for planned in plan.shards] == [7, 7, 7, 7, 7, 5]
     assert [planned.first for planned in plan.shards] == [0, 7, 14, 21, 28, 35]
     limit = total // 3
-    by_bytes = make_plan(listing, source.classes, PlanSettings(shard_bytes=limit))
+    by_bytes = plan_shards(listing, source.classes, PlanSettings(shard_bytes=limit))
     assert len(by_bytes.shards) >= 3
     for planned in by_bytes.shards:
         assert sum(taken.unit.sizes[0] for taken in by_bytes.taken(planned)) <= limit
     dealt = np.concatenate([planned.units for planned in by_bytes.shards])
     assert sorted(dealt.tolist()) == list(range(40))
-    one_each = make_plan(listing, source.classes, PlanSettings(shard_bytes=1))
+    one_each = plan_shards(listing, source.classes, PlanSettings(shard_bytes=1))
     assert [planned.num_samples for planned in one_each.shards] == [1] * 40
     hashes = {p.plan_hash for p in (plan, by_bytes, one_each)}
-    hashes.add(make_plan(listing, source.classes, PlanSettings(seed=1)).plan_hash)
-    hashes.add(make_plan(listing, (), PlanSettings()).plan_hash)
-    hashes.add(make_plan(listing, source.classes, PlanSettings(), {3: (0,)}).plan_hash)
+    hashes.add(plan_shards(listing, source.classes, PlanSettings(seed=1)).plan_hash)
+    hashes.add(plan_shards(listing, (), PlanSettings()).plan_hash)
+    hashes.add(plan_shards(listing, source.classes, PlanSettings(), {3: (0,)}).plan_hash)
     assert len(hashes) == 6
 
 

@@ -13,7 +13,7 @@ from gear_dist.models.generator.rotary import rotary_table
 from gear_dist.models.teachers import load_teachers, teacher_class
 from gear_dist.planning.fake_models import build_skeleton, count_networks, fake_tensors
 from gear_dist.planning.hardware import PEAKS, make_rates
-from gear_dist.planning.plan import make_plan
+from gear_dist.planning.plan import plan_costs
 from gear_dist.planning.trace_step import count_stage
 from tiny_encoders import run_tower, save_encoder
 
@@ -59,7 +59,7 @@ def test_all_three_quantizers_are_planned():
     for name in ("vq", "lfq", "ibq"):
         stages = ("stages.tokenizer.steps=1", "stages.generator.steps=1")
         config = recipe(f"stage/joint tokenizer/{name}", "data.image_size=64", *stages)
-        plan = make_plan(config, world_size=256, rates=make_rates({}), on_cuda=True)
+        plan = plan_costs(config, world_size=256, rates=make_rates({}), on_cuda=True)
         assert [stage.stage for stage in plan.stages] == ["tokenizer", "joint", "generator"]
         totals[name] = plan.stages[1].cost.total.flops
         assert all(stage.time.apart_s > 0 for stage in plan.stages)
@@ -96,7 +96,7 @@ def test_activations_grow_with_the_batch_and_shrink_by_checkpointing():
 def test_communication_follows_the_stage_and_the_accumulation():
     def sent(*overrides, world_size=8):
         config = recipe("stage/joint", "engine.global_batch=64", *overrides)
-        plan = make_plan(config, world_size=world_size, rates=make_rates({}), on_cuda=True)
+        plan = plan_costs(config, world_size=world_size, rates=make_rates({}), on_cuda=True)
         return sum(item.sent_bytes(world_size) for item in plan.stages[0].communication)
 
     accumulated = "engine.accumulation=4"
@@ -111,7 +111,7 @@ def test_group_norm_communicates_nothing():
 
     def norms(*overrides):
         config = recipe("tiny tiny/warm-up", *overrides)
-        [stage] = make_plan(config, world_size=2, rates=make_rates({}), on_cuda=True).stages
+        [stage] = plan_costs(config, world_size=2, rates=make_rates({}), on_cuda=True).stages
         return [item for item in stage.communication if item.what == "batch norm"]
 
     assert norms() != []
@@ -133,7 +133,7 @@ def test_given_rates_replace_assumptions():
 def test_slower_hardware_takes_longer():
     config = load_config(CONFIGS / "tiny.yaml", [])
     quick, slow = (
-        make_plan(config, world_size=8, rates=make_rates(given), on_cuda=True).stages[1].time
+        plan_costs(config, world_size=8, rates=make_rates(given), on_cuda=True).stages[1].time
         for given in ({}, {"memory": 33.5, "node_network": 4.5})
     )
     assert slow.compute_s > 10 * quick.compute_s
