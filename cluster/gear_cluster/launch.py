@@ -24,7 +24,7 @@ def launch(
     Args:
         config: the resolved configuration.
         worker: runs in every process; default: the trainer's `train_worker`.
-        verbose: show Ray's and the workers' own output too.
+        verbose: also show the output of Ray and of the workers.
 
     Raises:
         UserError: of any worker, with its class and message; a crash of a worker as one line.

@@ -36,7 +36,7 @@ def add_config_words(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=_Sort,
         default=[],
-        help="YAML files, see configs/; of several, later ones win",
+        help="YAML files, see configs/; later ones override earlier ones",
     )
     parser.add_argument(
         "overrides",
@@ -44,5 +44,5 @@ def add_config_words(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         action=_Sort,
         default=[],
-        help="settings that replace the files'",
+        help="settings that override the files",
     )

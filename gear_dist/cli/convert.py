@@ -12,7 +12,7 @@ def add_commands(subparsers: Any) -> None:
     """Add `import` and `export`."""
     import_ = subparsers.add_parser(
         "import",
-        help="take public checkpoints of tokenizers and generators into a model folder",
+        help="convert public checkpoints of tokenizers and generators to a model folder",
         description="Read checkpoints of GEAR, LlamaGen, Open-MAGVIT2 or IBQ and write a folder "
         "that reconstruct, tokenize, sample, export and stages.init_from take. Pickles run no "
         "code: one that needs more than tensors is refused.",
@@ -24,12 +24,12 @@ def add_commands(subparsers: Any) -> None:
         nargs="+",
         help="a file, or OWNER/REPOSITORY/FILE of the Hugging Face hub",
     )
-    import_.add_argument("--out", type=path_argument, required=True, help="folder to make")
+    import_.add_argument("--out", type=path_argument, required=True, help="folder to create")
     import_.add_argument(
         "--weights",
         default="ema",
         choices=("ema", "live"),
-        help="which copy to take where there are two (default: ema)",
+        help="which copy to use if there are two (default: ema)",
     )
     import_.add_argument(
         "--set",
@@ -37,13 +37,13 @@ def add_commands(subparsers: Any) -> None:
         metavar="key=value",
         nargs="+",
         default=[],
-        help="what shapes do not tell, such as generator.num_heads=8 or data.image_size=384",
+        help="what shapes do not reveal, such as generator.num_heads=8 or data.image_size=384",
     )
     import_.set_defaults(run=run_import)
 
     export = subparsers.add_parser(
         "export",
-        help="write a run's networks for others, with a model card",
+        help="export a run's networks, with a model card",
         epilog="Examples: gear-dist export runs/demo --out demo-model --layout public; "
         "gear-dist export runs/demo/checkpoints/step-00001000-5e1f09ab-1a2b3c --out demo-1000",
     )
@@ -52,7 +52,7 @@ def add_commands(subparsers: Any) -> None:
         metavar="RUN",
         help="run folder, model folder, or one checkpoint: a folder, or s3://BUCKET/.../step-...",
     )
-    export.add_argument("--out", type=path_argument, required=True, help="folder to make")
+    export.add_argument("--out", type=path_argument, required=True, help="folder to create")
     export.add_argument(
         "--layout",
         default="gear",
@@ -64,7 +64,7 @@ def add_commands(subparsers: Any) -> None:
         "--weights",
         default="ema",
         choices=("ema", "live"),
-        help="of a checkpoint: the averages or the weights that train on (default: ema)",
+        help="of a checkpoint: averaged weights, or the weights being trained (default: ema)",
     )
     export.add_argument("--endpoint", default="", help="S3 endpoint of a checkpoint's address")
     export.set_defaults(run=run_export)

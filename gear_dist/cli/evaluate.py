@@ -18,7 +18,7 @@ def add_commands(subparsers: Any) -> None:
     """Add `evaluate`."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="measure a run: asked classes, Frechet distance, PSNR; writes evaluation.json",
+        help="measure a run: class accuracy, Frechet distance, PSNR; writes evaluation.json",
         description="A classifier trained on the run's real images (once a corpus, kept in "
         "--cache) judges images generated with the run's guidance and without; the validation "
         "corpus is reconstructed. Writes RUN_FOLDER/evaluation.json.",

@@ -16,12 +16,14 @@ def add_commands(subparsers: Any) -> None:
         help="what a run will cost: memory, arithmetic, communication, time",
         description="Plan a run on GPUs: memory per GPU, arithmetic per image, communication per "
         "step, step time, checkpoints, data. Needs no GPU, corpus or weights. Rates that are not "
-        "given are published peaks times a share; the output says which.",
+        "given are a share of published peaks; the output names them.",
         epilog="Example: gear-dist plan configs/stage/joint.yaml configs/generator/l.yaml "
         "engine.zero_stage=2 --gpus 64",
     )
     add_config_words(parser)
-    parser.add_argument("--gpus", type=whole(1), default=8, help="workers, one a GPU (default: 8)")
+    parser.add_argument(
+        "--gpus", type=whole(1), default=8, help="workers, one per GPU (default: 8)"
+    )
     parser.add_argument("--gpus-per-node", type=whole(1), default=8, help="default: 8")
     rates = (
         ("bf16", "--tflops", "products in bf16, TFLOP/s"),

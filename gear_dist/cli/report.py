@@ -10,8 +10,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "report",
         help="write a run's report.html: curves, grids, evaluation, configuration",
-        description="Write RUN_FOLDER/report.html, one self-contained page, from whatever the run "
-        "has left so far.",
+        description="Write RUN_FOLDER/report.html, one self-contained page, from what the run has "
+        "written so far.",
     )
     parser.add_argument("run_folder", help="folder of a run, such as runs/NAME")
     parser.set_defaults(run=run_report)

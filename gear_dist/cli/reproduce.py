@@ -17,9 +17,9 @@ def add_commands(subparsers: Any) -> None:
         "reproduce",
         help="compare the method's arms from one warm-up: curves and a table",
         description="Trains each arm with each seed from one warmed-up tokenizer, measures every "
-        "checkpoint (Frechet distance and asked class without guidance, PSNR), and writes "
-        "OUT/convergence.md and .svg. Run again, it resumes where it was ended. Without data.train "
-        "it makes the sample corpus.",
+        "checkpoint (Frechet distance and class accuracy without guidance, PSNR), and writes "
+        "OUT/convergence.md and .svg. Run again, it resumes where it stopped. Without data.train "
+        "it uses the sample corpus.",
         epilog="Example: gear-dist reproduce configs/convergence.yaml run.threads=2 --jobs 1",
     )
     add_config_words(parser)
@@ -45,10 +45,10 @@ def add_commands(subparsers: Any) -> None:
         "--classifier-steps",
         type=whole(1),
         default=CLASSIFIER_STEPS,
-        help=f"training steps of the classifier that judges (default: {CLASSIFIER_STEPS})",
+        help=f"training steps of the classifier (default: {CLASSIFIER_STEPS})",
     )
     parser.add_argument(
-        "--jobs", type=whole(1, MAX_THREADS), default=2, help="runs at a time (default: 2)"
+        "--jobs", type=whole(1, MAX_THREADS), default=2, help="parallel runs (default: 2)"
     )
     parser.set_defaults(run=run_reproduce)
 

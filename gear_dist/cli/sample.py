@@ -35,10 +35,10 @@ def add_commands(subparsers: Any) -> None:
         "--classes",
         default="",
         help="names or indices, comma-separated, a name with commas in double quotes (default: "
-        "all of the corpus)",
+        "all classes of the corpus)",
     )
     sample.add_argument(
-        "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in all (default: 64)"
+        "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in total (default: 64)"
     )
     for item in dataclasses.fields(SamplingConfig):
         flag = "--" + item.name.replace("_", "-")
@@ -48,7 +48,7 @@ def add_commands(subparsers: Any) -> None:
     sample.set_defaults(run=run_sample)
 
     reconstruct = subparsers.add_parser(
-        "reconstruct", help="show images beside what the tokenizer makes of them"
+        "reconstruct", help="show images beside their reconstructions"
     )
     reconstruct.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
     reconstruct.add_argument(
@@ -66,7 +66,7 @@ def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
     parser.add_argument("--out", type=path_argument, help=f"PNG to write (default: MODEL/{name})")
     parser.add_argument(
-        "--columns", type=whole(1, 10_000), default=COLUMNS, help="images a row (default: 8)"
+        "--columns", type=whole(1, 10_000), default=COLUMNS, help="images per row (default: 8)"
     )
     add_device(parser)
 
@@ -78,8 +78,8 @@ def add_bad_share(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=MAX_BAD_SHARE,
         metavar="NUMBER",
-        help="files that do not decode are listed and left out; a larger share, and more than one "
-        "file, stops it (default: %(default)s); 0: the first one does",
+        help="largest share of files that cannot be decoded, which are listed and left out; a single "
+        "file stops the command only with 0 (default: %(default)s)",
     )
 
 

@@ -17,7 +17,7 @@ def add_commands(subparsers: Any) -> None:
         "teacher",
         help="train a small teacher on a labelled corpus (for teacher.name=convnet)",
         description="Train a small convolutional teacher on a sharded corpus's classes and "
-        "attributes. A file that the same corpus and settings made is kept as it is.",
+        "attributes. A file written from the same corpus with the same settings is kept.",
     )
     parser.add_argument("corpus", help="sharded corpus: s3://BUCKET/PREFIX, file:///FOLDER or path")
     parser.add_argument(
@@ -27,10 +27,10 @@ def add_commands(subparsers: Any) -> None:
     parser.add_argument("--endpoint", default="", help="S3 endpoint, as data.endpoint")
     sizes = parser.add_argument_group("sizes, as in the run that will use it")
     sizes.add_argument(
-        "--image-size", type=whole(4, 65_536), default=32, help="pixels a side (default: 32)"
+        "--image-size", type=whole(4, 65_536), default=32, help="pixels per side (default: 32)"
     )
     sizes.add_argument(
-        "--grid-size", type=whole(1, 65_536), default=8, help="positions a side (default: 8)"
+        "--grid-size", type=whole(1, 65_536), default=8, help="positions per side (default: 8)"
     )
     parser.add_argument("--steps", type=whole(1), default=STEPS, help=f"steps (default: {STEPS})")
     parser.add_argument(
@@ -39,7 +39,9 @@ def add_commands(subparsers: Any) -> None:
         default=55,
         help="time limit of training (default: 55)",
     )
-    parser.add_argument("--batch", type=whole(2), default=BATCH, help=f"images a step ({BATCH})")
+    parser.add_argument(
+        "--batch", type=whole(2), default=BATCH, help=f"batch size (default: {BATCH})"
+    )
     parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
     # Two threads on two idle cores save a third of the time; on busy ones they wait for each
     # other and take fifteen times as long.
@@ -47,7 +49,7 @@ def add_commands(subparsers: Any) -> None:
         "--threads", type=whole(1, MAX_THREADS), default=1, help="CPU threads (default: 1)"
     )
     add_device(parser)
-    parser.add_argument("--again", action="store_true", help="train even where the file matches")
+    parser.add_argument("--again", action="store_true", help="train again even if the file matches")
     parser.set_defaults(run=run_teacher)
 
 

@@ -20,13 +20,13 @@ def add_commands(subparsers: Any) -> None:
         "tokenize",
         help="write the codes of a folder of images",
         description=f"Resize and centre-crop every image, encode it, and write OUT/{INDICES_NAME} "
-        f"(int32, one row an image, tokens in raster order) and OUT/{FILES_NAME} (the row's file, "
-        f"relative to the folder); OUT/{LEFT_OUT_NAME} says which files do not decode.",
+        f"(int32, one row per image, tokens in raster order) and OUT/{FILES_NAME} (the file of "
+        f"each row, relative to the folder); OUT/{LEFT_OUT_NAME} lists undecodable files.",
     )
     parser.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--images", type=path_argument, required=True, help="folder of images")
     parser.add_argument("--out", type=path_argument, required=True, help="folder to write to")
-    parser.add_argument("--batch", type=whole(1), default=16, help="images at a time (default: 16)")
+    parser.add_argument("--batch", type=whole(1), default=16, help="batch size (default: 16)")
     add_bad_share(parser)
     add_device(parser)
     parser.set_defaults(run=run_tokenize)

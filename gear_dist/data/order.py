@@ -99,7 +99,7 @@ class Order:
         Args:
             parts: the corpora, each with a sample at least, with their lanes.
             global_batch: samples G of an optimizer step; a multiple of the number of lanes.
-            seed: seed of the order.
+            seed: shuffle seed.
             window_shards: shards of a lane that are mixed with one another; 0: all.
             tail: what becomes of the samples that do not fill a global batch.
         """

@@ -75,7 +75,7 @@ def import_checkpoints(
         sources: local files, or hub files (see `find_source`); no two with the same network.
         out: the folder, new or empty.
         copy: which of two copies of a network to take.
-        overrides: `key=value` for what shapes do not tell, such as generator.num_heads.
+        overrides: `key=value` for what shapes do not reveal, such as generator.num_heads.
 
     Raises:
         DataError: a source cannot be read, holds no network, or does not fit any configuration.

@@ -105,7 +105,7 @@ def plan_costs(
 
     Args:
         config: the run.
-        world_size: workers, one a GPU.
+        world_size: workers, one per GPU.
         rates: of the machine.
         on_cuda: whether tensors behave as on CUDA; decides what `engine.precision=auto` means.
         image_bytes: mean size of an encoded image.

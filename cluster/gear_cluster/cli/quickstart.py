@@ -10,31 +10,35 @@ def add_commands(subparsers: Any) -> None:
     """Add `quickstart` to the command line."""
     parser = subparsers.add_parser(
         "quickstart",
-        help="all of it on one machine: store, shards, teacher, training, report",
-        description="Start the embedded object store, make or take images, shard them, train a "
+        help="the whole demonstration on one machine: store, shards, teacher, training, report",
+        description="Start the embedded object store, generate or read images, shard them, train a "
         "teacher, train the pair, evaluate it and write a sample grid and a report. Run again, it "
         "reuses what is there and resumes where it stopped.",
     )
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that replace the file's"
+        "overrides", metavar="key=value", nargs="*", help="settings that override the file"
     )
     option = parser.add_argument
     option(
         "--data",
         type=path_argument,
         metavar="FOLDER",
-        help="your ImageFolder (default: made-up images)",
+        help="your ImageFolder (default: procedural images)",
     )
     option(
         "--config",
         dest="configs",
         type=path_argument,
         action="append",
-        help="run file, several times for several parts (default: configs/demo.yaml)",
+        help="run file; repeat for several (default: configs/demo.yaml)",
     )
-    option("--run-name", default="", help="run folder under runs/ (default: by data and seed)")
+    option(
+        "--run-name",
+        default="",
+        help="name of the run folder in runs/ (default: from data and seed)",
+    )
     option("--seed", type=whole(0, MAX_SEED), default=0, help="seed of the run (default: 0)")
-    option("--verbose", action="store_true", help="show Ray's and the workers' own output too")
+    option("--verbose", action="store_true", help="also show the output of Ray and of the workers")
     parser.set_defaults(run=_quickstart)
 
 

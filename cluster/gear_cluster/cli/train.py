@@ -28,7 +28,7 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument(
         "--init-from",
         metavar="FOLDER",
-        help="take the weights alone of another run or an imported model; the same as "
+        help="start from the weights of another run or an imported model; the same as "
         "stages.init_from=",
     )
     train.add_argument(
@@ -37,7 +37,7 @@ def add_commands(subparsers: Any) -> None:
         help="check the configuration, the shards and an estimate of memory; train nothing",
     )
     train.add_argument(
-        "--verbose", action="store_true", help="show Ray's and the workers' own output too"
+        "--verbose", action="store_true", help="also show the output of Ray and of the workers"
     )
     train.set_defaults(run=_train)
 

@@ -21,7 +21,7 @@ def add_corpus_commands(subparsers: Any) -> None:
     """Add the commands to the command line."""
     verify = _add(subparsers, "verify", "compare a corpus with its manifest", _verify)
     _add_verify_options(verify)
-    repair = _add(subparsers, "repair", "make broken or missing shards again", _repair)
+    repair = _add(subparsers, "repair", "rewrite broken or missing shards", _repair)
     _add_verify_options(repair)
     repair.add_argument("--source", default="", help="where the source is now, if it moved")
     repair.add_argument(

@@ -39,14 +39,14 @@ def add_shard(subparsers: Any) -> None:
     """Add `shard` to the command line."""
     parser = subparsers.add_parser(
         "shard",
-        help="images with classes or captions to shards with a manifest, on a folder or S3",
+        help="convert images with classes or captions to shards, in a folder or on S3",
         description=_TEXT,
         epilog=_EPILOG + describe_policies(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION", help="s3://BUCKET/PREFIX or a folder")
-    parser.add_argument("--kind", choices=_KINDS, default="auto", help="what SOURCE is")
+    parser.add_argument("--kind", choices=_KINDS, default="auto", help="type of SOURCE")
     _add_shard_options(parser)
     _add_sample_options(parser)
     _add_source_options(parser)
@@ -67,16 +67,16 @@ def add_option(
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("shards")
     for name, kind, default, text in (
-        ("--shard-samples", whole(1), 1000, "most samples of a shard"),
-        ("--shard-bytes", str, "256M", "most bytes of a shard, with K, M or G"),
-        ("--seed", whole(0, MAX_SEED), 0, "seed of the order"),
+        ("--shard-samples", whole(1), 1000, "most samples per shard"),
+        ("--shard-bytes", str, "256M", "most bytes per shard, with K, M or G"),
+        ("--seed", whole(0, MAX_SEED), 0, "shuffle seed"),
         (
             "--validation-share",
             number(0, 1),
             0.1,
-            "share held out where SOURCE has no validation split",
+            "share held out if SOURCE has no validation split",
         ),
-        ("--block-samples", whole(1), 16, "most neighbours of a tar that stay together"),
+        ("--block-samples", whole(1), 16, "most neighbouring samples of a tar that stay together"),
     ):
         add_option(group, name, kind, default, text)
     group.add_argument(
@@ -95,16 +95,16 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         "--check",
         choices=("header", "decode", "strict"),
         default="strict",
-        help="how images are checked: strict finds corruption that decoders pass (default)",
+        help="how images are checked; strict finds corruption that decoders accept (default)",
     )
     for name, kind, default, text in (
-        ("--max-pixels", whole(1), 64_000_000, "images with more are bad"),
-        ("--max-bytes", str, "64M", "longer images are bad"),
+        ("--max-pixels", whole(1), 64_000_000, "larger images are rejected"),
+        ("--max-bytes", str, "64M", "longer files are rejected"),
         (
             "--max-bad-share",
             number(0, 1),
             0.01,
-            "a larger share of bad or unfetched samples stops it",
+            "a larger share of bad or unfetched samples is an error",
         ),
         (
             "--short-side",
@@ -143,14 +143,14 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND=ACTION",
-        help="what is done about odd samples: see below",
+        help="action for a category of irregular samples: see below",
     )
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source")
     for name, text in (
-        ("--classes", "file of class names, one a line, for sources that have numbers only"),
+        ("--classes", "file of class names, one per line, for sources that only have numbers"),
         ("--labels", "imagenet: file of the validation images' classes"),
         ("--image-column", "parquet: column of image bytes"),
         (
@@ -172,19 +172,19 @@ def _add_fetch_options(parser: argparse.ArgumentParser) -> None:
         help="where images are kept (default: DESTINATION/fetched)",
     )
     for name, kind, default, text in (
-        ("--connections", whole(1, MAX_THREADS), 32, "downloads at a time"),
-        ("--rate", _rate, 10.0, "requests a second to one host; 0: no limit"),
-        ("--timeout", number(0.001, 86_400), 10.0, "seconds of silence that end a try"),
+        ("--connections", whole(1, MAX_THREADS), 32, "parallel downloads"),
+        ("--rate", _rate, 10.0, "requests per second and host; 0: no limit"),
+        ("--timeout", number(0.001, 86_400), 10.0, "seconds without data that end an attempt"),
         (
             "--row-timeout",
             number(0.001, 86_400),
             60.0,
-            "seconds that a row may take, without waits for --rate",
+            "time limit of a row in seconds, not counting waits for --rate",
         ),
-        ("--attempts", whole(1), 3, "tries of an address"),
+        ("--attempts", whole(1), 3, "attempts per address"),
     ):
         add_option(group, name, kind, default, text)
-    group.add_argument("--refetch", action="store_true", help="try again what failed")
+    group.add_argument("--refetch", action="store_true", help="retry failed rows")
     group.add_argument(
         "--allow-private", action="store_true", help="fetch from private addresses as well"
     )
@@ -208,7 +208,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         whole(1, MAX_THREADS),
         os.cpu_count() or 1,
-        "processes, or Ray tasks at a time",
+        "processes, or parallel Ray tasks",
     )
     group.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
     group.add_argument("--overwrite", action="store_true", help="replace a corpus of another plan")

@@ -40,7 +40,7 @@ def run_tasks(
     Args:
         shards: the plan's.
         make_job: a shard's job, made when its turn comes.
-        workers: processes, or Ray tasks at a time.
+        workers: processes, or parallel Ray tasks.
         on_ray: whether to use the Ray cluster that RAY_ADDRESS names, else a local one.
 
     Raises:

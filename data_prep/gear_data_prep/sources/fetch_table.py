@@ -105,7 +105,7 @@ def fetch_table(
         options: names of the columns, and `fetched`, where to keep the images.
         endpoint: S3 endpoint of both.
         limits: what one download may cost.
-        connections: downloads at a time.
+        connections: parallel downloads.
         again: whether rows that failed are tried again.
         max_bad_share: below 1 a table of whose first rows none can be fetched is given up.
         tell: takes lines for the user.
