@@ -78,8 +78,8 @@ def add_bad_share(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=MAX_BAD_SHARE,
         metavar="NUMBER",
-        help="largest share of files that cannot be decoded, which are listed and left out; a single "
-        "file stops the command only with 0 (default: %(default)s)",
+        help="largest share of files that cannot be decoded, which are listed and left out; a "
+        "single file stops the command only with 0 (default: %(default)s)",
     )
 
 
