@@ -8,26 +8,13 @@ from collections.abc import Callable
 from typing import TextIO
 
 from gear_dist.distributed.worker_context import TrainProgress
+from gear_dist.formatting import format_duration
 
 # Shown in this order where present; everything else is in metrics.jsonl.
 MAIN_METRICS = ("cross_entropy", "align_hard", "l1", "lpips", "align_soft", "entropy")
 SHORT_NAMES = {"cross_entropy": "ce", "align_hard": "align"}
 NOT_LOSSES = ("images_per_s", "eta_s", "time_s", "epoch", "step", "stage")
 NOT_LOSS_PREFIXES = ("learning_rate", "grad_norm", "codebook", "usage", "memory")
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as 45s, 3m12s, 2h05m or 3d04h; `?` where unknown."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 def main_losses(metrics: dict[str, float]) -> list[tuple[str, float]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gear_cluster.signals import StopSignals
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
+from gear_dist.formatting import first_line
 
 TELL_AFTER_S = 3.0
 """Processes that torchrun starts together meet sooner."""
@@ -92,7 +93,7 @@ def meet(processes: Processes, stop: StopSignals) -> Any:
             told = True
             print(f"gear-dist: {_waits_for(processes, missing)}", file=sys.stderr, flush=True)
     if result.error is not None:
-        raise ConfigError(f"{_waits_for(processes, missing)}: {_first_line(result.error)}")
+        raise ConfigError(f"{_waits_for(processes, missing)}: {first_line(result.error)}")
     return result.value
 
 
@@ -149,10 +150,6 @@ def _waits_for(processes: Processes, missing: list[int]) -> str:
         f"rank {processes.rank} of WORLD_SIZE={processes.world_size} waits at {where} for rank "
         f"{shown}; {_ALONE}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _leave(line: str, code: int = EXIT_INTERRUPTED) -> None:

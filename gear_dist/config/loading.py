@@ -23,6 +23,7 @@ from gear_dist.config.schema import RunConfig, architecture_settings
 from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.config.yaml_text import load_yaml_text
 from gear_dist.errors import ConfigError
+from gear_dist.formatting import first_line
 from gear_dist.redaction import refuse_user
 from gear_dist.storage.paths import local_path
 
@@ -119,7 +120,7 @@ def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, *_UNREADABLE) as error:
-        raise ConfigError(f"{path}: not readable YAML: {_first_line(error)}") from None
+        raise ConfigError(f"{path}: not readable YAML: {_problem(error)}") from None
     node = {} if node in (None, "") else node
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: expected sections such as `data:`, found {type(node).__name__}")
@@ -173,7 +174,7 @@ def _read_value(item: str, text: str, kind: Any) -> Any:
     except _UNREADABLE as error:
         if not is_list:
             return text
-        raise ConfigError(f"{item}: its value is not readable: {_first_line(error)}") from None
+        raise ConfigError(f"{item}: its value is not readable: {_problem(error)}") from None
     return "" if value is None else value
 
 
@@ -208,10 +209,9 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
     return []
 
 
-def _first_line(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     # The first line of a YAML error says what was being read, not what is wrong.
-    text = str(getattr(error, "problem", None) or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(getattr(error, "problem", None) or error)
 
 
 def _check_value(key: str, value: Any) -> None:
@@ -239,7 +239,7 @@ def _resolve(config: DictConfig) -> Any:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
-        raise ConfigError(f"{key}: {_first_line(error)}") from None
+        raise ConfigError(f"{key}: {_problem(error)}") from None
 
 
 def _build(schema: type, node: Any, prefix: str = "") -> Any:
@@ -284,10 +284,10 @@ def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
     try:
         return typing.cast(DictConfig, OmegaConf.merge(config, node))
     except ConfigKeyError as error:
-        raise ConfigError(f"{where}: {_first_line(error)}") from None
+        raise ConfigError(f"{where}: {_problem(error)}") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
-        raise ConfigError(f"{where}: {key}: {_first_line(error)}") from None
+        raise ConfigError(f"{where}: {key}: {_problem(error)}") from None
 
 
 def _read_files(files: FilePath | Sequence[FilePath]) -> list[tuple[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gear_dist.errors import DataError
+from gear_dist.formatting import first_line
 from gear_dist.storage.file_kinds import not_a_checkpoint
 
 ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
@@ -41,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise DataError(f"{path}: {_refusal(path, error)}") from None
     except Exception as error:  # torch's reader meets whatever the bytes are, and ends in any way
-        raise DataError(f"{path}: not a readable checkpoint: {_first_line(error)}") from None
+        raise DataError(f"{path}: not a readable checkpoint: {first_line(error)}") from None
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return dict(content)
@@ -60,7 +61,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not readable safetensors: {_first_line(error)}") from None
+        raise DataError(f"{path}: not readable safetensors: {first_line(error)}") from None
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -82,8 +83,3 @@ def _needed_globals(path: Path, error: Exception) -> list[str]:
             return sorted(get_unsafe_globals_in_checkpoint(path))
         return []
     return re.findall(r"GLOBAL (\S+)", str(error))[:1]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

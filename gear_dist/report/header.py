@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gear_dist.config.compare import MORE_TEACHERS
+from gear_dist.formatting import format_duration
 from gear_dist.report.evaluation import list_tiles
 from gear_dist.report.markup import Markup, element, join
-from gear_dist.report.numbers import format_count, format_duration, format_value
+from gear_dist.report.numbers import format_count, format_value
 from gear_dist.report.panels import Panel, Series, training_seconds
 
 if TYPE_CHECKING:

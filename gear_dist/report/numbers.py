@@ -34,15 +34,6 @@ def format_count(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
-def format_duration(seconds: float) -> str:
-    """The two largest units: 3 h 12 min, 4 min 5 s, 38 s."""
-    whole = round(seconds)
-    sizes = (whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60)
-    largest = next((i for i, size in enumerate(sizes) if size), 3)
-    pairs = list(zip(sizes, ("d", "h", "min", "s"), strict=True))[largest : largest + 2]
-    return " ".join(f"{size} {unit}" for size, unit in pairs if size) or "0 s"
-
-
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values within [low, high], about `count` of them."""
     if not high > low:

@@ -23,6 +23,7 @@ from gear_dist.config.compare import differing_settings
 from gear_dist.config.loading import config_yaml, load_saved_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.formatting import first_line
 from gear_dist.storage.atomic import write_file
 from gear_dist.storage.json_files import build_record, parse_json
 from gear_dist.storage.local import FileStorage
@@ -167,7 +168,7 @@ class RunFolder:
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.id_path}: not readable: {_one_line(error)}") from None
+            raise DataError(f"{self.id_path}: not readable: {first_line(error)}") from None
         if not RUN_ID.fullmatch(text):
             raise DataError(f"{self.id_path}: {text[:20]!r} is not a run id (8 hex digits)")
         return text
@@ -189,7 +190,7 @@ class RunFolder:
         try:
             node = yaml.safe_load(self.config_path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{self.config_path}: not readable: {_one_line(error)}") from None
+            raise ConfigError(f"{self.config_path}: not readable: {first_line(error)}") from None
         if not isinstance(node, dict):
             raise ConfigError(f"{self.config_path}: expected sections such as `data:`")
         return node
@@ -390,11 +391,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable: {_one_line(error)}") from None
+        raise DataError(f"{path}: not readable: {first_line(error)}") from None
     if not isinstance(node, dict):
         raise DataError(f"{path}: not a JSON object; remove the file to go without it")
     return node
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

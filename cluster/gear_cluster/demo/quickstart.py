@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 from gear_cluster.demo import object_store
 from gear_cluster.launch import launch
-from gear_cluster.progress import format_duration
 from gear_data_prep.cli import main as data_prep
 from gear_dist.cli import evaluate, report, sample, teacher
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.manifest import load_manifest
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError
+from gear_dist.formatting import format_duration
 from gear_dist.runs.environment import num_cores
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.source_tree import source_folders

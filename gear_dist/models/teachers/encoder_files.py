@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from gear_dist.config.models import TeacherConfig
 from gear_dist.errors import ConfigError
+from gear_dist.formatting import first_line
 from gear_dist.models.teachers import TEACHERS, teacher_class
 from gear_dist.storage.paths import expand_user, local_path
 
@@ -163,19 +164,15 @@ def _explained(config: TeacherConfig, setting: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UnreachableError(
-            f"{setting}.path={config.path}: weights are not reachable ({_first_line(error)}); give "
+            f"{setting}.path={config.path}: weights are not reachable ({first_line(error)}); give "
             "a local folder with config.json and model.safetensors, or connect to the hub (unset "
             f"HF_HUB_OFFLINE), or use {setting}.name=convnet"
         ) from None
     except (ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ConfigError(
             f"{setting}.path={config.path}: config.json or weights are damaged "
-            f"({_first_line(error)}): fetch them again"
+            f"({first_line(error)}): fetch them again"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

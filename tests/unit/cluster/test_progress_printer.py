@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from gear_cluster.progress import ProgressPrinter, format_duration
+from gear_cluster.progress import ProgressPrinter
 from gear_dist.distributed.worker_context import TrainProgress
+from gear_dist.formatting import format_duration
 
 METRICS = {
     "images_per_s": 151.96,

@@ -20,7 +20,6 @@ from gear_dist.report.image_grid import save_grid
 from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import (
     format_count,
-    format_duration,
     format_ticks,
     format_value,
     linear_ticks,
@@ -133,7 +132,7 @@ def test_a_running_run_shows_the_step_of_its_newest_record(folder):
     folder.append_metrics(record(40, l1=0.5, eta_s=125.0))
     text = page_of(folder)
     assert "step 40 of 100" in text
-    assert "2 min 5 s" in text
+    assert "2m05s" in text
 
 
 def test_hostile_text_is_escaped_everywhere(folder):
@@ -427,9 +426,6 @@ def test_numbers_are_readable():
     shown = ["0", "0.04231", "18.72", "1,234", "\N{MINUS SIGN}0.5", "3.21e\N{MINUS SIGN}5"]
     assert list(map(format_value, values)) == [*shown, "2.5e8", "0.1"]
     assert list(map(format_count, (500, 2000, 15_000, 1.5e6))) == ["500", "2000", "15k", "1.5M"]
-    durations = (0.2, 38, 245, 3600, 3605, 11_520, 90_000)
-    shown = ["0 s", "38 s", "4 min 5 s", "1 h", "1 h", "3 h 12 min", "1 d 1 h"]
-    assert list(map(format_duration, durations)) == shown
 
 
 def test_ticks_are_round_inside_and_few():
