@@ -36,17 +36,17 @@ def launch(
         if checked:
             _check_corpora(config.data)
         with _settled_status(config.run):
-            outcome = _dispatch(config, worker or train, verbose)
-        if outcome.state == "interrupted":
-            _settle(config.run, "interrupted", EXIT_INTERRUPTED, outcome.reason)
-    return outcome
+            result = _dispatch(config, worker or train, verbose)
+        if result.state == "interrupted":
+            _settle(config.run, "interrupted", EXIT_INTERRUPTED, result.reason)
+    return result
 
 
-def train(config: RunConfig, host: WorkerContext) -> TrainResult:
+def train(config: RunConfig, context: WorkerContext) -> TrainResult:
     """The trainer's worker function; DeepSpeed is imported where it runs, not in Ray's driver."""
     from gear_dist.training.trainer import train_worker
 
-    return train_worker(config, host)
+    return train_worker(config, context)
 
 
 def _alone(run: RunSection) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
 Worker = Callable[[RunConfig, WorkerContext], TrainResult]
 
 
-class LocalHost:
+class LocalContext:
     """A `WorkerContext` whose stop request is a signal to this process."""
 
     def __init__(self, rank: int, world_size: int, local_rank: int, stop: StopSignals) -> None:
@@ -111,8 +111,8 @@ def launch_local(config: RunConfig, worker: Worker) -> TrainResult:
         StopSignals(insist=_leave_at_once) as stop,
         process_group(device, stop, processes) as (rank, size, local),
     ):
-        host = LocalHost(rank, size, local, stop)
+        context = LocalContext(rank, size, local, stop)
         try:
-            return worker(config, host)
+            return worker(config, context)
         finally:
-            host.close()
+            context.close()

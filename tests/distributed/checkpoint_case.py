@@ -21,7 +21,7 @@ from gear_dist.training.trainer import Trainer, open_trainer, train_worker
 def save_again(rank: int, world_size: int, configs: list[RunConfig]) -> None:
     """Worker: restore each run's newest checkpoint, and save what was restored."""
     for config in configs:
-        with open_trainer(config, case.StoppingHost(rank, world_size)) as trainer:
+        with open_trainer(config, case.StoppingContext(rank, world_size)) as trainer:
             trainer.save()
             trainer.checkpoints.wait()
 
@@ -76,7 +76,7 @@ def skip_one_step(
     """
     found = []
     for config in configs:
-        with open_trainer(config, case.StoppingHost(rank, world_size)) as trainer:
+        with open_trainer(config, case.StoppingContext(rank, world_size)) as trainer:
             stage = trainer.stages[0]
             batches = iter(trainer.loader)
             trainer.run_step(stage, batches)
@@ -101,8 +101,8 @@ def lose_the_folder(rank: int, world_size: int, config: RunConfig) -> tuple[str,
     if rank == 0:
         shutil.rmtree(config.run.folder)
     collectives.barrier()
-    outcome = case.train(config, rank, world_size)
-    return outcome.state, case.newest_state(config)
+    result = case.train(config, rank, world_size)
+    return result.state, case.newest_state(config)
 
 
 def train_refused(
@@ -122,14 +122,14 @@ def train_refused(
             return whole(storage, key)
 
         FileStorage.writer = writer  # type: ignore[method-assign]
-        host = case.StoppingHost(rank, world_size)
+        context = case.StoppingContext(rank, world_size)
         try:
-            end: str = train_worker(config, host).state
+            end: str = train_worker(config, context).state
         except StorageError as error:
             end = str(error)
         finally:
             FileStorage.writer = whole  # type: ignore[method-assign]
-        found.append((end, [report.message for report in host.reports if report.message]))
+        found.append((end, [report.message for report in context.reports if report.message]))
     return found
 
 
@@ -138,7 +138,7 @@ def channels_last(rank: int, world_size: int, config: RunConfig) -> tuple[int, l
 
     Returns how many parameters lie so, and what the restored state differs in.
     """
-    with open_trainer(config, case.StoppingHost(rank, world_size)) as trainer:
+    with open_trainer(config, case.StoppingContext(rank, world_size)) as trainer:
         module = trainer.networks.engines["tokenizer"].module
         module.to(memory_format=torch.channels_last)
         batches = iter(trainer.loader)

@@ -28,7 +28,7 @@ CHECKPOINT_STEPS = 5
 FAULTS = "faults.txt"
 
 
-def count_steps(config: RunConfig, host: WorkerContext) -> TrainResult:
+def count_steps(config: RunConfig, context: WorkerContext) -> TrainResult:
     """The worker function."""
     from gear_dist.distributed import collectives
 
@@ -37,20 +37,20 @@ def count_steps(config: RunConfig, host: WorkerContext) -> TrainResult:
     with HangWatchdog(config.run.hang_timeout_s) as hang:
         while step < TOTAL_STEPS:
             time.sleep(0.1)
-            _suffer(folder, step, host.rank)
-            stop = any(collectives.gather_objects(host.stop_requested()))
+            _suffer(folder, step, context.rank)
+            stop = any(collectives.gather_objects(context.stop_requested()))
             step += 1
             hang.beat()
-            if host.rank == 0:
-                _record(folder, host, step, stop)
+            if context.rank == 0:
+                _record(folder, context, step, stop)
             if stop:
                 return TrainResult("interrupted", step, "asked to stop")
     return TrainResult("done", step)
 
 
-def _record(folder: RunFolder, host: WorkerContext, step: int, stop: bool) -> None:
-    metrics = {"world": float(host.world_size)}
-    host.report(TrainProgress(step, TOTAL_STEPS, "joint", metrics))
+def _record(folder: RunFolder, context: WorkerContext, step: int, stop: bool) -> None:
+    metrics = {"world": float(context.world_size)}
+    context.report(TrainProgress(step, TOTAL_STEPS, "joint", metrics))
     folder.write_status("running", step, TOTAL_STEPS)
     if stop or step % CHECKPOINT_STEPS == 0:
         pointer = folder.checkpoints / "latest.json"

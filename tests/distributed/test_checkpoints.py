@@ -113,8 +113,8 @@ def test_fewer_workers_accumulate_so_that_the_batch_fits(config: RunConfig) -> N
     """Without a larger `max_micro_batch` a worker takes no more at a time than at the start."""
     first = with_overrides(config, "stages.joint.steps=2")
     run_workers(2, train_each, 2, [first])
-    [[(outcome, _)]] = run_workers(1, train_each, 1, [config])
-    assert (outcome.state, outcome.step) == ("done", 4)
+    [[(result, _)]] = run_workers(1, train_each, 1, [config])
+    assert (result.state, result.step) == ("done", 4)
     environment = RunFolder(config.run.folder).read_environment()
     assert (environment["world_size"], environment["accumulation"]) == (1, 2)
 
@@ -226,6 +226,6 @@ def test_a_store_that_refuses_costs_that_checkpoint_alone(config: RunConfig) -> 
     status = RunFolder(second.run.folder).read_status()
     assert status is not None
     assert (status.state, status.exit_code) == ("failed", 5)
-    [(outcome, state)], *_ = run_workers(2, train_each, 2, [second])
-    assert (outcome.state, state["step"]) == ("done", 6)
+    [(result, state)], *_ = run_workers(2, train_each, 2, [second])
+    assert (result.state, state["step"]) == ("done", 6)
     assert differences(case.states(first), case.states(second)) == []

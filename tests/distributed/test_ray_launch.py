@@ -35,54 +35,54 @@ def all_reduced(value: float) -> float:
     return float(tensor)
 
 
-def report(host: WorkerContext, step: int, metrics: dict[str, float]) -> None:
-    if host.rank == 0:
-        host.report(TrainProgress(step, TOTAL_STEPS, "joint", metrics))
+def report(context: WorkerContext, step: int, metrics: dict[str, float]) -> None:
+    if context.rank == 0:
+        context.report(TrainProgress(step, TOTAL_STEPS, "joint", metrics))
 
 
-def healthy(config: RunConfig, host: WorkerContext) -> TrainResult:
+def healthy(config: RunConfig, context: WorkerContext) -> TrainResult:
     import torch
 
     import gear_kernels  # noqa: F401 - importable in workers
 
-    print(f"rank {host.rank} of {host.world_size} in {os.getcwd()}")
-    report(host, 1, {"ranks_sum": all_reduced(host.rank + 1.0)})
+    print(f"rank {context.rank} of {context.world_size} in {os.getcwd()}")
+    report(context, 1, {"ranks_sum": all_reduced(context.rank + 1.0)})
     threads = all_reduced(
         float(os.environ["OMP_NUM_THREADS"] == "2" == str(torch.get_num_threads()))
     )
-    report(host, 2, {"right_threads": threads})
-    report(host, 3, {"on_cpu": all_reduced(float(os.environ["DS_ACCELERATOR"] == "cpu"))})
+    report(context, 2, {"right_threads": threads})
+    report(context, 3, {"on_cpu": all_reduced(float(os.environ["DS_ACCELERATOR"] == "cpu"))})
     return TrainResult("done", TOTAL_STEPS)
 
 
-def polite(config: RunConfig, host: WorkerContext) -> TrainResult:
+def polite(config: RunConfig, context: WorkerContext) -> TrainResult:
     for step in range(1, 1000):
-        if all_reduced(float(host.stop_requested())) > 0:
+        if all_reduced(float(context.stop_requested())) > 0:
             return TrainResult("interrupted", step, "asked")
-        report(host, step, {"l1": 0.5})
+        report(context, step, {"l1": 0.5})
         time.sleep(0.05)
     return TrainResult("done", 1000)
 
 
-def user_error(config: RunConfig, host: WorkerContext) -> TrainResult:
-    if host.rank == 1:
+def user_error(config: RunConfig, context: WorkerContext) -> TrainResult:
+    if context.rank == 1:
         raise DataError("data.train=/nowhere: no such corpus")
     all_reduced(0.0)
     return TrainResult("done", 1)
 
 
-def crash(config: RunConfig, host: WorkerContext) -> TrainResult:
-    if host.rank == 1:
+def crash(config: RunConfig, context: WorkerContext) -> TrainResult:
+    if context.rank == 1:
         raise ValueError("first line\nsecond line")
     all_reduced(0.0)
     return TrainResult("done", 1)
 
 
-def killed(config: RunConfig, host: WorkerContext) -> TrainResult:
+def killed(config: RunConfig, context: WorkerContext) -> TrainResult:
     folder = RunFolder.create(config.run.folder, config)
     folder.write_status("running", 7, TOTAL_STEPS)
     all_reduced(0.0)
-    if host.rank == 1:
+    if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     all_reduced(0.0)
     return TrainResult("done", 1)
@@ -101,9 +101,9 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_reduce_and_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    outcome = launch(make_config(tmp_path, "run.threads=2"), healthy)
+    result = launch(make_config(tmp_path, "run.threads=2"), healthy)
     out, err = capfd.readouterr()
-    assert outcome == TrainResult("done", TOTAL_STEPS)
+    assert result == TrainResult("done", TOTAL_STEPS)
     lines = out.splitlines()
     assert [line.split("  ")[-1] for line in lines] == [
         "ranks_sum 3",

@@ -79,11 +79,11 @@ def test_frozen_tokenizer_arm_trains_the_generator_alone(config: RunConfig) -> N
     """LlamaGen-REPA: stage 0, then the generator stage on its averaged, frozen tokenizer."""
     arm = case.with_overrides(config, "stages.joint.steps=0", "stages.generator.steps=4")
     first = case.with_overrides(arm, "stages.generator.steps=0")
-    [[(outcome, _)]] = run_workers(1, case.train_each, 1, [first])
-    assert outcome.step == 3
+    [[(result, _)]] = run_workers(1, case.train_each, 1, [first])
+    assert result.step == 3
     before = load_file(arm.run.folder / "weights" / "tokenizer.safetensors")
-    [[(outcome, state)]] = run_workers(1, case.train_each, 1, [arm])
-    assert outcome.step == 7
+    [[(result, state)]] = run_workers(1, case.train_each, 1, [arm])
+    assert result.step == 7
     after = load_file(arm.run.folder / "weights" / "tokenizer.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -137,8 +137,8 @@ def test_bad_samples_are_listed_in_the_run_folder(
     shutil.rmtree(tmp_path / "spoiled" / "manifest")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     changed = case.with_overrides(config, f"data.train={spoiled}", "data.max_bad_share=0.1")
-    [[(outcome, _)], _] = run_workers(2, case.train_each, 2, [changed])
-    assert outcome.state == "done"
+    [[(result, _)], _] = run_workers(2, case.train_each, 2, [changed])
+    assert result.state == "done"
     # Each rank names what it has met itself, in whichever epoch.
     (line,) = set((changed.run.folder / "bad_samples.txt").read_text().splitlines())
     assert "shards/000000.tar: sample 00000005: does not decode" in line

@@ -56,7 +56,7 @@ def tiny_config(root: Path, corpus: str, teacher: Path, *overrides: str) -> RunC
     return load_config(None, [*SETTINGS, *places, *overrides])
 
 
-class StoppingHost:
+class StoppingContext:
     """Asks to stop after a step; keeps what it is told."""
 
     def __init__(self, rank: int, world_size: int, stop_at: int | None = None):
@@ -77,7 +77,7 @@ class StoppingHost:
 
 def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = None) -> TrainResult:
     """Train in this worker; only rank 0 knows of the request to stop."""
-    return train_worker(config, StoppingHost(rank, world_size, stop_at if rank == 0 else None))
+    return train_worker(config, StoppingContext(rank, world_size, stop_at if rank == 0 else None))
 
 
 def newest_state(config: RunConfig) -> dict[str, Any]:
@@ -134,8 +134,8 @@ def straight_and_resumed_each(
         straight, broken = named(changed, f"straight{i}"), named(changed, f"broken{i}")
         assert train(straight, rank, world_size).state == "done"
         for stop in stops:
-            outcome = train(broken, rank, world_size, stop)
-            assert (outcome.state, outcome.step) == ("interrupted", stop), outcome
+            result = train(broken, rank, world_size, stop)
+            assert (result.state, result.step) == ("interrupted", stop), result
         assert train(broken, rank, world_size).state == "done"
         states = newest_state(straight), newest_state(broken)
         found.append(differences(*states) + differences(published(straight), published(broken)))

@@ -64,11 +64,11 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if not RunFolder(config.run.folder).holds_run():
         open_init_from(config)  # a wrong folder is told before any worker starts
-    outcome = launch(config, verbose=args.verbose)
-    interrupted = outcome.state == "interrupted"
+    result = launch(config, verbose=args.verbose)
+    interrupted = result.state == "interrupted"
     # Under torchrun this runs once a worker.
     if is_first_process(config.run.launcher):
-        where = f"step {outcome.step} ({outcome.reason}); run the same command to resume"
-        done = f"done: {outcome.step} steps; run folder {config.run.folder}"
+        where = f"step {result.step} ({result.reason}); run the same command to resume"
+        done = f"done: {result.step} steps; run folder {config.run.folder}"
         print(f"interrupted at {where}" if interrupted else done, flush=True)
     return EXIT_INTERRUPTED if interrupted else EXIT_DONE

@@ -231,10 +231,10 @@ def _train(config: RunConfig, verbose: bool) -> bool:
             print(f"{folder.path} is done ({status.step} steps): not trained again")
             return True
         print(f"resuming {folder.path}")
-    outcome = launch(config, verbose=verbose)
-    if outcome.state == "interrupted":
-        print(f"interrupted at step {outcome.step}; run the same command to resume")
-    return outcome.state == "done"
+    result = launch(config, verbose=verbose)
+    if result.state == "interrupted":
+        print(f"interrupted at step {result.step}; run the same command to resume")
+    return result.state == "done"
 
 
 def _is_up_to_date(path: Path, folder: RunFolder) -> bool:

@@ -45,10 +45,10 @@ class AttemptEnd(NamedTuple):
     """How an attempt ended."""
 
     kind: Literal["over", "moved", "not started", "crashed"]
-    """over: the command ends with `outcome`; moved: the workers have stopped so that others can go
+    """over: the command ends with `result`; moved: the workers have stopped so that others can go
     on; not started: there was no room after all; crashed: counts as a failure."""
     reason: str
-    outcome: TrainResult | None = None
+    result: TrainResult | None = None
 
 
 class RayAttempt:
@@ -163,10 +163,10 @@ def judge(
     if state.failure is not None and state.failure.user_error is not None and not dead:
         raise state.failure.user_error
     if error is None:
-        assert state.outcome is not None, "rank 0 returned without an outcome"
+        assert state.result is not None, "rank 0 returned without a result"
         reason = asked.reason if asked else state.notice
-        if state.outcome.state == "done" or not reason or (asked and asked.cause == "signal"):
-            return AttemptEnd("over", reason, state.outcome)
+        if state.result.state == "done" or not reason or (asked and asked.cause == "signal"):
+            return AttemptEnd("over", reason, state.result)
         return AttemptEnd("moved", reason)
     if is_not_started(error):
         return AttemptEnd("not started", str(error).splitlines()[-1])

@@ -29,7 +29,7 @@ class BoardState(NamedTuple):
     """Reported since the last look."""
     failure: WorkerFailure | None
     """The first failure: later ones are mostly its consequences (lost connections)."""
-    outcome: TrainResult | None
+    result: TrainResult | None
     """Rank 0's, once it has returned."""
     nodes: dict[int, str]
     """Node id by rank, of the workers that have entered the worker function."""
@@ -44,7 +44,7 @@ class RunCoordinator:
     def __init__(self) -> None:
         self._progress: deque[TrainProgress] = deque(maxlen=KEPT_PROGRESS)
         self._failure: WorkerFailure | None = None
-        self._outcome: TrainResult | None = None
+        self._result: TrainResult | None = None
         self._nodes: dict[int, str] = {}
         self._notice = ""
         self._stop = asyncio.Event()
@@ -58,9 +58,9 @@ class RunCoordinator:
         """Add a report of rank 0."""
         self._progress.append(progress)
 
-    async def finish(self, outcome: TrainResult) -> None:
+    async def finish(self, result: TrainResult) -> None:
         """Keep rank 0's outcome."""
-        self._outcome = outcome
+        self._result = result
 
     async def fail(self, failure: WorkerFailure) -> None:
         """Keep the first failure."""
@@ -75,7 +75,7 @@ class RunCoordinator:
         """Take what was reported since the last look."""
         news = list(self._progress)
         self._progress.clear()
-        return BoardState(news, self._failure, self._outcome, dict(self._nodes), self._notice)
+        return BoardState(news, self._failure, self._result, dict(self._nodes), self._notice)
 
     async def request_stop(self, reason: str) -> None:
         """Ask all workers to stop."""

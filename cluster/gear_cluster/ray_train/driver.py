@@ -133,8 +133,8 @@ class _Attempts:
         while size := wait_for_capacity(self._plan.sizes, self._stop.requested):
             end = self._attempt(size)
             if end.kind == "over":
-                assert end.outcome is not None
-                return end.outcome
+                assert end.result is not None
+                return end.result
             if end.kind == "crashed":
                 self._after_crash(end.reason)
             elif end.kind == "moved":

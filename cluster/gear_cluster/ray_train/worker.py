@@ -58,7 +58,7 @@ def take_sigterm() -> None:
     signal.signal(signal.SIGTERM, heed)
 
 
-class RayHost:
+class RayContext:
     """A `WorkerContext` that reports to the board and learns of a stop from it or by SIGTERM."""
 
     def __init__(self, board: Any) -> None:
@@ -102,11 +102,11 @@ def run_worker(job: WorkerJob) -> None:
         _redirect_output(log)
     try:
         torch.set_num_threads(job.config.run.threads)
-        host = RayHost(job.board)
+        context = RayContext(job.board)
         ray.get(job.board.begin.remote(rank, ray.get_runtime_context().get_node_id()))
-        outcome = job.worker(job.config, host)
+        result = job.worker(job.config, context)
         if rank == 0:
-            ray.get(job.board.finish.remote(outcome))
+            ray.get(job.board.finish.remote(result))
         torch.distributed.destroy_process_group()
     except BaseException as error:
         with log.open("a") as file:

@@ -226,8 +226,8 @@ def test_a_crash_is_told_by_its_likeliest_cause(tmp_path: Path) -> None:
 
 def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
     logs = LogEnds(tmp_path)
-    stopped = RUNNING._replace(outcome=TrainResult("interrupted", 5, "asked to stop"))
-    done = RUNNING._replace(outcome=TrainResult("done", 9))
+    stopped = RUNNING._replace(result=TrainResult("interrupted", 5, "asked to stop"))
+    done = RUNNING._replace(result=TrainResult("done", 9))
     drained = StopRequest("preemption", "the node is to go", 9.0)
     room = StopRequest("growth", "there is room", 9.0)
 
@@ -238,7 +238,7 @@ def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
     assert kind(stopped, StopRequest("signal", "SIGTERM", 9.0)) == "over"
     assert [kind(stopped, asked) for asked in (drained, room)] == ["moved"] * 2
     noticed = RUNNING._replace(notice="worker 1 was sent SIGTERM")
-    assert kind(noticed._replace(outcome=stopped.outcome), None) == "moved"
+    assert kind(noticed._replace(result=stopped.result), None) == "moved"
     killed = FailedError(r1=died("SIGKILL"))
     assert [kind(RUNNING, asked, killed) for asked in (None, drained, room)] == [
         "crashed",
