@@ -24,6 +24,15 @@ class Affinity(StrEnum):
     """s = z.c"""
 
 
+# Neither of the two changes while a process runs: torch.compile, which cannot trace them, takes
+# their values into its graphs.
+@torch.compiler.assume_constant_result
+def triton_installed() -> bool:
+    """Whether the triton package is there."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), on CPU tensors too."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -42,10 +51,9 @@ def resolve(implementation: str, device: torch.device | str) -> str:
         raise ValueError(f"implementation={implementation!r} is not one of {IMPLEMENTATIONS}")
     if implementation not in ("auto", "triton"):
         return implementation
-    installed = importlib.util.find_spec("triton") is not None
     if implementation == "auto":
-        return "triton" if kind == "cuda" and installed else "torch"
-    if not installed:
+        return "triton" if kind == "cuda" and triton_installed() else "torch"
+    if not triton_installed():
         raise ValueError("implementation='triton' needs the triton package, which is missing")
     if kind != "cuda" and not interpreting():
         raise ValueError(

@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from gear_kernels.assignment import Assignment
 from gear_kernels.dispatch import Affinity, compute_dtype
+from gear_kernels.full_precision_matmul import traceable_product
 from gear_kernels.tiles_torch import first_duplicates
 
 
 def affinities(latents_NC: Tensor, codebook_KC: Tensor, affinity: Affinity) -> Tensor:
     """s (N, K), see `Affinity`; a row's common term |z|^2 is included."""
-    products_NK = latents_NC @ codebook_KC.T
+    products_NK = traceable_product(latents_NC, codebook_KC.T)
     if affinity == Affinity.INNER_PRODUCT:
         return products_NK
     latent_norms_N1 = latents_NC.square().sum(1, keepdim=True)
@@ -80,7 +81,8 @@ def soft_readout(
     """`gear_kernels.soft_readout` with (N, K) matrices; probabilities in the table's dtype."""
     dtype = compute_dtype(latents_NC, codebook_KC)
     scores_NK = affinities(latents_NC.to(dtype), codebook_KC.to(dtype), affinity)
-    return torch.softmax(scores_NK / temperature, 1).to(table_KD.dtype) @ table_KD
+    probabilities_NK = torch.softmax(scores_NK / temperature, 1).to(table_KD.dtype)
+    return traceable_product(probabilities_NK, table_KD)
 
 
 def straight_through_readout(

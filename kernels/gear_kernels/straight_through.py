@@ -18,7 +18,7 @@ from gear_kernels.dispatch import (
     full_precision,
     resolve_for,
 )
-from gear_kernels.soft_readout import backend
+from gear_kernels.soft_readout_autograd import backend
 
 
 def straight_through_readout(

@@ -6,6 +6,13 @@ interprets: on the CPU under TRITON_INTERPRET=1, and on a CUDA device where ther
 
 import pytest
 import torch
+from compile_cases import (
+    CASE,
+    OPERATIONS,
+    Settings,
+    assert_compiled_equals_eager,
+    operator_calls,
+)
 from kernel_cases import (
     HARD,
     INNER,
@@ -159,6 +166,20 @@ def test_same_gradients_every_time() -> None:
         for _ in range(2)
     ]
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+@pytest.mark.parametrize("width", [8, 40])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_compiled_whole(operation, width: int) -> None:
+    """Widths on both sides of the one whose gradients take the torch path."""
+    problem = make_problem(CASE._replace(width=width), torch.float32)
+    assert_compiled_equals_eager(operation, problem, Settings("triton", SQUARED))
+
+
+@pytest.mark.parametrize("affinity", [SQUARED, INNER])
+def test_operators_are_what_they_say(affinity: Affinity) -> None:
+    for name, (operator, arguments) in operator_calls("triton", affinity).items():
+        assert torch.library.opcheck(operator, arguments), name
 
 
 def test_too_wide_codes_are_refused_by_name_only() -> None:
