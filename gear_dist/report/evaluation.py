@@ -5,50 +5,91 @@ another version's form, is left out of the tables; what no table shows is listed
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gear_dist.config.compare import flatten
-from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_value
-from gear_dist.report.tables import draw_table, show_value
+from gear_dist.report.values import show_value
 
 _PARTS = ("frechet_name", "guided", "unguided", "reconstruction", "judge", "warnings")
 _FIGURES = ("chance_accuracy", "num_generated", "real_frechet")
 
 
-def draw_evaluation(evaluation: Mapping[str, Any] | None) -> Markup | None:
-    """All of evaluation.json; None where there is nothing."""
+class Tile(NamedTuple):
+    """A number at the top of the page."""
+
+    label: str
+    value: str
+    unit: str = ""
+
+
+class Cell(NamedTuple):
+    """The median over seeds, and each seed's value."""
+
+    median: str
+    seeds: str
+
+
+class Row(NamedTuple):
+    """A measure of generated images: a cell for each arm, None where it was not measured."""
+
+    title: str
+    cells: list[Cell | None]
+    compare: str
+
+
+class Generation(NamedTuple):
+    """The table of generated images; an arm is a strength of guidance."""
+
+    arms: list[str]
+    rows: list[Row]
+    images_per_seed: Any
+
+
+class EvaluationTables(NamedTuple):
+    """All of evaluation.json, as text."""
+
+    generation: Generation | None
+    images: str
+    """What was reconstructed."""
+    reconstruction: list[tuple[str, str]]
+    judge: list[str]
+    rest: list[tuple[str, str]]
+
+
+def arrange_evaluation(evaluation: Mapping[str, Any] | None) -> EvaluationTables | None:
+    """None where there is no evaluation."""
     if not evaluation:
         return None
     rest = {key: value for key, value in evaluation.items() if key not in (*_PARTS, *_FIGURES)}
-    parts = [
-        _draw_generation(evaluation),
-        _draw_reconstruction(_part(evaluation, "reconstruction")),
-        _draw_judge(evaluation),
-        _draw_rest(rest),
-    ]
-    return element("div", [part for part in parts if part], class_="stack")
+    found = _part(evaluation, "reconstruction")
+    count = found.get("num_images")
+    return EvaluationTables(
+        generation=_arrange_generation(evaluation),
+        images=f"{count:,} validation images" if isinstance(count, int) else "validation images",
+        reconstruction=_list_reconstruction(found),
+        judge=_list_judge(evaluation),
+        rest=[(name, show_value(value)) for name, value in flatten(rest).items()],
+    )
 
 
-def list_tiles(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """Label, value and unit of the numbers that matter most."""
+def list_evaluation_tiles(evaluation: Mapping[str, Any] | None) -> list[Tile]:
+    """The numbers that matter most."""
     evaluation = evaluation or {}
     tiles = []
     psnr = _number(_part(evaluation, "reconstruction"), "psnr_db")
     if psnr is not None:
-        tiles.append(("Reconstruction", f"{psnr:.1f}", "dB PSNR"))
+        tiles.append(Tile("Reconstruction", f"{psnr:.1f}", "dB PSNR"))
     accuracy = _number(_part(_part(evaluation, "guided"), "accuracy"), "median")
     if accuracy is not None:
-        tiles.append(("Asked class seen", f"{100 * accuracy:.0f}", "% of samples"))
+        tiles.append(Tile("Asked class seen", f"{100 * accuracy:.0f}", "% of samples"))
     return tiles
 
 
-def _draw_generation(evaluation: Mapping[str, Any]) -> Markup | None:
-    arms = [_part(evaluation, name) for name in ("guided", "unguided")]
-    arms = [arm for arm in arms if arm]
+def _arrange_generation(evaluation: Mapping[str, Any]) -> Generation | None:
+    arms = [arm for name in ("guided", "unguided") if (arm := _part(evaluation, name))]
     if not arms:
         return None
-    columns = ["Generated images", *(_arm_title(arm) for arm in arms), "Compare with"]
     chance = _number(evaluation, "chance_accuracy")
     ceiling = _number(_part(evaluation, "reconstruction"), "accuracy")
     limits = [("chance", chance), ("reconstructions", ceiling)]
@@ -56,19 +97,18 @@ def _draw_generation(evaluation: Mapping[str, Any]) -> Markup | None:
     real = _number(evaluation, "real_frechet")
     name = str(evaluation.get("frechet_name") or "Frechet distance")
     rows = [
-        _row("Asked class recognised", [_seeds(arm, "accuracy", _percent) for arm in arms], notes),
-        _row(
+        Row(
+            "Asked class recognised",
+            [_seeds(arm, "accuracy", _percent) for arm in arms],
+            ", ".join(notes),
+        ),
+        Row(
             name[:1].upper() + name[1:],
             [_seeds(arm, "frechet", format_value) for arm in arms],
-            [f"real images {format_value(real)}"] if real is not None else [],
+            f"real images {format_value(real)}" if real is not None else "",
         ),
     ]
-    count = evaluation.get("num_generated")
-    text = f"Median over seeds, each seed's value below it; {count} images a seed. "
-    return join(
-        draw_table("Generated images", columns, rows),
-        element("p", text, "A higher share and a smaller distance are better.", class_="note"),
-    )
+    return Generation([_arm_title(arm) for arm in arms], rows, evaluation.get("num_generated"))
 
 
 def _arm_title(arm: Mapping[str, Any]) -> str:
@@ -76,34 +116,29 @@ def _arm_title(arm: Mapping[str, Any]) -> str:
     return "No guidance" if guidance == 1 else f"Guidance {show_value(guidance)}"
 
 
-def _seeds(arm: Mapping[str, Any], name: str, show: Callable[[float], str]) -> Markup:
+def _seeds(arm: Mapping[str, Any], name: str, show: Callable[[float], str]) -> Cell | None:
     figures = _part(arm, name)
     median, values = _number(figures, "median"), figures.get("values")
     if median is None:
-        return join("not measured")
+        return None
     each = [show(v) for v in values if isinstance(v, int | float)] if values else []
-    return join(element("b", show(median)), element("small", ", ".join(each), class_="seeds"))
+    return Cell(show(median), ", ".join(each))
 
 
-def _draw_reconstruction(found: Mapping[str, Any]) -> Markup | None:
+def _list_reconstruction(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     formats: Sequence[tuple[str, str, Callable[[float], str]]] = (
         ("psnr_db", "PSNR, mean over images", lambda v: f"{v:.2f} dB"),
         ("ssim", "SSIM, mean over images", lambda v: f"{v:.3f}"),
         ("accuracy", "Class still recognised", _percent),
     )
-    rows = []
-    for key, title, show in formats:
-        value = _number(found, key)
-        if value is not None:
-            rows.append(_row(title, [element("b", show(value))]))
-    if not rows:
-        return None
-    count = found.get("num_images")
-    images = f"{count:,} validation images" if isinstance(count, int) else "validation images"
-    return draw_table("Reconstructions", (f"Reconstructions of {images}", "Value"), rows)
+    return [
+        (title, show(value))
+        for key, title, show in formats
+        if (value := _number(found, key)) is not None
+    ]
 
 
-def _draw_judge(evaluation: Mapping[str, Any]) -> Markup | None:
+def _list_judge(evaluation: Mapping[str, Any]) -> list[str]:
     """Who recognised the classes, and how far it can be trusted."""
     lines = []
     accuracy = _number(_part(evaluation, "judge"), "accuracy")
@@ -113,20 +148,7 @@ def _draw_judge(evaluation: Mapping[str, Any]) -> Markup | None:
             f"on {_percent(accuracy)} of the validation images."
         )
     warnings = evaluation.get("warnings")
-    lines += [str(text) for text in warnings] if isinstance(warnings, list) else []
-    return element("ul", [element("li", line) for line in lines], class_="note") if lines else None
-
-
-def _draw_rest(rest: Mapping[str, Any]) -> Markup | None:
-    rows = [_row(name, [join(show_value(value))]) for name, value in flatten(rest).items()]
-    return draw_table("Further results", ("Measure", "Value"), rows) if rows else None
-
-
-def _row(title: str, cells: Sequence[Markup], notes: Sequence[str] | None = None) -> Markup:
-    last = element("td", ", ".join(notes), class_="compare") if notes is not None else None
-    return element(
-        "tr", element("th", title, scope="row"), [element("td", cell) for cell in cells], last
-    )
+    return lines + ([str(text) for text in warnings] if isinstance(warnings, list) else [])
 
 
 def _percent(value: float) -> str:

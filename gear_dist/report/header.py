@@ -3,19 +3,17 @@
 import datetime
 import statistics
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gear_dist.config.compare import MORE_TEACHERS
 from gear_dist.formatting import format_duration
-from gear_dist.report.evaluation import list_tiles
-from gear_dist.report.markup import Markup, element, join
+from gear_dist.report.evaluation import Tile, list_evaluation_tiles
 from gear_dist.report.numbers import format_count, format_value
 from gear_dist.report.panels import Panel, Series, training_seconds
 
 if TYPE_CHECKING:
     from gear_dist.report.record import RunRecord
 
-_BADGES = ("done", "running", "restarting", "interrupted", "failed")
 # What the tiles show of the curves, where a run has them: metric, label, unit.
 _TILES = (
     ("tokenizer_loss", "Tokenizer loss", ""),
@@ -24,49 +22,31 @@ _TILES = (
 )
 
 
-def draw_header(record: "RunRecord", series: Mapping[Panel, list[Series]]) -> Markup:
-    """Name, state, progress and tiles."""
-    status = record.status
-    state = status.state if status else "not started"
-    badge = element("span", state, class_=f"badge {state if state in _BADGES else ''}")
-    return element(
-        "header",
-        element("p", "gear-dist run report", class_="eyebrow"),
-        element("h1", record.name, badge),
-        _draw_progress(record),
-        element("dl", _tiles(record, series), class_="tiles"),
-    )
+class Progress(NamedTuple):
+    """How far a run is."""
+
+    facts: list[str]
+    step: int
+    total_steps: int
+    percent: str
 
 
-def _draw_progress(record: "RunRecord") -> Markup:
+def measure_progress(record: "RunRecord") -> Progress | None:
+    """None for a run that has not started."""
     status = record.status
     if status is None:
-        return element("p", "This run has not started: it has no status.json.", class_="lead")
+        return None
     # status.json is written at starts and ends; in between the metrics know more.
     step = max([status.step, *(item["step"] for item in record.records[-1:])])
-    parts = [f"step {step:,} of {status.total_steps:,}"]
+    facts = [f"step {step:,} of {status.total_steps:,}"]
     if record.records and record.records[-1].get("stage"):
-        parts.append(f"stage {record.records[-1]['stage']}")
+        facts.append(f"stage {record.records[-1]['stage']}")
     if status.exit_code is not None:
-        parts.append(f"exit code {status.exit_code}")
+        facts.append(f"exit code {status.exit_code}")
     if status.updated:
-        parts.append(f"updated {_format_time(status.updated)}")
+        facts.append(f"updated {_format_time(status.updated)}")
     share = min(1.0, step / max(1, status.total_steps))
-    bar = element("span", style=f"width:{100 * share:.1f}%")
-    return join(
-        element("p", " · ".join(parts), class_="lead"),
-        element("p", status.reason, class_="reason") if status.reason else None,
-        element(
-            "div",
-            bar,
-            class_="progress",
-            role="progressbar",
-            aria_label="Steps done",
-            aria_valuemin=0,
-            aria_valuemax=status.total_steps,
-            aria_valuenow=step,
-        ),
-    )
+    return Progress(facts, step, status.total_steps, f"{100 * share:.1f}")
 
 
 def _format_time(text: str) -> str:
@@ -76,48 +56,35 @@ def _format_time(text: str) -> str:
         return text
 
 
-def _tiles(record: "RunRecord", series: Mapping[Panel, list[Series]]) -> list[Markup]:
+def list_tiles(record: "RunRecord", series: Mapping[Panel, list[Series]]) -> list[Tile]:
+    """The key numbers, as far as the run has them."""
     lines = {line.name: line for group in series.values() for line in group}
-    tiles = []
+    tiles: list[Tile] = []
     seconds = training_seconds(record.records)
     if seconds:
-        tiles.append(_tile("Training time", format_duration(seconds)))
+        tiles.append(Tile("Training time", format_duration(seconds)))
     eta = record.records[-1].get("eta_s") if record.records else None
     if record.status and record.status.state == "running" and isinstance(eta, int | float):
-        tiles.append(_tile("Time left", format_duration(eta)))
+        tiles.append(Tile("Time left", format_duration(eta)))
     if "images_per_s" in lines:
         speeds = [v for _, v in lines["images_per_s"].points if v is not None]
-        tiles.append(_tile("Throughput", format_value(statistics.median(speeds)), "images/s"))
+        tiles.append(Tile("Throughput", format_value(statistics.median(speeds)), "images/s"))
     if "codebook_usage" in lines:
         usage = lines["codebook_usage"].last or 0.0
-        tiles.append(_tile("Codebook usage", f"{100 * usage:.1f}", "%"))
+        tiles.append(Tile("Codebook usage", f"{100 * usage:.1f}", "%"))
     for name, label, unit in _TILES:
         value = lines[name].last if name in lines else None
         if value is not None:
-            tiles.append(_tile(label, format_value(value), unit))
-    tiles += [_tile(*tile) for tile in list_tiles(record.evaluation)]
+            tiles.append(Tile(label, format_value(value), unit))
+    tiles += list_evaluation_tiles(record.evaluation)
     workers, batch = record.environment.get("world_size"), record.config.get("engine.global_batch")
     if workers:
-        tiles.append(_tile("Workers", format_count(workers), f"· batch {batch}"))
+        tiles.append(Tile("Workers", format_count(workers), f"· batch {batch}"))
     return tiles
 
 
-def _tile(label: str, value: str, unit: str = "") -> Markup:
-    shown = element("dd", value, element("small", f" {unit}") if unit else None)
-    return element("div", element("dt", label), shown)
-
-
-def draw_notes(record: "RunRecord") -> Markup | None:
-    """What limits the meaning of the numbers."""
-    notes = list_notes(record)
-    if not notes:
-        return None
-    items = [element("li", note) for note in notes]
-    return element("aside", element("h2", "Notes"), element("ul", items), class_="notes")
-
-
 def list_notes(record: "RunRecord") -> list[str]:
-    """The notes as text."""
+    """What limits the meaning of the numbers."""
     notes = []
     config, status = record.config, record.status
     if not _number(config, "losses.lpips_weight") and _number(config, "losses.gradient_weight"):

@@ -1,16 +1,17 @@
-"""The parts of the page below its header. Each returns None where the run has nothing for it."""
+"""What the parts of the page below its header show; empty where the run has nothing for one."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from gear_dist.config.compare import default_settings
 from gear_dist.report.curves import NUM_COLOURS, draw_chart
-from gear_dist.report.markup import Markup, element, join
 from gear_dist.report.numbers import format_value
 from gear_dist.report.panels import GROUPS, Panel, Series, StageSpan
-from gear_dist.report.pictures import embed_picture, spread
-from gear_dist.report.tables import draw_table, show_value, with_units
+from gear_dist.report.pictures import Picture, embed_picture, spread
+from gear_dist.report.values import show_value, with_units
 from gear_dist.runs.run_folder import Grid
 
 _HISTORY_GRIDS = 12
@@ -21,15 +22,60 @@ _GRID_TEXTS = {
 }
 
 
-def draw_latest_grids(grids: Sequence[Grid]) -> Markup | None:
+class Figure(NamedTuple):
+    """A grid: `text` for those who cannot see it; a small one goes without its note."""
+
+    picture: Picture
+    text: str
+    caption: str
+    note: str
+    small: bool
+
+
+class Strip(NamedTuple):
+    """Grids of one kind by step."""
+
+    title: str
+    extent: str
+    figures: list[Figure]
+
+
+class Key(NamedTuple):
+    """A line of a legend: the number of its colour, the metric, its newest value."""
+
+    colour: int
+    name: str
+    value: str
+
+
+class Chart(NamedTuple):
+    """A panel as it is shown."""
+
+    part: str
+    title: str
+    unit: str
+    legend: list[Key]
+    drawing: Markup
+    note: str
+
+
+class Setting(NamedTuple):
+    """A setting as text, and whether it differs from its default."""
+
+    name: str
+    value: str
+    default: str
+    changed: bool
+
+
+def list_latest_grids(grids: Sequence[Grid]) -> list[Figure]:
     """The newest grid of each kind, samples first."""
     newest = {grid.kind: grid for grid in grids}
     kinds = sorted(newest, key=lambda kind: (kind != "samples", kind))
-    figures = [figure for kind in kinds if (figure := _draw_figure(newest[kind], small=False))]
-    return element("div", figures, class_="grids") if figures else None
+    return [figure for kind in kinds if (figure := _make_figure(newest[kind], small=False))]
 
 
-def draw_history(grids: Sequence[Grid]) -> Markup | None:
+def list_strips(grids: Sequence[Grid]) -> list[Strip]:
     """How the grids changed: a strip for each kind, evenly thinned in long runs."""
     strips = []
     for kind in sorted({grid.kind for grid in grids}, reverse=True):
@@ -37,57 +83,41 @@ def draw_history(grids: Sequence[Grid]) -> Markup | None:
         if len(own) < 2:
             continue
         shown = [own[i] for i in spread(len(own), _HISTORY_GRIDS)]
-        figures = [figure for grid in shown if (figure := _draw_figure(grid, small=True))]
-        title = _GRID_TITLES.get(kind, kind)
-        count = f" ({len(shown)} of {len(own)})" if len(shown) < len(own) else ""
-        strips.append(element("h3", title, count))
-        label = f"{title} by step; scroll sideways"
-        strips.append(
-            element("div", figures, class_="strip-row", role="region", tabindex=0, aria_label=label)
-        )
-    return join(strips) if strips else None
+        figures = [figure for grid in shown if (figure := _make_figure(grid, small=True))]
+        extent = f" ({len(shown)} of {len(own)})" if len(shown) < len(own) else ""
+        strips.append(Strip(_GRID_TITLES.get(kind, kind), extent, figures))
+    return strips
 
 
-def _draw_figure(grid: Grid, *, small: bool) -> Markup | None:
+def _make_figure(grid: Grid, *, small: bool) -> Figure | None:
     picture = embed_picture(grid.path, small=small)
     if picture is None:
         return None
     title = _GRID_TITLES.get(grid.kind, grid.kind)
     text = f"{_GRID_TEXTS.get(grid.kind, title)}, after step {grid.step}"
-    image = element(
-        "img",
-        src=picture.uri,
-        width=picture.width,
-        height=picture.height,
-        alt=text,
-        loading="lazy" if small else None,
-    )
     caption = f"step {grid.step:,}" if small else f"{title} after step {grid.step:,}"
-    note = None if small else element("small", _GRID_TEXTS.get(grid.kind, ""))
-    return element("figure", image, element("figcaption", caption, note))
+    return Figure(picture, text, caption, _GRID_TEXTS.get(grid.kind, ""), small)
 
 
-def draw_curves(
+def list_charts(
     series: Mapping[Panel, list[Series]],
     stages: Sequence[StageSpan],
     records: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
-) -> Markup | None:
+) -> list[tuple[str, list[Chart]]]:
     """All panels by group, on one step axis."""
     if not series:
-        return None
+        return []
     first, last = records[0]["step"], records[-1]["step"]
     span = (0 if first <= last / 10 else first, last)
     texts = _panel_texts(records, config)
-    parts: list[Markup] = []
+    groups = []
     for group in GROUPS:
         panels = [panel for panel in series if panel.group == group]
-        if not panels:
-            continue
-        drawn = [_draw_panel(panel, series[panel], stages, span, texts) for panel in panels]
-        body = join(element("h3", group), element("div", drawn, class_="panels"))
-        parts.append(element("div", body))
-    return join(parts)
+        if panels:
+            charts = [_make_chart(panel, series[panel], stages, span, texts) for panel in panels]
+            groups.append((group, charts))
+    return groups
 
 
 def _panel_texts(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, str]:
@@ -100,80 +130,52 @@ def _panel_texts(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
     return {"window": f"{window:,.0f}", "uniform": uniform}
 
 
-def _draw_panel(
+def _make_chart(
     panel: Panel,
     lines: Sequence[Series],
     stages: Sequence[StageSpan],
     span: tuple[int, int],
     texts: Mapping[str, str],
-) -> Markup:
-    """A chart with its title, note and a legend that gives the newest values."""
-    chart, is_log = draw_chart(
+) -> Chart:
+    drawing, is_log = draw_chart(
         lines, stages, title=f"{panel.part}: {panel.title}", scale=panel.scale, steps=span
     )
-    unit = panel.unit + (", log scale" if panel.unit and is_log else "log scale" if is_log else "")
-    small = element("small", f" {unit}") if unit else None
-    title = element("h4", element("span", panel.part, class_="part"), panel.title, small)
-    legend = [_draw_key(line, i, panel) for i, line in enumerate(lines)]
-    note = element("p", panel.note.format(**texts), class_="note") if panel.note else None
-    return element("article", title, element("ul", legend, class_="legend"), chart, note)
+    unit = ", ".join(filter(None, (panel.unit, "log scale" if is_log else "")))
+    legend = [
+        Key(i % NUM_COLOURS, line.name, _show_last(line, panel)) for i, line in enumerate(lines)
+    ]
+    return Chart(panel.part, panel.title, unit, legend, drawing, panel.note.format(**texts))
 
 
-def _draw_key(line: Series, index: int, panel: Panel) -> Markup:
-    last = line.last
-    value = "-" if last is None else format_value(last)
-    if panel.scale == "share" and last is not None:
-        value = f"{100 * last:.1f} %"
-    swatch = element("i", class_=f"swatch c{index % NUM_COLOURS}", aria_hidden="true")
-    return element("li", swatch, element("code", line.name), " ", element("b", value))
+def _show_last(line: Series, panel: Panel) -> str:
+    if line.last is None:
+        return "-"
+    return f"{100 * line.last:.1f} %" if panel.scale == "share" else format_value(line.last)
 
 
-def draw_settings(config: Mapping[str, Any]) -> Markup:
-    """Settings that differ from the defaults, then all of them, the different ones marked."""
+def list_settings(config: Mapping[str, Any]) -> list[Setting]:
+    """All settings, in the order of the configuration."""
     defaults = default_settings(config)
-    changed = [key for key in config if key not in defaults or config[key] != defaults[key]]
-    columns = ("Setting", "Value", "Default")
-    rows = [_setting_row(key, config[key], defaults, mark=False) for key in changed]
-    every = [_setting_row(key, config[key], defaults, mark=key in changed) for key in config]
-    intro = f"{len(changed)} of {len(config)} settings differ from the defaults."
-    return join(
-        element("p", intro),
-        draw_table("Settings that differ", columns, rows) if rows else None,
-        element(
-            "details",
-            element("summary", f"All {len(config)} settings"),
-            draw_table("All settings; different ones are marked", columns, every),
-        ),
-    )
-
-
-def _setting_row(key: str, value: Any, defaults: Mapping[str, Any], *, mark: bool) -> Markup:
-    default = show_value(defaults[key]) if key in defaults else "(not in this version)"
-    return element(
-        "tr",
-        element("th", element("code", key.replace(".", ".\N{ZERO WIDTH SPACE}")), scope="row"),
-        element("td", element("mark", show_value(value)) if mark else show_value(value)),
-        element("td", default, class_="default"),
-        class_="changed" if mark else None,
-    )
-
-
-def draw_environment(environment: Mapping[str, Any]) -> Markup | None:
-    """environment.json as a table, one row a part."""
-    if not environment:
-        return None
-    rows = [
-        element("tr", element("th", key.replace("_", " "), scope="row"), _draw_fact(value))
-        for key, value in environment.items()
+    return [
+        Setting(
+            key.replace(".", ".\N{ZERO WIDTH SPACE}"),
+            show_value(value),
+            show_value(defaults[key]) if key in defaults else "(not in this version)",
+            key not in defaults or value != defaults[key],
+        )
+        for key, value in config.items()
     ]
-    return draw_table("Environment of the run", ("Part", "Facts"), rows)
 
 
-def _draw_fact(value: Any) -> Markup:
+def list_environment(
+    environment: Mapping[str, Any],
+) -> list[tuple[str, str | list[tuple[str, str]]]]:
+    """Parts of environment.json: each a text, or names with texts."""
+    return [(key.replace("_", " "), _list_facts(value)) for key, value in environment.items()]
+
+
+def _list_facts(value: Any) -> str | list[tuple[str, str]]:
     if not isinstance(value, Mapping):
-        return element("td", show_value(value))
-    items = [
-        element("li", element("small", f"{name.replace('_', ' ')} "), show_value(item))
-        for name, item in with_units(value).items()
-    ]
-    return element("td", element("ul", items, class_="facts"))
+        return show_value(value)
+    facts = with_units(value).items()
+    return [(name.replace("_", " "), show_value(item)) for name, item in facts]

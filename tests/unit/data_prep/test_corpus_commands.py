@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from gear_data_prep.__main__ import main as data_prep
+from gear_data_prep.corpus_tools.stats import measure_corpus
+from gear_data_prep.corpus_tools.stats_page import render_page
 from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.storage.open import open_storage
@@ -185,6 +187,15 @@ def test_stats(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "http" not in page.replace("https://www.w3.org", "")
     assert data_prep(["stats", str(corpus)]) == 0
     assert "most and least frequent" in capsys.readouterr().out
+
+
+def test_names_are_text_on_the_page_of_statistics(corpus: Path) -> None:
+    evil = '"><script>alert(1)</script>'
+    storage = open_storage(str(corpus))
+    stats = measure_corpus(storage)._replace(address=evil, classes=((evil, 1),))
+    page = render_page(storage, stats)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 3, "the title, the heading and the class"
 
 
 def test_preview(corpus: Path, tmp_path: Path) -> None:

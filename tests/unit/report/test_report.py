@@ -8,8 +8,10 @@ import json
 import re
 import xml.etree.ElementTree
 
+import jinja2
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from gear_dist.cli import report as cli
@@ -17,7 +19,7 @@ from gear_dist.config.loading import load_config
 from gear_dist.errors import DataError
 from gear_dist.report.curves import draw_chart, smooth, thin_out
 from gear_dist.report.image_grid import save_grid
-from gear_dist.report.markup import Markup, element, join
+from gear_dist.report.markup import element, join
 from gear_dist.report.numbers import (
     format_count,
     format_ticks,
@@ -34,6 +36,7 @@ from gear_dist.report.panels import (
     training_seconds,
 )
 from gear_dist.report.pictures import embed_picture, spread
+from gear_dist.report.templating import load_template
 from gear_dist.runs.run_folder import RunFolder
 
 DEMO = ["losses.lpips_weight=0", "losses.gradient_weight=1", "stages.joint.steps=100"]
@@ -442,7 +445,15 @@ def test_ticks_are_round_inside_and_few():
 
 
 def test_markup_escapes_text_and_attributes_but_not_markup():
-    built = element("p", "a < b", Markup("<b>ok</b>"), [None, "&"], class_='x"y', aria_label=None)
-    assert built == '<p class="x&quot;y">a &lt; b<b>ok</b>&amp;</p>'
-    assert join("<", element("img", src="a")) == '&lt;<img src="a">'
-    assert element("td") == "<td></td>"
+    built = element("g", "a < b", Markup("<b>ok</b>"), [None, "&"], class_='x"y', aria_label=None)
+    assert built == '<g class="x&#34;y">a &lt; b<b>ok</b>&amp;</g>'
+    assert join("<", element("path", stroke_width=2)) == '&lt;<path stroke-width="2"></path>'
+
+
+def test_a_template_escapes_text_but_not_markup_and_wants_all_its_values():
+    page = load_template("gear_dist.report", "environment.html")
+    shown = page.render(content=[("a < b", "&"), ("c", [("d", Markup("<b>ok</b>"))])])
+    assert '<th scope="row">a &lt; b</th><td>&amp;</td>' in shown
+    assert "<b>ok</b>" in shown
+    with pytest.raises(jinja2.UndefinedError, match="content"):
+        page.render()

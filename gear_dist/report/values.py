@@ -1,27 +1,14 @@
-"""Tables of the page, and values as text."""
+"""Values of settings, facts and results as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from gear_dist.config.compare import flatten
 from gear_dist.formatting import format_bytes
 from gear_dist.redaction import redact_text
-from gear_dist.report.markup import Markup, element
 from gear_dist.report.numbers import format_value
 
 _LONG_LIST = 16
-
-
-def draw_table(caption: str, columns: Sequence[str], rows: Sequence[Markup]) -> Markup:
-    """A table that scrolls inside itself on a narrow screen; each row starts with a header cell."""
-    head = element("tr", [element("th", name, scope="col") for name in columns])
-    table = element(
-        "table",
-        element("caption", caption),
-        element("thead", head),
-        element("tbody", list(rows)),
-    )
-    return element("div", table, class_="table", role="region", tabindex=0, aria_label=caption)
 
 
 def show_value(value: Any) -> str:
