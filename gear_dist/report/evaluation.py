@@ -121,7 +121,8 @@ def _seeds(arm: Mapping[str, Any], name: str, show: Callable[[float], str]) -> C
     median, values = _number(figures, "median"), figures.get("values")
     if median is None:
         return None
-    each = [show(v) for v in values if isinstance(v, int | float)] if values else []
+    values = values if isinstance(values, list) else []
+    each = [show(v) for v in values if isinstance(v, int | float)]
     return Cell(show(median), ", ".join(each))
 
 

@@ -227,6 +227,12 @@ def test_the_evaluation_names_its_measure_its_seeds_and_its_limits(folder):
     assert "SSIM" not in text, "it was not measured"
 
 
+def test_values_of_seeds_of_another_form_are_left_out(folder):
+    folder.write_evaluation(evaluation_of(guided={"accuracy": {"median": 0.625, "values": 0.5}}))
+    text = page_of(folder)
+    assert '<b>62.5 %</b><small class="seeds"></small>' in text
+
+
 def test_an_evaluation_without_a_generator_shows_reconstructions_alone(folder):
     found = evaluation_of(guided=None, unguided=None, judge=None, real_frechet=None)
     folder.write_evaluation(found)
