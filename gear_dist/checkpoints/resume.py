@@ -72,8 +72,8 @@ def open_resumed(
 
     Raises:
         ConfigError: the configuration defines another run, or `run.resume` forbids that.
-        DataError: the checkpoint that `run.resume` names is missing or damaged, or all are that
-            the run has.
+        DataError: the checkpoint that `run.resume` names is missing or damaged, all are that
+            the run has, or all have gone.
     """
     named = config.run.resume
     newest = _open_newest(store, config)
@@ -82,6 +82,8 @@ def open_resumed(
             f"run.resume=none, but {store.address} already holds checkpoints; set another "
             "run.name, remove them, or use run.resume=auto to resume"
         )
+    if newest is None and named in ("auto", "none"):
+        collectives.on_rank_0(lambda: _check_none_lost(store, config))
     if named in ("auto", "none") or (newest and newest.state["origin"] == named):
         reader = newest
     else:
@@ -101,12 +103,35 @@ def _open_newest(store: CheckpointManager, config: RunConfig) -> CheckpointReade
             raise
         store.mark_damaged()
         return None
-    if newest is None and config.run.resume == "none" and RunFolder(config.run.folder).has_records:
+    folder = RunFolder(config.run.folder)
+    lost = collectives.from_rank_0(folder.read_newest_checkpoint) is not None
+    if newest is None and config.run.resume == "none" and folder.has_records and not lost:
         raise ConfigError(
             f"run.resume=none, but {config.run.folder} already holds a run; set another run.name "
             "or remove the folder"
         )
     return newest
+
+
+def _check_none_lost(store: CheckpointManager, config: RunConfig) -> None:
+    """Refuse to start over a run that has published checkpoints, none of which is there now.
+
+    Raises:
+        DataError: unless run.resume=none, which forgets them.
+    """
+    folder = RunFolder(config.run.folder)
+    published = folder.read_newest_checkpoint()
+    if published is None:
+        return
+    if config.run.resume == "none":
+        folder.forget_newest_checkpoint()
+        return
+    address, step = published
+    raise DataError(
+        f"{folder.path} has a checkpoint of step {step} at {address}, and {store.address} holds "
+        "none: set checkpoint.address and data.endpoint back, restore the checkpoint, or start "
+        "another run.name; run.resume=none with another checkpoint.address starts this one over"
+    )
 
 
 def _open_named(address: str, config: RunConfig, beat: Callable[[], None]) -> CheckpointReader:

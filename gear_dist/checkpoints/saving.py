@@ -15,12 +15,20 @@ _RECORDED = ("blocked_s", "took_s", "part_bytes")
 class Saver:
     """A store, with what became of the saves. All methods but the records are collective."""
 
-    def __init__(self, store: CheckpointManager, say: Callable[[str], None], max_failed: int = 0):
+    def __init__(
+        self,
+        store: CheckpointManager,
+        say: Callable[[str], None],
+        max_failed: int = 0,
+        published: Callable[[str, int], None] = lambda address, step: None,
+    ):
         """
         Args:
             say: takes a line about each save.
             max_failed: failures in a row that end the run; 0: no limit.
+            published: takes the address and step of each checkpoint that is there from now on.
         """
+        self._published = published
         self._store = store
         self._say = say
         self._max_failed = max_failed
@@ -52,7 +60,9 @@ class Saver:
             self._failed = self._failed + 1 if result.problem else 0
             if result.problem:
                 self._problem = f"no checkpoint of step {result.step}: {result.problem}"
-                message = f"WARNING: {self._problem}; the one before stays"
+                message = f"WARNING: {self._problem}; earlier ones stay"
+            else:
+                self._published(f"{self._store.address}/{result.folder}", result.step)
             self._say(message)
             if result.notice:
                 self._say(f"WARNING: {result.notice}")
@@ -73,8 +83,8 @@ class Saver:
         if too_many:
             raise StorageError(
                 f"checkpoint.max_failed_saves={self._max_failed}: {self._failed} saves in a row "
-                f"have failed, the last: {self._problem}; mend the store: the same command resumes "
-                "from the checkpoint before"
+                f"have failed, the last: {self._problem}; repair the store: the same command "
+                "resumes from the previous checkpoint"
             )
 
     def take_record(self) -> dict[str, float]:

@@ -80,6 +80,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         for name, address in [*addresses.items(), *(("data.mixture", one) for one in data.mixture)]:
             if address:
                 parse_address(address, name)
+        require(all(data.mixture), f"data.mixture={list(data.mixture)} has an empty address")
         paths = {f"{name}.path": teacher.path for name, teacher in self.teachers.items()}
         paths["stages.init_from"] = self.stages.init_from
         paths["data.cache_folder"] = data.cache_folder

@@ -64,7 +64,8 @@ def list_tiles(record: "RunRecord", series: Mapping[Panel, list[Series]]) -> lis
     if seconds:
         tiles.append(Tile("Training time", format_duration(seconds)))
     eta = record.records[-1].get("eta_s") if record.records else None
-    if record.status and record.status.state == "running" and isinstance(eta, int | float):
+    is_running = record.status is not None and record.status.state == "running"
+    if is_running and not record.is_abandoned and isinstance(eta, int | float):
         tiles.append(Tile("Time left", format_duration(eta)))
     if "images_per_s" in lines:
         speeds = [v for _, v in lines["images_per_s"].points if v is not None]
@@ -96,7 +97,11 @@ def list_notes(record: "RunRecord") -> list[str]:
         )
     if status and status.state == "interrupted":
         notes.append("The run was interrupted; the same command resumes it.")
-    if status and status.state == "running":
+    if status and status.state in ("running", "restarting") and record.is_abandoned:
+        notes.append(
+            "The process that trained this run is gone without a word; the same command resumes it."
+        )
+    elif status and status.state == "running":
         notes.append(
             "The run was still training when this page was written; write it again for more."
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gear_dist.config.compare import flatten
+from gear_dist.runs.lock import is_abandoned
 from gear_dist.runs.run_folder import Grid, RunFolder, Status
 
 
@@ -18,6 +19,8 @@ class RunRecord(NamedTuple):
     grids: list[Grid]
     evaluation: Mapping[str, Any] | None
     environment: Mapping[str, Any]
+    is_abandoned: bool = False
+    """Whether its command is gone, whatever its status says."""
 
 
 def read_record(folder: RunFolder) -> RunRecord:
@@ -30,4 +33,5 @@ def read_record(folder: RunFolder) -> RunRecord:
         grids=folder.list_grids(),
         evaluation=folder.read_evaluation(),
         environment=folder.read_environment(),
+        is_abandoned=is_abandoned(folder.path.absolute()),
     )

@@ -46,6 +46,17 @@ def run_lock(folder: Path) -> Iterator[None]:
         )
 
 
+def is_abandoned(folder: Path) -> bool:
+    """Whether a command has held a run folder, and none holds it now."""
+    path = folder.parent / f".{folder.name}.lock"
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, never held, or a file system without locks
+        return False
+    return True
+
+
 def _take(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

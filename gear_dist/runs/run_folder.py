@@ -69,6 +69,7 @@ class RunFolder:
         self.bad_samples_path = self.path / "bad_samples.txt"
         self.status_path = self.path / "status.json"
         self.id_path = self.path / "run_id"
+        self.newest_checkpoint_path = self.path / "newest_checkpoint.json"
         self.evaluation_path = self.path / "evaluation.json"
         self.report_path = self.path / "report.html"
         self.grids = self.path / "grids"
@@ -176,6 +177,26 @@ class RunFolder:
     def write_id(self, run: str) -> None:
         """Write the run's id."""
         write_file(self.id_path, f"{run}\n".encode())
+
+    def write_newest_checkpoint(self, address: str, step: int) -> None:
+        """Remember the newest published checkpoint, so that its loss is noticed."""
+        _write_json(self.newest_checkpoint_path, {"address": address, "step": step})
+
+    def read_newest_checkpoint(self) -> tuple[str, int] | None:
+        """Address and step of the newest published checkpoint; None: there was none yet."""
+        node = _read_json(self.newest_checkpoint_path)
+        if node is None:
+            return None
+        address, step = node.get("address"), node.get("step")
+        if not isinstance(address, str) or not isinstance(step, int):
+            raise DataError(
+                f"{self.newest_checkpoint_path}: damaged; remove it if the checkpoints are there"
+            )
+        return address, step
+
+    def forget_newest_checkpoint(self) -> None:
+        """The run starts over."""
+        self.newest_checkpoint_path.unlink(missing_ok=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, the resolved configuration."""

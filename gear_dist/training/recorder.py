@@ -67,8 +67,20 @@ class RunRecorder:
         assert self._log is not None
         record: dict[str, Any] = {"step": self.step, "stage": stage, **numbers}
         self._log.log(record)
+        self._refresh_status()
         shown = {key: float(v) for key, v in record.items() if isinstance(v, (int, float))}
         self._context.report(TrainProgress(self.step, self._total_steps, stage, shown))
+
+    def _refresh_status(self) -> None:
+        """Step and time of a run that is going; what a launcher has settled meanwhile stays."""
+        status = self._folder.read_status()
+        if status is not None and status.state == "running":
+            self.write_status("running")
+
+    def remember_checkpoint(self, address: str, step: int) -> None:
+        """A checkpoint was published."""
+        if self._is_main:
+            self._folder.write_newest_checkpoint(address, step)
 
     def say(self, stage: str, message: str) -> None:
         """A line of its own for whoever watches."""
@@ -104,9 +116,18 @@ class RunRecorder:
             self._log.close(code)
 
     def fail(self, error: BaseException) -> None:
-        """Leave the reason in status.json, unless the folder is another run's."""
+        """Leave the reason in status.json, unless the folder is another run's.
+
+        Nothing has changed where a start is refused before its first step: a run that was done or
+        interrupted still is.
+        """
         if not self._owns_folder:
             return
+        before = self._folder.read_status()
+        if self._log is None and before is not None:
+            if before.state in ("done", "interrupted"):
+                return
+            self.step = max(self.step, before.step)
         code = error.exit_code if isinstance(error, UserError) else 1
         reason = str(error) if isinstance(error, UserError) else repr(error)
         self.write_status("failed", exit_code=code, reason=reason)

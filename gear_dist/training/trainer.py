@@ -159,7 +159,12 @@ class Trainer:
         self.device = recorder.device
         self.hang = hang
         self.checkpoints = checkpoints
-        self.saver = Saver(checkpoints, self._say, config.checkpoint.max_failed_saves)
+        self.saver = Saver(
+            checkpoints,
+            self._say,
+            config.checkpoint.max_failed_saves,
+            recorder.remember_checkpoint,
+        )
         self.loader = loader
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps

@@ -37,6 +37,7 @@ from gear_dist.report.panels import (
 )
 from gear_dist.report.pictures import embed_picture, spread
 from gear_dist.report.templating import load_template
+from gear_dist.runs.lock import run_lock
 from gear_dist.runs.run_folder import RunFolder
 
 DEMO = ["losses.lpips_weight=0", "losses.gradient_weight=1", "stages.joint.steps=100"]
@@ -136,6 +137,16 @@ def test_a_running_run_shows_the_step_of_its_newest_record(folder):
     text = page_of(folder)
     assert "step 40 of 100" in text
     assert "2m05s" in text
+
+
+def test_a_run_whose_process_is_gone_is_not_called_running(folder):
+    folder.write_status("running", 40, 100)
+    folder.append_metrics(record(40, l1=0.5, eta_s=125.0))
+    with run_lock(folder.path.absolute()):
+        assert "2m05s" in page_of(folder)
+    text = page_of(folder)
+    assert "the same command resumes it" in text
+    assert "2m05s" not in text
 
 
 def test_hostile_text_is_escaped_everywhere(folder):
