@@ -54,7 +54,7 @@ def parse_address(text: str, what: str = "") -> Address:
         bucket, _, prefix = rest.partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise ConfigError(f"{named} names no bucket: {_FORMS}")
-        prefix = prefix.strip("/")
+        prefix = prefix.rstrip("/")
         if prefix and {"", ".", ".."} & set(prefix.split("/")):
             raise ConfigError(f"{named} has an empty part, or one of dots: {_FORMS}")
         return Address(bucket, prefix)

@@ -315,3 +315,8 @@ def test_what_a_run_has_saved_under_old_names_is_read(tmp_path):
     assert (config.collapse.patience, config.stages.init_from) == (7, "there")
     assert not differing_settings(yaml.safe_load(path.read_text()), config)
     assert config_from_dict({"watchdog": {"patience": 7}}).collapse.patience == 7
+
+
+def test_an_empty_address_in_a_mixture_is_told_by_its_setting():
+    with pytest.raises(ConfigError, match=r"data\.mixture"):
+        load_config(None, ['data.mixture=[""]'])

@@ -33,7 +33,20 @@ def test_parts_of_an_address(text: str, parsed: Address) -> None:
     assert parse_address(str(parsed)) == parsed
 
 
-@pytest.mark.parametrize("text", ["", "s3://", "s3:///a", "file://a", "file://", "gs://bucket/a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "s3://",
+        "s3:///a",
+        "file://a",
+        "file://",
+        "gs://bucket/a",
+        "s3://b//a",
+        "s3://b/a//c",
+        "s3://b/../a",
+    ],
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     for use in (open_storage, lambda address: join_address(address, "x"), split_address):
         with pytest.raises(ConfigError):
