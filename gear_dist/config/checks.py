@@ -6,7 +6,9 @@ from gear_dist.config.colour import parse_colour
 from gear_dist.errors import ConfigError
 
 MAX_WIDTH = 2**20
-"""Channels, codes and classes of a network, and pixels of a side."""
+"""Channels, codes and classes of a network."""
+MAX_SIDE = 2**16
+"""Pixels of a side."""
 MAX_LAYERS = 10_000
 MAX_THREADS = 4096
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from gear_dist.config.checks import (
+    MAX_SIDE,
     MAX_THREADS,
     MAX_WIDTH,
     require,
@@ -91,7 +92,8 @@ itself up to ten requests."""
         require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
         require_at_least("data", self, 1, "shard_memory_bytes")
         require_at_least("data", self, 0, "lanes", "cache_bytes")
-        require_at_most("data", self, MAX_WIDTH, "image_size", "lanes")
+        require_at_most("data", self, MAX_SIDE, "image_size")
+        require_at_most("data", self, MAX_WIDTH, "lanes")
         require_at_most("data", self, MAX_THREADS, "prefetch_batches", "decode_threads")
         require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
         require_fraction("data", self, "max_bad_share", "caption_dropout")

@@ -218,6 +218,8 @@ def _check_value(key: str, value: Any) -> None:
     """Refuse what fits a setting's type and no run: ConfigError."""
     if isinstance(value, (list, tuple)):
         for item in value:
+            if isinstance(item, list | tuple | dict):
+                raise ConfigError(f"{key}={value}: lists do not nest: give single values")
             _check_value(key, item)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value} must be finite")

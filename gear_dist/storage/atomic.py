@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,8 +33,9 @@ def atomic_file(
         publish: gives the finished temporary file its name.
 
     Raises:
-        StorageError: the disk is full or refuses the write.
+        StorageError: the disk is full or refuses the write, or a device or pipe is in its place.
     """
+    _refuse_special(path)
     temporary = path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,16 @@ def atomic_file(
         if isinstance(error, OSError):
             refuse_write(path, error)
         raise
+
+
+def _refuse_special(path: Path) -> None:
+    """A rename would put the file in the place of a device: as root, /dev/null itself."""
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return  # the write says what is wrong, if anything is
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise StorageError(f"{path}: is a device or pipe, not a file: name a file")
 
 
 def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:

@@ -161,6 +161,8 @@ def _recognise(folder: Path, settings: CorpusSettings, overwrite: bool) -> bool:
         return True
     ours = digest is not None or _recorded_digest(folder / STARTED) is not None
     same = _recorded_digest(folder / STARTED) == settings.digest() and digest is None
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file: name a folder")
     if folder.exists() and not same:
         if any(folder.iterdir()) and not (ours and overwrite):
             what = "a sample corpus with other settings" if ours else "other files"

@@ -320,3 +320,19 @@ def test_what_a_run_has_saved_under_old_names_is_read(tmp_path):
 def test_an_empty_address_in_a_mixture_is_told_by_its_setting():
     with pytest.raises(ConfigError, match=r"data\.mixture"):
         load_config(None, ['data.mixture=[""]'])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.mixture=[[1]]",
+        "data.mixture_weights=[[1]]",
+        "tokenizer.channel_multipliers=[[1]]",
+        "tokenizer.channel_multipliers=[{a: 1}]",
+        "stages.init_networks=[[a]]",
+        "data.image_size=1000000",
+    ],
+)
+def test_nested_lists_and_huge_images_are_refused_by_their_setting(override):
+    with pytest.raises(ConfigError, match=re.escape(override.partition("=")[0])):
+        load_config(None, [override])

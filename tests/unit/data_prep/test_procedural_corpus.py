@@ -8,6 +8,7 @@ from PIL import Image
 
 from gear_data_prep.demo import procedural_corpus
 from gear_data_prep.demo.procedural_corpus import CLASSES, CorpusSettings, draw_sample, make_corpus
+from gear_dist.cli.main import main
 from gear_dist.errors import ConfigError, DataError, StorageError
 
 SMALL = CorpusSettings(size=32, train=48, validation=16)
@@ -141,3 +142,9 @@ def test_refusals(tmp_path: Path) -> None:
         make_corpus(tmp_path / "c", SMALL._replace(size=8))
     with pytest.raises(StorageError, match="cannot be written"):
         make_corpus(tmp_path / "holiday.jpg" / "c", SMALL)
+
+
+def test_a_file_in_the_folders_place_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["sample-corpus", str(tmp_path / "file")]) == 3
+    assert "name a folder" in capsys.readouterr().err

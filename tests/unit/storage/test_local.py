@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gear_dist.errors import ConfigError, DataError, StorageError
-from gear_dist.storage.atomic import atomic_file
+from gear_dist.storage.atomic import atomic_file, write_file
 from gear_dist.storage.base import ObjectInfo
 from gear_dist.storage.checksums import crc64nvme_hex
 from gear_dist.storage.local import FileStorage
@@ -216,3 +216,13 @@ def test_a_folder_goes_whole(tmp_path: Path) -> None:
     storage.delete_folder("absent")
     assert [item.key for item in storage.list()] == ["ab/3"]
     assert not (tmp_path / "a").exists()
+
+
+def test_a_pipe_or_device_is_never_replaced(tmp_path: Path) -> None:
+    """As root, a rename onto /dev/null would take it from the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="name a file"):
+        write_file(pipe, b"x")
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
