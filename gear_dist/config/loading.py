@@ -9,9 +9,10 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from gear_dist.config.kinds import check_kind
 from gear_dist.config.schema import RunConfig, architecture_settings
 from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.config.yaml_text import load_yaml_text
@@ -37,6 +39,7 @@ RENAMED = {
     "watchdog": "collapse",
 }
 """Old names of settings: answered with the new one; what a run has saved under them is read."""
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 ANY_NAME = "NAME"
 """Stands for the names of sections that a user chooses."""
 
@@ -61,12 +64,6 @@ def _leaf_kinds(schema: type, prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
-def _mapping_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix[:-1]]
-    return [key for name, child in node.items() for key in _mapping_keys(child, f"{prefix}{name}.")]
-
-
 def _as_known(key: str, known: list[str]) -> tuple[str, str]:
     """A key with `ANY_NAME` for the name that a user chose, and that name."""
     section, _, rest = key.partition(".")
@@ -76,11 +73,29 @@ def _as_known(key: str, known: list[str]) -> tuple[str, str]:
     return f"{section}.{ANY_NAME}{rest.removeprefix(name)}", name
 
 
-def _check_keys(node: dict[str, Any], where: str) -> None:
-    known = list(_leaf_kinds(RunConfig))
-    for key in _mapping_keys(node):
+def _leaves(node: dict[str, Any], kinds: dict[str, Any], prefix: str = "") -> Iterator[Any]:
+    """Keys and values of all settings; a key that is no setting comes with what is below it."""
+    for name, child in node.items():
+        key = f"{prefix}{name}"
+        is_setting = _as_known(key, list(kinds))[0] in kinds
+        if isinstance(child, dict) and child and not is_setting:
+            yield from _leaves(child, kinds, f"{key}.")
+        elif not isinstance(child, dict) or child or is_setting:
+            yield key, child
+
+
+def _check_node(node: dict[str, Any], where: str) -> None:
+    """Refuse names that are no setting's, and values that are not of its type."""
+    kinds = _leaf_kinds(RunConfig)
+    known = list(kinds)
+    for name in node:
+        if "." in str(name):
+            section, _, rest = str(name).partition(".")
+            raise ConfigError(f"{where}: {name} is one name here: write {section}: {{{rest}: ...}}")
+    for key, value in _leaves(node, kinds):
         found, name = _as_known(key, known)
-        if found in known:
+        if found in kinds:
+            check_kind(where, key, kinds[found], value)
             continue
         if any(one.startswith(found + ".") for one in known):
             raise ConfigError(f"{where}: {key} is a section, not a setting: give {key}.NAME=VALUE")
@@ -211,15 +226,27 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
 
 def _problem(error: Exception) -> str:
     # The first line of a YAML error says what was being read, not what is wrong.
-    return first_line(getattr(error, "problem", None) or error)
+    text = first_line(getattr(error, "problem", None) or error)
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {text}" if mark else text
+
+
+def _literal(node: Any) -> Any:
+    """The same with every `${` escaped: texts keep their characters, and nothing is looked up, such
+    as a variable of the environment by a file of somebody else."""
+    if isinstance(node, dict):
+        return {name: _literal(child) for name, child in node.items()}
+    if isinstance(node, list | tuple):
+        return [_literal(child) for child in node]
+    if isinstance(node, str):
+        return _INTERPOLATION.sub(lambda found: 2 * found[1] + r"\${", node)
+    return node
 
 
 def _check_value(key: str, value: Any) -> None:
     """Refuse what fits a setting's type and no run: ConfigError."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            if isinstance(item, list | tuple | dict):
-                raise ConfigError(f"{key}={value}: lists do not nest: give single values")
             _check_value(key, item)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value} must be finite")
@@ -236,7 +263,7 @@ def _check_text(key: str, text: str) -> None:
 
 
 def _resolve(config: DictConfig) -> Any:
-    """Plain values, with `${section.name}` replaced by the setting that it names."""
+    """Plain values, `${` as it was before `_literal`."""
     try:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -281,8 +308,8 @@ def _from_text(kind: Any, value: Any) -> Any:
 
 
 def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
-    _check_keys(node, where)
-    node = _from_texts(RunConfig, node)
+    _check_node(node, where)
+    node = _literal(_from_texts(RunConfig, node))
     try:
         return typing.cast(DictConfig, OmegaConf.merge(config, node))
     except ConfigKeyError as error:
@@ -293,11 +320,15 @@ def _merge(config: DictConfig, where: str, node: dict[str, Any]) -> DictConfig:
 
 
 def _read_files(files: FilePath | Sequence[FilePath]) -> list[tuple[str, dict[str, Any]]]:
-    """All layers of files; a base that several have counts once, where it stands first."""
+    """All layers of files. A base that several have counts once, where it stands first; a file that
+    is named counts where it is named last."""
     layers: dict[Path, tuple[str, dict[str, Any]]] = {}
     for file in [files] if isinstance(files, FilePath) else files:
-        for where, node in _read_file(Path(file)):
+        *bases, named = _read_file(Path(file))
+        for where, node in bases:
             layers.setdefault(_real(Path(where)), (where, node))
+        layers.pop(_real(Path(named[0])), None)
+        layers[_real(Path(named[0]))] = named
     return list(layers.values())
 
 
@@ -364,7 +395,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def config_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

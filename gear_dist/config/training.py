@@ -110,9 +110,6 @@ class StageConfig:
     lr_scale: float = 1.0
     """Multiplies every learning rate in this stage."""
 
-    def __post_init__(self) -> None:
-        require_at_least("stages.*", self, 0, "steps", "lr_scale")
-
 
 @dataclass(frozen=True)
 class StagesConfig:
@@ -129,6 +126,8 @@ architecture and image size are taken over where the configuration does not give
     """Which of that folder's networks are taken, of those it has; the others start over."""
 
     def __post_init__(self) -> None:
+        for name in ("tokenizer", "joint", "generator"):
+            require_at_least(f"stages.{name}", getattr(self, name), 0, "steps", "lr_scale")
         unknown = set(self.init_networks) - set(INIT_NETWORKS)
         require(
             not unknown,
