@@ -123,3 +123,31 @@ def path_argument(text: str) -> Path:
         return local_path(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def output_file(*suffixes: str) -> Callable[[str], Path]:
+    """An argument that is a file to write: told before the work, not after it.
+
+    Args:
+        suffixes: what its name may end with; none: anything.
+    """
+
+    def parse(text: str) -> Path:
+        path = path_argument(text)
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+        if path.exists() and not path.is_file():
+            raise argparse.ArgumentTypeError(f"{text} is a device or pipe: name a file")
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text} must end with {' or '.join(suffixes)}")
+        return path
+
+    return parse
+
+
+def output_folder(text: str) -> Path:
+    """An argument that is a folder to write to, made where it is absent."""
+    path = path_argument(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file: name a folder")
+    return path

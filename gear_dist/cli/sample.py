@@ -11,6 +11,7 @@ from gear_dist.cli.arguments import (
     MAX_SEED,
     add_device,
     number,
+    output_file,
     path_argument,
     read_device,
     whole,
@@ -38,7 +39,7 @@ def add_commands(subparsers: Any) -> None:
         "all classes of the corpus)",
     )
     sample.add_argument(
-        "--count", type=whole(0, MAX_GRID_IMAGES), default=0, help="images in total (default: 64)"
+        "--count", type=whole(1, MAX_GRID_IMAGES), help="images in total (default: 64)"
     )
     for item in dataclasses.fields(SamplingConfig):
         flag = "--" + item.name.replace("_", "-")
@@ -64,7 +65,9 @@ def add_commands(subparsers: Any) -> None:
 
 def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
-    parser.add_argument("--out", type=path_argument, help=f"PNG to write (default: MODEL/{name})")
+    parser.add_argument(
+        "--out", type=output_file(".png"), help=f"PNG to write (default: MODEL/{name})"
+    )
     parser.add_argument(
         "--columns", type=whole(1, 10_000), default=COLUMNS, help="images per row (default: 8)"
     )

@@ -3,7 +3,14 @@
 import argparse
 from typing import Any
 
-from gear_dist.cli.arguments import MAX_SEED, add_device, number, path_argument, read_device, whole
+from gear_dist.cli.arguments import (
+    MAX_SEED,
+    add_device,
+    number,
+    output_file,
+    read_device,
+    whole,
+)
 from gear_dist.config.checks import MAX_THREADS
 from gear_dist.errors import ConfigError, DataError
 
@@ -21,7 +28,7 @@ def add_commands(subparsers: Any) -> None:
     )
     parser.add_argument("corpus", help="sharded corpus: s3://BUCKET/PREFIX, file:///FOLDER or path")
     parser.add_argument(
-        "--out", type=path_argument, required=True, help="file to write (.safetensors)"
+        "--out", type=output_file(), required=True, help="file to write (.safetensors)"
     )
     parser.add_argument("--validation", default="", help="sharded corpus to measure it on")
     parser.add_argument("--endpoint", default="", help="S3 endpoint, as data.endpoint")

@@ -3,7 +3,13 @@
 import argparse
 from typing import Any
 
-from gear_dist.cli.arguments import add_device, path_argument, read_device, whole
+from gear_dist.cli.arguments import (
+    add_device,
+    output_folder,
+    path_argument,
+    read_device,
+    whole,
+)
 from gear_dist.cli.sample import MODEL_HELP, add_bad_share
 from gear_dist.inference.model_folder import open_model
 from gear_dist.runs.run_folder import to_json
@@ -25,7 +31,7 @@ def add_commands(subparsers: Any) -> None:
     )
     parser.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--images", type=path_argument, required=True, help="folder of images")
-    parser.add_argument("--out", type=path_argument, required=True, help="folder to write to")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder to write to")
     parser.add_argument("--batch", type=whole(1), default=16, help="batch size (default: 16)")
     add_bad_share(parser)
     add_device(parser)

@@ -79,7 +79,8 @@ the rest again: less memory for one more forward; the gradients stay the same.""
                 width % self.norm_groups == 0,
                 f"tokenizer.channels={self.channels} with channel_multipliers={list(levels)} "
                 f"gives a level of {width} channels, not divisible by tokenizer.norm_groups="
-                f"{self.norm_groups}",
+                f"{self.norm_groups}: set that to a divisor (of a checkpoint: the one it was "
+                "trained with, by --set)",
             )
         ok = self.entropy_temperature > 0
         require(ok, f"tokenizer.entropy_temperature={self.entropy_temperature} must be > 0")

@@ -11,9 +11,9 @@ import torch
 from gear_dist.config.colour import parse_colour
 from gear_dist.config.data import DataConfig
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
+from gear_dist.data.tar_samples import IMAGE_SUFFIXES
 from gear_dist.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _NAMED = 20
 """Bad files that are named on the terminal; more are counted."""
 
@@ -29,10 +29,12 @@ def image_paths(folder: Path) -> list[Path]:
     """Image files of a folder and its subfolders, by name; hidden ones are left out.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or no such folder.
     """
+    if not folder.is_dir():
+        raise DataError(f"--images {folder}: no such folder")
     found = folder.rglob("*")
-    paths = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    paths = sorted(p for p in found if p.suffix.lower()[1:] in IMAGE_SUFFIXES and p.is_file())
     shown = [p for p in paths if not _is_hidden(p.relative_to(folder))]
     if not shown:
         raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")

@@ -143,6 +143,16 @@ def check_fit(network: str, state: Mapping[str, Tensor], config: RunConfig, wher
         raise DataError(
             f"{where}: does not fit the {network} of its configuration: {'; '.join(problems)}"
         )
+    whole = [
+        key
+        for key, tensor in wanted.items()
+        if tensor.is_floating_point() and not state[key].is_floating_point()
+    ]
+    if whole:
+        raise DataError(
+            f"{where}: {len(whole)} tensors of its {network} are whole numbers ({_first(whole)}), "
+            "as of a quantised model: use the floating-point weights"
+        )
     broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise DataError(

@@ -118,8 +118,8 @@ def _is_state(value: Any) -> bool:
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> State:
     """Without the prefixes that data-parallel and compiled modules give every key."""
-    result = dict(state)
-    while found := [one for one in _WRAPPERS if all(key.startswith(one) for key in result)]:
+    result = {key: value for key, value in state.items() if isinstance(key, str)}
+    while result and (found := [w for w in _WRAPPERS if all(key.startswith(w) for key in result)]):
         result = {key.removeprefix(found[0]): value for key, value in result.items()}
     return result
 

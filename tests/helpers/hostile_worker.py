@@ -129,7 +129,7 @@ def _run(case: dict[str, Any], watch: WriteWatch) -> dict[str, Any]:
     sys.stdout = io.TextIOWrapper(open(os.dup(1), "wb"), "utf-8", "strict")  # noqa: SIM115
     sys.stderr = io.TextIOWrapper(open(os.dup(2), "wb"), "utf-8", "backslashreplace")  # noqa: SIM115
     watch.strays = []
-    watch.allowed = (folder, tempfile_root, os.environ["HOME"], "/dev/null", "/dev/shm")
+    watch.allowed = (folder, tempfile_root, os.environ["HOME"], "/dev/shm")
     code, trace = None, ""
     try:
         code = cli.main(case["argv"])

@@ -9,7 +9,7 @@ from gear_dist.cli.arguments import (
     MAX_GRID_IMAGES,
     MAX_SEED,
     colour_argument,
-    path_argument,
+    output_file,
     whole,
 )
 from gear_dist.config.checks import MAX_THREADS
@@ -33,10 +33,12 @@ def add_corpus_commands(subparsers: Any) -> None:
     )
     stats = _add(subparsers, "stats", "classes, sizes and captions of a corpus", _stats)
     stats.add_argument(
-        "--html", type=path_argument, metavar="FILE", help="write a page with pictures"
+        "--html", type=output_file(), metavar="FILE", help="write a page with pictures"
     )
     preview = _add(subparsers, "preview", "a contact sheet of a corpus as PNG", _preview)
-    preview.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the PNG")
+    preview.add_argument(
+        "--out", type=output_file(".png"), required=True, metavar="FILE", help="the PNG"
+    )
     for name, kind, default, text in (
         ("--count", whole(1, MAX_GRID_IMAGES), 64, "images"),
         ("--side", whole(1, 4096), 128, "pixels of each"),

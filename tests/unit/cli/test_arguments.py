@@ -1,6 +1,7 @@
 """Types of arguments: what they take, what they refuse, and how that is told."""
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_paths_that_no_system_has_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_argument_is_one_line_that_names_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["preview", "x", "--out", "y", "--count", "0"]) == 2
+    assert cli.main(["preview", "x", "--out", "y.png", "--count", "0"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "--count" in err
@@ -73,3 +74,33 @@ def test_a_name_that_is_no_text_can_be_printed(
 def _print_odd(args: argparse.Namespace) -> int:
     print("\udcff")
     return 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "model", "--out"],
+        ["reconstruct", "model", "--out"],
+        ["preview", "corpus", "--out"],
+        ["stats", "corpus", "--html"],
+        ["teacher", "corpus", "--out"],
+    ],
+)
+def test_where_to_write_is_looked_at_first(words, tmp_path, monkeypatch, capsys):
+    """Before the model is even opened, which there is none of here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("folder.png", "pipe.png"):
+        assert cli.main([*words, name]) == 2
+        assert "name a file" in capsys.readouterr().err
+    if words[0] in ("sample", "reconstruct", "preview"):
+        assert cli.main([*words, "picture.jpg"]) == 2
+        assert "must end with .png" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert cli.main(["tokenize", "model", "--images", ".", "--out", "file"]) == 2
+    assert "name a folder" in capsys.readouterr().err

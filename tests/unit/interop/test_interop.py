@@ -409,3 +409,16 @@ def test_a_hub_file_comes_from_the_cache_when_offline(vq, tmp_path, monkeypatch)
         import_checkpoints(["someone/tokenizers/other.pt"], tmp_path / "other")
     with pytest.raises(ConfigError, match="OWNER/REPOSITORY/FILE"):
         import_checkpoints(["nowhere.pt"], tmp_path / "other")
+
+
+def test_keys_that_are_no_names_are_not_weights(tmp_path):
+    torch.save({"model": {1: torch.zeros(2)}}, tmp_path / "odd.pt")
+    with pytest.raises(DataError):
+        import_checkpoints([str(tmp_path / "odd.pt")], tmp_path / "model")
+
+
+def test_whole_numbers_are_not_trained_weights(tmp_path):
+    state = files.reference_state("tokenizer_vq")
+    state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].to(torch.int32)
+    with pytest.raises(DataError, match="quantised"):
+        import_checkpoints([str(files.gear_file(tmp_path / "gear.pt", state))], tmp_path / "model")
