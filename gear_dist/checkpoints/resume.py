@@ -71,7 +71,7 @@ def open_resumed(
         beat: called while a checkpoint is read.
 
     Raises:
-        ConfigError: the configuration defines another run, or `run.resume` forbids that.
+        ConfigError: the configuration defines another run, or `run.resume` forbids resuming it.
         DataError: the checkpoint that `run.resume` names is missing or damaged, all are that
             the run has, or all have gone.
     """

@@ -94,7 +94,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
     def teachers(self) -> dict[str, TeacherConfig]:
         """All teachers by the name of their section, in the order of their projectors.
 
-        That of the names, not of a file: a run resumes where a file's sections change places.
+        That of the names, not of a file: a run still resumes if a file's sections change places.
         """
         more = sorted(self.more_teachers.items())
         return {"teacher": self.teacher} | {f"more_teachers.{name}": one for name, one in more}

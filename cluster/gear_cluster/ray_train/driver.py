@@ -105,7 +105,7 @@ def _note_passing_folder(run: RunSection) -> None:
 
 
 def _resuming(config: RunConfig) -> RunConfig:
-    """What run.resume=none forbids is resuming an earlier command's run, not with this one."""
+    """run.resume=none forbids to resume an earlier command's run, not this command's own."""
     if config.run.resume != "none":
         return config
     return replace(config, run=replace(config.run, resume="auto"))
