@@ -1,14 +1,12 @@
-"""Progress for people: one line kept up to date on a terminal, plain lines elsewhere."""
+"""Progress of a training for people: step, speed, losses, time left."""
 
-import math
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
 
 from gear_dist.distributed.worker_context import TrainProgress
 from gear_dist.formatting import format_duration
+from gear_dist.progress import Pace, StatusLine
 
 # Shown in this order where present; everything else is in metrics.jsonl.
 MAIN_METRICS = ("cross_entropy", "align_hard", "l1", "lpips", "align_soft", "entropy")
@@ -46,11 +44,10 @@ class ProgressPrinter:
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = stream or sys.stdout
+        self._line = StatusLine(stream)
         self._clock = clock
-        self._in_place = self._stream.isatty()
-        self._open_line = False
-        self._first: tuple[float, int] | None = None
+        self._pace: Pace | None = None
+        self.say, self.close = self._line.say, self._line.close
 
     def show(self, progress: TrainProgress) -> None:
         """Update the line (terminal) or add one, and the message's own line if there is one."""
@@ -58,42 +55,17 @@ class ProgressPrinter:
             self.say(progress.message)
         if progress.metrics:
             eta_s = self._eta(progress)
-            if self._in_place:
-                self._rewrite(_terminal_line(progress, eta_s))
-            else:
-                self.say(_plain_line(progress, eta_s))
-
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-        self.close()
-        self._stream.write(line + "\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """End the line that is updated in place, so that what follows starts on its own."""
-        if self._open_line:
-            self._stream.write("\n")
-            self._stream.flush()
-        self._open_line = False
-
-    def _rewrite(self, line: str) -> None:
-        columns = shutil.get_terminal_size((100, 24)).columns
-        # Erasing to the end of the line removes the rest of a longer one before it.
-        self._stream.write("\r" + line[: max(columns - 1, 20)] + "\x1b[K")
-        self._stream.flush()
-        self._open_line = True
+            form = _terminal_line if self._line.in_place else _plain_line
+            self._line.update(lambda: form(progress, eta_s))
 
     def _eta(self, progress: TrainProgress) -> float:
-        now = self._clock()
-        if self._first is None:
-            self._first = (now, progress.step)
+        if self._pace is None:
+            self._pace = Pace(progress.total_steps, clock=self._clock)
+            self._pace.add(progress.step, timed=False)
         if "eta_s" in progress.metrics:
             return progress.metrics["eta_s"]
-        started, first_step = self._first
-        if progress.step <= first_step:
-            return math.nan
-        rate = (now - started) / (progress.step - first_step)
-        return rate * (progress.total_steps - progress.step)
+        self._pace.add(progress.step - self._pace.done)
+        return self._pace.left_s
 
 
 def _terminal_line(progress: TrainProgress, eta_s: float) -> str:

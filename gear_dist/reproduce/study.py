@@ -4,10 +4,10 @@ Whatever is finished is recognised: the same command resumes where it was ended.
 """
 
 import json
+import math
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import NamedTuple
 from gear_dist.config.loading import load_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, UserError
+from gear_dist.formatting import format_duration
+from gear_dist.progress import Pace
 from gear_dist.reproduce.arms import ARMS, WARM_UP, Arm
 
 TRAIN_IMAGES, VALIDATION_IMAGES = 12_000, 3_000
@@ -124,38 +126,33 @@ def run_study(study: Study, report: Callable[[str], None]) -> dict[str, list[lis
     if missing:
         raise ConfigError(f"--arms: {', '.join(sorted(missing))} is started from: add it")
     _prepare(study, report)
-    clock = _Clock(len(wanted) * len(study.seeds), report)
+    counter = _RunCounter(len(wanted) * len(study.seeds), report)
     points: dict[str, list[list[Point]]] = {}
     for is_later in (False, True):
         wave = [arm for arm in wanted if (arm.start != WARM_UP) == is_later]
         runs = [Run(arm, seed) for seed in study.seeds for arm in wave]
         with ThreadPoolExecutor(study.jobs) as pool:
             for run, found in zip(
-                runs, pool.map(lambda run: _run(study, run, clock), runs), strict=True
+                runs, pool.map(lambda run: _run(study, run, counter), runs), strict=True
             ):
                 points.setdefault(run.arm.name, []).append(found)
     return {arm.name: points[arm.name] for arm in wanted}
 
 
-class _Clock:
+class _RunCounter:
     """Progress with the time left, from runs that end on several threads."""
 
     def __init__(self, total: int, report: Callable[[str], None]):
-        self._total, self._report = total, report
-        self._done, self._trained = 0, 0
-        self._start = time.monotonic()
+        self._pace, self._report = Pace(total), report
         self._lock = threading.Lock()
 
     def finish(self, text: str, *, trained: bool) -> None:
         """One more run is done."""
         with self._lock:
-            self._done += 1
-            self._trained += trained
-            left = ""
-            if self._trained:
-                each = (time.monotonic() - self._start) / self._trained
-                left = f", about {each * (self._total - self._done) / 60:.0f} min left"
-            self._report(f"[{self._done}/{self._total}{left}] {text}")
+            self._pace.add(timed=trained)
+            left_s = self._pace.left_s
+            left = "" if math.isnan(left_s) else f", about {format_duration(left_s)} left"
+            self._report(f"[{self._pace.done}/{self._pace.total}{left}] {text}")
 
 
 def _prepare(study: Study, report: Callable[[str], None]) -> None:
@@ -180,7 +177,7 @@ def _prepare(study: Study, report: Callable[[str], None]) -> None:
     _train(study, WARM_UP, [f"run.name={WARM_UP}", *stages])
 
 
-def _run(study: Study, run: Run, clock: _Clock) -> list[Point]:
+def _run(study: Study, run: Run, counter: _RunCounter) -> list[Point]:
     """Train and measure, or read what an earlier start has measured."""
     settings = run.settings(study)
     path = study.folder / "points" / f"{run.name}.json"
@@ -198,7 +195,7 @@ def _run(study: Study, run: Run, clock: _Clock) -> list[Point]:
     points = [Point(**point) for point in kept["points"]]
     last = points[-1]
     text = f"Frechet {last.frechet:.1f}, asked class {last.accuracy:.1%}, {last.psnr_db:.1f} dB"
-    clock.finish(f"{run.name}: {last.step} steps, {text}", trained=fresh)
+    counter.finish(f"{run.name}: {last.step} steps, {text}", trained=fresh)
     return points
 
 

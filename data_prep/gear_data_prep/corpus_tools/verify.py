@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from gear_data_prep.images.checks import ImageSettings, check_image
-from gear_data_prep.progress import ProgressLine
+from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import BadSampleError
 from gear_data_prep.sharding.manifest_writer import is_corpus_object
 from gear_dist.data.manifest import (
@@ -85,7 +85,7 @@ def verify_corpus(storage: Storage, settings: VerifySettings) -> VerifyResult:
     chosen = [info for info in manifest.shards if info.shard not in broken]
     if settings.samples and settings.samples < len(chosen):
         chosen = random.Random(settings.seed).sample(chosen, settings.samples)
-    progress = ProgressLine("verify", sum(info.samples for info in chosen))
+    progress = ImageProgress("verify", sum(info.samples for info in chosen))
     rows = _rows_by_shard(storage, {info.shard for info in chosen})
     num_bytes = 0
     try:

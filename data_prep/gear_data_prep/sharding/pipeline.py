@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from gear_data_prep.progress import ProgressLine
+from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import NOT_FETCHED, common_reasons
 from gear_data_prep.sharding.executors import run_tasks
 from gear_data_prep.sharding.manifest_writer import (
@@ -104,7 +104,7 @@ def make_corpus(
     described = _describe(settings.plan, spec, split, dropped)
     origin = Origin(source.address, source.classes, described, plan.plan_hash)
     _claim(storage, origin)
-    progress = ProgressLine(f"shard {split}", plan.num_samples)
+    progress = ImageProgress(f"shard {split}", plan.num_samples)
     damaged = source.damaged if split == "train" else ()
     tally = _run(storage, source, plan, settings, SplitTally(damaged), progress)
     _remove_strays(storage, plan)
@@ -218,7 +218,7 @@ def _run(
     plan: ShardPlan,
     settings: CorpusSettings,
     tally: SplitTally,
-    progress: ProgressLine,
+    progress: ImageProgress,
 ) -> SplitTally:
     limit = _bad_limit(source, plan, settings.max_bad_share)
     num_bad = len(tally.bad)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from gear_data_prep.progress import ProgressLine
+from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import common_reasons
 from gear_data_prep.sources.fetch import Fetcher, FetchError, FetchLimits
 from gear_data_prep.sources.files import Place, SourceOptions, open_root
@@ -193,7 +193,7 @@ class _Settler:
     ) -> None:
         self._target, self._table, self._options = target, table, options
         self._max_bad_share = max_bad_share
-        self._progress = ProgressLine("fetch", 0)
+        self._progress = ImageProgress("fetch", 0)
         self.num_chunks = 0
         self.result = FetchResult(0, 0, 0, Counter())
 

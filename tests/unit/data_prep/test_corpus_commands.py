@@ -286,22 +286,3 @@ def test_resized_corpus_keeps_originals(tree: Path, tmp_path: Path) -> None:
     samples = list(webdataset.WebDataset(f"{tmp_path}/out/train/shards/000000.tar",
                                          shardshuffle=False))  # fmt: skip
     assert {s["original.jpg"] for s in samples} == {encode(number) for number in range(40)}
-
-
-def test_progress_tells_speed_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from gear_data_prep import progress
-
-    clock = iter([0.0, 2.0, 4.0, 5.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0)
-    shown = progress.ProgressLine("shard train", 1000)
-    shown.advance(200, 50_000_000)
-    shown.advance(300, 1, timed=False)
-    assert shown.finish() == 5.0
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "shard train: 200 of 1,000 images, 100 images/s, 25 MB/s, 8 s left",
-        "shard train: 500 of 1,000 images, 50 images/s, 12 MB/s, 10 s left",
-    ]
