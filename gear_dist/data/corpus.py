@@ -1,15 +1,14 @@
 """A corpus by its address: one of ours by its manifest, or stock webdataset tars, counted once."""
 
 import contextlib
-import fcntl
 import json
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
+from filelock import FileLock
 
 from gear_dist.data.manifest import DATASET_KEY, CorpusManifest, DatasetInfo, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
@@ -91,7 +90,8 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> CorpusManifest:
     listing = json.dumps([_COUNT_VERSION, storage.address, tars])
     digest = xxhash.xxh3_128_hexdigest(listing.encode())
     path = cache_folder() / f"counts-{digest}.json"
-    with _locked(path.with_suffix(".lock")):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # one process counts, the others wait for it
         counted = _read_counts(path)
         if counted is None:
             with ThreadPoolExecutor(_COUNT_THREADS) as pool:
@@ -160,12 +160,3 @@ def _read_counts(path: Path) -> list[_Counted] | None:
         return [_Counted(*row) for row in json.loads(path.read_bytes())]
     except (OSError, ValueError, TypeError):
         return None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of this machine counts, the others wait for its result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,6 @@ server by its environment, so that no process list shows them, and are never log
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock
 
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage.atomic import write_file
@@ -128,20 +129,15 @@ def status(folder: Path = DEFAULT_FOLDER) -> StoreStatus:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """One command at a time starts or stops the server of a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
+        with FileLock(folder / "lock"):
             yield
-        except OSError as error:
-            where = error.filename or folder
-            raise StorageError(
-                f"{where}: {error.strerror or error}: move it away, it is in the store's place"
-            ) from None
+    except OSError as error:
+        where = error.filename or folder
+        reason = error.strerror or error
+        raise StorageError(f"{where}: {reason}: move away what is in the store's place") from None
 
 
 def _load_or_create(folder: Path) -> StoreEndpoint:
