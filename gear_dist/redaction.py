@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gear_dist.errors import ConfigError
 
-# Wide on purpose: what is no setting of ours may be hidden without loss.
+# Broad on purpose: hiding too much is harmless, except for known settings.
 _SECRET_NAME = re.compile(
     r"secret|pass(?!es)|pwd|credential|signature|bearer|cookie|auth"
     r"|(api|access|private|account|encryption)[_-]?key|token$"

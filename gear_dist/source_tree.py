@@ -1,7 +1,7 @@
 """Makes a checkout usable without installation, and keeps its packages from mixing with others.
 
 `ray job submit --working-dir .` puts only the checkout's root on the path: gear_dist then comes
-from there, and the packages of the other rooms must too, whatever is installed.
+from there, and the other top-level packages must too, whatever is installed.
 """
 
 import sys

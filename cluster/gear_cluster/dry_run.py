@@ -8,6 +8,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.errors import DataError
+from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
 from gear_dist.planning.memory import format_estimate
 from gear_dist.runs.run_folder import RunFolder
@@ -15,7 +16,7 @@ from gear_dist.training.init_from import open_init_from
 
 
 def dry_run(config: RunConfig) -> None:
-    """Check the run folder, the shards and the teachers, and print an estimate of memory.
+    """Check the run folder, the shards, the teachers and LPIPS, and print an estimate of memory.
 
     Raises:
         UserError: what `train` would end with.
@@ -31,7 +32,7 @@ def dry_run(config: RunConfig) -> None:
         print(f"starts from {start.path}: {', '.join(start.weights)}")
     world_size, device = _placement(config)
     micro_batch = config.engine.micro_batch(world_size)
-    print(f"{config.run.launcher}: {world_size} workers on {device}, {micro_batch} images each")
+    print(f"{config.run.launcher}: {world_size} workers on {device}, micro-batch {micro_batch}")
     num_samples = sum(contents.num_samples for contents in _check_training(config))
     filled_up = config.data.tail == "repeat"
     steps = (num_samples - filled_up) // config.engine.global_batch + filled_up
@@ -41,9 +42,11 @@ def dry_run(config: RunConfig) -> None:
             f"engine.global_batch={config.engine.global_batch}: lower that or add images"
         )
     epochs = config.stages.total_steps * config.engine.global_batch / num_samples
-    print(f"{config.stages.total_steps} steps, {steps} an epoch, {epochs:.1f} epochs")
+    print(f"{config.stages.total_steps:,} steps, {steps:,} per epoch, {epochs:,.1f} epochs")
     if config.alignment.enabled and config.stages.has_generator:
         load_teachers(config)
+    if config.stages.has_tokenizer:
+        load_lpips(config.losses)
     _print_memory(config, world_size, on_cuda=device == "cuda")
     print("dry run: nothing was trained or written")
 
@@ -64,10 +67,11 @@ def _check_training(config: RunConfig) -> list[Contents]:
         if held_out.classes != first[1].classes:
             print(
                 f"WARNING: data.validation={data.validation}: its classes are not those of "
-                "data.train, which `gear-dist evaluate` refuses: shard both from one source"
+                "data.train, so `gear-dist evaluate` will refuse it: shard both from the same "
+                "source"
             )
     if data.validation in found:
-        print(f"WARNING: data.validation={data.validation} is trained on as well")
+        print(f"WARNING: data.validation={data.validation} is also a training corpus")
     return list(found.values())
 
 
@@ -120,7 +124,7 @@ def _placement(config: RunConfig) -> tuple[int, str]:
 
     if config.run.launcher == "ray" and os.environ.get("RAY_ADDRESS"):
         device: str = "cpu" if config.run.device == "auto" else config.run.device
-        print(f"RAY_ADDRESS is set: the cluster is not asked; {device} is assumed")
+        print(f"RAY_ADDRESS is set: the cluster is not contacted; assuming {device}")
     else:
         device = choose_device(config.run.device).type
     if config.run.launcher == "local":

@@ -86,7 +86,7 @@ def _settled_status(run: RunSection) -> Iterator[None]:
 
 
 def _settle(run: RunSection, state: State, exit_code: int, reason: str) -> None:
-    """Correct a status.json that says that training is running, because its writer is gone."""
+    """Correct a status.json that still says running after its writer has died."""
     folder = RunFolder(run.folder)
     status = folder.read_status()
     if status is None or not _is_first(run):

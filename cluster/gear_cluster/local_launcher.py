@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from gear_cluster.progress import ProgressPrinter
-from gear_cluster.rendezvous import Processes, meet, read_processes
+from gear_cluster.rendezvous import Processes, read_processes, rendezvous
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.device import choose_device
@@ -69,7 +69,7 @@ def process_group(
         with environment(loopback_collectives()):
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
     else:
-        store = meet(processes, stop)
+        store = rendezvous(processes, stop)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         with environment(variables):
@@ -89,7 +89,7 @@ def launch_local(config: RunConfig, worker: Worker) -> TrainResult:
     """Run `worker` in this process.
 
     Raises:
-        ConfigError: run.workers contradicts how many processes there are, or they do not meet.
+        ConfigError: run.workers contradicts how many processes there are, or not all arrive.
     """
     processes = read_processes()
     world_size = processes.world_size
@@ -108,7 +108,7 @@ def launch_local(config: RunConfig, worker: Worker) -> TrainResult:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.run.threads)
     with (
-        StopSignals(insist=_leave_at_once) as stop,
+        StopSignals(force_stop=_leave_at_once) as stop,
         process_group(device, stop, processes) as (rank, size, local),
     ):
         context = LocalContext(rank, size, local, stop)

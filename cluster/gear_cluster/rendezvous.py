@@ -1,4 +1,4 @@
-"""Who a process of launcher=local is, and how it meets the others that WORLD_SIZE announces."""
+"""Rendezvous of launcher=local: this process's rank, and waiting for the others of WORLD_SIZE."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from gear_cluster.signals import StopSignals
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError
 from gear_dist.formatting import first_line
 
-TELL_AFTER_S = 3.0
+WARN_AFTER_S = 3.0
 """Processes that torchrun starts together meet sooner."""
 LIMIT_S = 600.0
 _TICK_S = 0.1
@@ -66,7 +66,7 @@ def is_first_process(launcher: str) -> bool:
     return launcher != "local" or read_processes().rank == 0
 
 
-def meet(processes: Processes, stop: StopSignals) -> Any:
+def rendezvous(processes: Processes, stop: StopSignals) -> Any:
     """The store of a run of several processes, when all of them have come.
 
     What waits inside torch is deaf to signals, so it waits in a thread of its own.
@@ -74,7 +74,7 @@ def meet(processes: Processes, stop: StopSignals) -> Any:
     Raises:
         ConfigError: rank 0 cannot listen or be reached, or a process has not come within LIMIT_S.
     """
-    missing, result, given_up = processes.others, _Later(), threading.Event()
+    missing, result, given_up = processes.others, _ThreadResult(), threading.Event()
     threading.Thread(
         target=result.run, args=(lambda: _gather(processes, missing, given_up),), daemon=True
     ).start()
@@ -84,12 +84,12 @@ def meet(processes: Processes, stop: StopSignals) -> Any:
         if stop.requested.is_set():
             _leave(f"gear-dist: {stop.reason}: ended before the first step, waiting for {missing}")
         if waited > LIMIT_S:
-            line = f"{_waits_for(processes, missing)}, {LIMIT_S:.0f} s long: given up"
+            line = f"{_waits_for(processes, missing)}, timed out after {LIMIT_S:.0f} s"
             given_up.set()
             if not result.done.wait(_END_S):
                 _leave(f"gear-dist: {line}", ConfigError.exit_code)
             raise ConfigError(line)
-        if waited > TELL_AFTER_S and not told:
+        if waited > WARN_AFTER_S and not told:
             told = True
             print(f"gear-dist: {_waits_for(processes, missing)}", file=sys.stderr, flush=True)
     if result.error is not None:
@@ -97,7 +97,7 @@ def meet(processes: Processes, stop: StopSignals) -> Any:
     return result.value
 
 
-class _Later:
+class _ThreadResult:
     """What a function returns or raises in another thread."""
 
     def __init__(self) -> None:
@@ -134,10 +134,10 @@ def _gather(processes: Processes, missing: list[int], given_up: threading.Event)
             timeout=limit,
             wait_for_workers=False,
         )
-    store = dist.PrefixStore("gear-meeting", store)
-    store.set(f"came/{processes.rank}", "1")
+    store = dist.PrefixStore("gear-rendezvous", store)
+    store.set(f"arrived/{processes.rank}", "1")
     while missing and not given_up.is_set():
-        for rank in [rank for rank in missing if store.check([f"came/{rank}"])]:
+        for rank in [rank for rank in missing if store.check([f"arrived/{rank}"])]:
             missing.remove(rank)
         time.sleep(_TICK_S / 2)
     return store
@@ -147,7 +147,8 @@ def _waits_for(processes: Processes, missing: list[int]) -> str:
     shown = ", ".join(str(rank) for rank in missing[:8]) + (" ..." if len(missing) > 8 else "")
     where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
     return (
-        f"rank {processes.rank} of WORLD_SIZE={processes.world_size} waits at {where} for rank "
+        f"rank {processes.rank} of WORLD_SIZE={processes.world_size} is waiting at {where} for "
+        f"rank "
         f"{shown}; {_ALONE}"
     )
 

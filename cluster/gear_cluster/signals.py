@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the first asks for a clean stop, a second Ctrl-C insists."""
+"""Ctrl-C and SIGTERM: the first requests a clean stop, a second Ctrl-C stops immediately."""
 
 import os
 import signal
@@ -10,17 +10,17 @@ from typing import Any, Self
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM set `requested`; a second SIGINT calls `insist`.
+    """While entered, SIGINT and SIGTERM set `requested`; a second SIGINT calls `force_stop`.
 
     Outside the main thread, where Python allows no signal handlers, entering changes nothing.
     """
 
-    def __init__(self, insist: Callable[[], None]) -> None:
+    def __init__(self, force_stop: Callable[[], None]) -> None:
         self.requested = threading.Event()
         self.reason = ""
-        self._insist = insist
+        self._force_stop = force_stop
         self._interrupts = 0
-        self._out_of_patience = False
+        self._forced = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -39,9 +39,9 @@ class StopSignals:
             replaced = signal.signal(number, self._handle)
             self._previous.setdefault(number, replaced)
 
-    def insist_now(self) -> None:
-        """Call `insist` in the main thread, from another one."""
-        self._out_of_patience = True
+    def force_stop_from_thread(self) -> None:
+        """Call `force_stop` in the main thread, from another one."""
+        self._forced = True
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)
@@ -49,8 +49,8 @@ class StopSignals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self._interrupts += 1
-        if self._interrupts > 1 or self._out_of_patience:
-            self._insist()
+        if self._interrupts > 1 or self._forced:
+            self._force_stop()
         if not self.requested.is_set():
             self.reason = signal.Signals(number).name
             self.requested.set()

@@ -1,4 +1,4 @@
-"""What is done about odd samples, kind by kind: `--policy KIND=ACTION`."""
+"""Actions for irregular samples, by kind: `--policy KIND=ACTION`."""
 
 from typing import NamedTuple
 
@@ -32,24 +32,25 @@ POLICIES: dict[str, Policy] = {
         "decodes, but with errors that the strict check finds", (QUARANTINE, SKIP, KEEP)
     ),
     "too-large": Policy("more pixels, scans or bytes than allowed", _LEAVE_OUT),
-    "too-long": Policy("sides of more than 50 to 1", _LEAVE_OUT),
+    "too-long": Policy("aspect ratio above 50:1", _LEAVE_OUT),
     "mislabelled": Policy("another format than its suffix says", (CONVERT, KEEP, QUARANTINE, SKIP)),
     "format": Policy(
         "GIF or TIFF, which the loader does not read: made PNG", (CONVERT, QUARANTINE, SKIP)
     ),
-    "cmyk": Policy("four colours of ink: made RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
+    "cmyk": Policy("CMYK: converted to RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
     "palette": Policy("indexed colours: made RGB", (CONVERT, KEEP, QUARANTINE, SKIP)),
     "16-bit": Policy(
-        "more than 8 bits a channel, or fractions: made 8", (CONVERT, KEEP, QUARANTINE, SKIP)
+        "more than 8 bits per channel, or floats in 0..1: converted to 8 bits",
+        (CONVERT, KEEP, QUARANTINE, SKIP),
     ),
     "animated": Policy("several frames: the first one", (CONVERT, KEEP, QUARANTINE, SKIP)),
     "transparency": Policy(
-        "pixels that a background shows through: kept as they are, and composited over "
+        "transparent pixels: kept as they are; composited over "
         "--background where pixels are re-encoded, by the loader over data.background",
         (KEEP, CONVERT, QUARANTINE, SKIP),
     ),
     "orientation": Policy(
-        "an EXIF orientation: kept with its tag, which the loader obeys; pixels that are encoded "
+        "EXIF orientation: the tag is kept and the loader applies it; re-encoded images "
         "anew are upright",
         (KEEP, CONVERT, QUARANTINE, SKIP),
     ),
@@ -58,7 +59,7 @@ POLICIES: dict[str, Policy] = {
     "bad-caption": Policy("a caption that is not UTF-8 text", (QUARANTINE, SKIP, CONVERT)),
     "sidecar": Policy("attributes of another form than expected", _LEAVE_OUT),
     "not-fetched": Policy("a URL that gave no image", (SKIP, QUARANTINE)),
-    "broken-tar": Policy("a source tar that is empty, breaks off or has no end", (QUARANTINE,)),
+    "broken-tar": Policy("a source tar that is empty or truncated", (QUARANTINE,)),
 }
 
 

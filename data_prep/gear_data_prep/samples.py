@@ -1,4 +1,4 @@
-"""A sample on its way from a source to a shard, and the reasons why one does not arrive."""
+"""RawSample and BadSample: samples between source and shard, and why one is rejected."""
 
 import json
 from collections import Counter

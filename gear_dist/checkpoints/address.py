@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are, and what that place must not touch. No torch."""
+"""The address of a run's checkpoints, and what it must not overlap. No torch."""
 
 from collections.abc import Iterator
 

@@ -1,8 +1,9 @@
-"""What is at a checkpoint address: checkpoints, damaged and unfinished ones, and what is no run's.
+"""What is at a checkpoint address: complete, damaged, unfinished checkpoints; foreign objects.
 
 Only "it is not there" and a checksum that fails make a checkpoint unusable. Whatever else keeps one
 from being read (a store that is busy or refuses, a time-out, a manifest of another version) is
-raised: who took that for "there is none" would start again, and delete what was good. No torch.
+raised: treating that as "no checkpoint" would restart the run and delete good ones.
+No torch.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ _OWN_NAMES = (POINTER, OWNER, ALIVE)
 
 
 class Contents(NamedTuple):
-    """A look at an address. Lists are by age, the oldest first, or by name."""
+    """A listing of a checkpoint address. Lists are oldest first, or by name."""
 
     published: list[Published]
     """Whole ones: the manifest is good, and each part there with its size."""
@@ -49,7 +50,7 @@ class Contents(NamedTuple):
         return sorted([*self.published, *(item for item, _ in self.damaged)], key=_age)
 
     def others(self, run: str) -> list[str]:
-        """Names at the top that are not this run's, nor of a version that did not say whose."""
+        """Top-level names that belong neither to this run nor to a version without run ids."""
         theirs = [item.folder for item in self.all_published() if not belongs(item, run)]
         return [*self.foreign, *theirs]
 
@@ -126,7 +127,7 @@ def find_published(storage: Storage) -> list[Published]:
 
 
 def read_manifest(storage: Storage, folder: str, size: int | None = None) -> CheckpointManifest:
-    """A checkpoint's manifest. What looks damaged is read twice: an answer can be, too.
+    """A checkpoint's manifest. If it looks damaged it is read once more, in case the response was.
 
     Args:
         size: bytes of the object by its listing.

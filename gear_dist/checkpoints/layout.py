@@ -3,7 +3,8 @@
 ADDRESS/step-00000900-RUN-ATTEMPT/part-00000.safetensors ... manifest.json, ADDRESS/latest.json and
 ADDRESS/owner.json. A folder without a manifest is unfinished and never read. RUN is the id of the
 run that writes it, by which its own folders are known even where they are unfinished; ATTEMPT tells
-tries at the same step apart. A part holds stretches of tensors as `NETWORK.KIND.NAME@START`.
+tries at the same step apart. A part holds fragments of flattened tensors, named
+`NETWORK.KIND.NAME@START`.
 """
 
 import json
@@ -110,7 +111,7 @@ class CheckpointManifest(NamedTuple):
 
 
 def _as_stored(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields by their names on disk, where the state is called `facts`."""
+    """The fields by their names on disk: `state` is stored under the key `facts` (format 3)."""
     return {"facts" if name == "state" else name: value for name, value in fields.items()}
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: every rank writes its part, then a manifest and the pointer publish.
+"""The checkpoints of a run: every rank writes its part, then rank 0 the manifest and the pointer.
 
 A thread of each rank writes, agrees with the others and publishes. With asynchronous saving,
 training continues meanwhile: what is saved is copied first.
@@ -60,13 +60,13 @@ class SaveResult(NamedTuple):
     part_bytes: int
     """Of this rank's part."""
     taken: bool = False
-    """Whether the problem is that the address is another's."""
+    """Whether this run has lost ownership of the address."""
     notice: str = ""
-    """What went wrong besides, with the checkpoints before it."""
+    """A warning about older checkpoints (pruning failed)."""
 
 
 class CheckpointManager:
-    """Writes and finds the checkpoints of one run. Made and used by all ranks alike.
+    """Saves and finds the checkpoints of one run. Created and called on all ranks.
 
     Attributes:
         passed_over: what was wrong with checkpoints that `open_newest` did not open, a line each.
@@ -148,7 +148,7 @@ class CheckpointManager:
         for folder in reversed(folders):
             reader, problem = open_verified(self._storage, folder, self._beat)
             if reader is not None:
-                # Not before one is good: else this machine may be what damages all it reads.
+                # Only once one verifies: if none does, this machine may be at fault.
                 self.mark_damaged()
                 return reader
             problems.append(problem)
@@ -167,7 +167,7 @@ class CheckpointManager:
         return [item.folder for item in contents.usable(self._run)], problems
 
     def mark_damaged(self) -> None:
-        """Checkpoints that `open_newest` has found damaged take no other one's place from now on.
+        """Keep checkpoints that `open_newest` found damaged from counting towards retention.
 
         Collective.
         """
@@ -188,7 +188,7 @@ class CheckpointManager:
         A save that is still under way is waited for first.
 
         Args:
-            facts: what is saved beside the tensors; rank 0's count.
+            state: what is saved besides tensors; rank 0's value is used.
             shards: this rank's. Those that are replicated are dealt out among the ranks.
         """
         started = time.monotonic()
@@ -210,7 +210,7 @@ class CheckpointManager:
             self.wait()
 
     def wait(self) -> None:
-        """Until no save is under way. One that moves on is no hang, however slow."""
+        """Wait for the current save. A slow save that makes progress does not count as a hang."""
         patience = Patience(self._beat)
         while self._thread is not None:
             self._thread.join(_LOOK_S)
@@ -255,7 +255,7 @@ class CheckpointManager:
             part, notice = self._write_and_agree(manifest, tensors)
         except TakenError as error:
             problem, taken = _one_line(error), True
-        except Exception as error:  # a lost peer: training ends by it, and must not trust this
+        except Exception as error:  # e.g. a lost peer; training will fail too
             problem = _one_line(error)
         now = time.monotonic()
         blocked = (released or now) - started
@@ -299,9 +299,9 @@ class CheckpointManager:
         self._written_bytes += count
 
     def _write_manifest(self, manifest: CheckpointManifest) -> str:
-        """What makes the parts a checkpoint; then what it replaces goes. On rank 0.
+        """Write the manifest, which completes the checkpoint, then prune old ones. On rank 0.
 
-        Returns: why that did not go.
+        Returns: why pruning failed; empty if it did not.
         """
         assert self._ownership is not None
         self._ownership.check()

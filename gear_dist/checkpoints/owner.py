@@ -1,9 +1,9 @@
-"""Whose a checkpoint address is: one run's, and of that run one process's at a time.
+"""Ownership of a checkpoint address: one run, and one process of that run at a time.
 
-ADDRESS/owner.json names the run and its newest process. Who starts takes the address; who has lost
-it since learns so before it next publishes or deletes. Not every store honours conditional writes,
-so two that race may both believe they were first: what they wrote is read back, and read again
-before anything is published or deleted, when one of them is told. No torch.
+ADDRESS/owner.json names the run and its newest process. A starting process takes the address; a
+process that has lost it finds out before it next publishes or deletes. Not every store honours
+conditional writes, so two that race may both believe they were first: what they wrote is read
+back, and read again before anything is published or deleted, when one of them is told. No torch.
 """
 
 import datetime
@@ -89,7 +89,7 @@ class Ownership:
         """Write the owner down.
 
         Args:
-            over: whoever was it before; else another that was faster stays it.
+            over: replace any previous owner; if False, a concurrent owner wins.
 
         Raises:
             TakenError: another was faster.
@@ -100,7 +100,7 @@ class Ownership:
             storage.write(OWNER, _encode(owner._asdict()))
         else:
             storage.create(OWNER, _encode(owner._asdict()))
-        taken.check()  # what is there counts: an answer can be lost, and a store not honour this
+        taken.check()  # read back: the response may be lost, or the store may ignore the condition
         return taken
 
     def check(self) -> None:
@@ -115,13 +115,13 @@ class Ownership:
             found = read_owner(self._storage)
         if found is None or found.attempt != self.owner.attempt:
             raise TakenError(
-                f"{self._storage.address} has been taken by {found or 'nobody'}: this run "
-                f"({self.owner.run}) publishes and deletes nothing there any more; set another "
+                f"{self._storage.address} now belongs to {found or 'no run'}: this run "
+                f"({self.owner.run}) will no longer write or delete anything there; set another "
                 "checkpoint.address or run.name"
             )
 
     def show_life(self) -> None:
-        """Leave a sign of life now and then, until `close`."""
+        """Start writing heartbeats, until `close`."""
         self._thread = threading.Thread(target=self._beat, name="checkpoint-owner", daemon=True)
         self._thread.start()
 
@@ -132,7 +132,7 @@ class Ownership:
             try:
                 self._storage.write(ALIVE, _encode({"attempt": self.owner.attempt, "beat": count}))
             except UserError:
-                continue  # who takes this for a death is found out by `check`
+                continue  # if another run then takes over, `check` will notice
 
     def close(self) -> None:
         """The process lets go of the address, which stays its run's."""
@@ -162,8 +162,7 @@ def read_owner(storage: Storage, key: str = OWNER) -> Owner | None:
         except (ValueError, KeyError, TypeError):
             continue
     raise DataError(
-        f"{storage.address}/{key}: does not say whose the checkpoints are; remove it if no run "
-        "uses them"
+        f"{storage.address}/{key}: does not name an owner; remove it if no run uses them"
     )
 
 
@@ -234,9 +233,9 @@ def _refuse_owner(storage: Storage, what: str, holder: str) -> None:
 def _refuse_others(storage: Storage, names: list[str]) -> None:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise ConfigError(
-        f"checkpoint.address: {storage.address} holds what this run has not written "
-        f"({', '.join(names[:3])}{more}): set another run.name or checkpoint.address, or move that "
-        "away"
+        f"checkpoint.address: {storage.address} contains objects that this run did not write "
+        f"({', '.join(names[:3])}{more}): set another run.name or checkpoint.address, or move them "
+        "elsewhere"
     )
 
 
@@ -249,7 +248,8 @@ def _check_above(storage: Storage, claim: Claim) -> None:
             continue  # a place that may not be read, or a file that is no run's
         if owner is not None:
             raise TakenError(
-                f"checkpoint.address: {storage.address} lies in another run's, that of {owner} "
+                f"checkpoint.address: {storage.address} lies inside the checkpoint address of "
+                f"another run, {owner} "
                 f"({above.address}/{key}): set another run.name or checkpoint.address"
             )
 

@@ -38,7 +38,7 @@ class CheckpointReader:
 
     @property
     def activity(self) -> int:
-        """Grows while parts are read; for who must tell slow from stuck."""
+        """A counter that grows while parts are read, to tell slow reads from stuck ones."""
         return self._hashed_bytes + self._storage.activity
 
     @property

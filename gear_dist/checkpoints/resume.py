@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and what it may resume with."""
+"""Chooses and checks the checkpoint that a run resumes from."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,7 +64,7 @@ def open_resumed(
 ) -> CheckpointReader | None:
     """The checkpoint that the run resumes from; None: it is new. Collective.
 
-    A checkpoint that `run.resume` names is left behind once the run has one of its own since, so
+    Once the run has saved a newer checkpoint, the one named by `run.resume` is ignored, so
     that the same command can be given again.
 
     Args:
@@ -152,9 +152,10 @@ def check_same_run(reader: CheckpointReader, config: RunConfig) -> None:
     differing = differing_settings(reader.state["config"], config)
     if differing:
         raise ConfigError(
-            f"{reader.folder} is of a run of another configuration: {', '.join(differing)}; "
-            "restore these settings, or set another run.name and stages.init_from, which takes "
-            "weights alone"
+            f"{reader.folder} belongs to a run with a different configuration: "
+            f"{', '.join(differing)}; "
+            "restore these settings, or set another run.name and stages.init_from, which loads "
+            "weights only"
         )
 
 
@@ -164,7 +165,7 @@ def fit_workers(config: RunConfig, state: dict[str, Any] | None) -> RunConfig:
     The global batch stays: see `engine.max_micro_batch`.
 
     Args:
-        facts: of the checkpoint that the run resumes from; None: it is new.
+        state: of the checkpoint that the run resumes from; None for a new run.
 
     Raises:
         ConfigError: the global batch does not divide evenly.

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and the removal of the others: of what this run has written alone."""
+"""Retention: which checkpoints are kept; deletes only what this run wrote."""
 
 from collections.abc import Sequence
 
@@ -30,8 +30,8 @@ class Retention:
     def prune(self, storage: Storage, run: str) -> None:
         """Remove a run's checkpoints that are not kept, and its unfinished ones.
 
-        What is not marked as the run's stays, and so does what is damaged: it takes no place of
-        those that are kept, and who looks into it may still need it.
+        What is not marked as the run's stays, and so does what is damaged: it does not count
+        towards retention and may still be needed for inspection.
 
         Raises:
             UserError: something could not be read, and nothing was removed, or not removed.

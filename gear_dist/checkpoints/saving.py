@@ -1,4 +1,4 @@
-"""Saves of a run in progress: started, waited for, and told of."""
+"""Starts, awaits and reports the saves of a running training."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -46,7 +46,7 @@ class Saver:
             self.check()
 
     def wait(self) -> None:
-        """Until what was begun has ended. For errors see `check`."""
+        """Wait until the current save has ended. For errors see `check`."""
         self._store.wait()
         self.report()
         self.check()

@@ -1,4 +1,4 @@
-"""Work of all ranks that may take longer than a hang: whoever moves on keeps all of them alive."""
+"""Long-running work on all ranks: while any rank makes progress, no rank's hang watchdog fires."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ STALL_S = 60.0
 
 
 class Patience:
-    """Beats a hang watch as long as a number grows."""
+    """Feeds the hang watchdog while a counter grows."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
         self._beat = beat

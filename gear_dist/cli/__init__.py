@@ -1,1 +1,1 @@
-"""The commands of `gear-dist`: one module each, over the rooms that do the work."""
+"""The commands of `gear-dist`: one module each; the work is done in the other packages."""

@@ -5,6 +5,7 @@ line that names the option, the value and what is allowed.
 """
 
 import argparse
+import difflib
 import math
 import re
 from collections.abc import Callable
@@ -25,6 +26,19 @@ _ARGUMENT = re.compile(r"^argument ([^:]+): ")
 
 class OneLineParser(argparse.ArgumentParser):
     """Ends with a ConfigError instead of a page of usage; its subcommands do as well."""
+
+    examples: tuple[str, ...] = ()
+    """Command lines for the end of the help page, which are not wrapped."""
+
+    def format_help(self) -> str:
+        lines = "".join(f"  {example}\n" for example in self.examples)
+        return super().format_help() + (f"\nexamples:\n{lines}" if lines else "")
+
+    def suggest(self, word: str) -> str:
+        """What an unknown option may have meant, for the end of a message; else nothing."""
+        known = [name for action in self._actions for name in action.option_strings]
+        close = difflib.get_close_matches(word.partition("=")[0], known, 1)
+        return f"; did you mean {close[0]}?" if close else ""
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # argparse drops `--` also where it is an option's value, and gives an empty list for it.

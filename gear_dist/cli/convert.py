@@ -16,7 +16,6 @@ def add_commands(subparsers: Any) -> None:
         description="Read checkpoints of GEAR, LlamaGen, Open-MAGVIT2 or IBQ and write a folder "
         "that reconstruct, tokenize, sample, export and stages.init_from take. Pickles run no "
         "code: one that needs more than tensors is refused.",
-        epilog="Example: gear-dist import vq_ds16_c2i.pt c2i_B_256.pt --out llamagen-b",
     )
     import_.add_argument(
         "sources",
@@ -37,15 +36,14 @@ def add_commands(subparsers: Any) -> None:
         metavar="key=value",
         nargs="+",
         default=[],
-        help="what shapes do not reveal, such as generator.num_heads=8 or data.image_size=384",
+        help="settings that cannot be inferred from tensor shapes, such as generator.num_heads=8 "
+        "or data.image_size=384",
     )
     import_.set_defaults(run=run_import)
 
     export = subparsers.add_parser(
         "export",
         help="export a run's networks, with a model card",
-        epilog="Examples: gear-dist export runs/demo --out demo-model --layout public; "
-        "gear-dist export runs/demo/checkpoints/step-00001000-5e1f09ab-1a2b3c --out demo-1000",
     )
     export.add_argument(
         "model",

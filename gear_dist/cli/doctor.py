@@ -57,13 +57,17 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="check this machine: versions, devices, memory, disk, object store",
-        description="Check whether this machine is fit for a run. Exit code 0 if nothing failed, "
+        description="Check whether this machine is ready for training. Exit code 0 if nothing "
+        "failed, "
         "else 2.",
     )
     parser.add_argument("--store", default="", help="corpus address to reach, s3://... or a path")
     parser.add_argument("--endpoint", default="", help="S3 endpoint, such as http://127.0.0.1:9000")
     parser.add_argument(
-        "--root", type=path_argument, default="runs", help="folder for runs, for its free disk"
+        "--root",
+        type=path_argument,
+        default="runs",
+        help="run folder root whose free disk space is checked",
     )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(run=run_doctor)
@@ -238,6 +242,9 @@ def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
 def check_disk(root: Path) -> Check:
     """Free disk where run folders go."""
     place = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    if not place.is_dir():
+        fix = "set run.root to another folder"
+        return Check("disk", "fail", f"{place} is a file, where {root} wants a folder", fix)
     if not os.access(place, os.W_OK):
         return Check("disk", "fail", f"{place} is not writable", "set run.root to another folder")
     free = shutil.disk_usage(place).free
@@ -287,10 +294,14 @@ def check_store(address: str, endpoint: str) -> Check:
         storage = open_storage(address, endpoint)
         found = next(iter(storage.list()), None)
         if found is None:
-            return Check("store", "warn", f"{shown} is reachable and empty", "gear-dist shard")
+            fix = f"gear-dist shard SOURCE {shown}"
+            return Check("store", "warn", f"{shown} is reachable and empty", fix)
         info = load_manifest(storage).info
     except UserError as error:
-        return Check("store", "fail", str(error), "see the message; AWS_* variables and --endpoint")
+        fix = (
+            "correct --endpoint or the AWS_* variables" if "s3://" in address else "correct --store"
+        )
+        return Check("store", "fail", str(error), fix)
     return Check("store", "ok", f"{shown}: {info.num_samples} images, {info.num_shards} shards")
 
 

@@ -1,4 +1,4 @@
-"""The `gear-dist` command: collects the rooms' commands, turns user errors into one line.
+"""The `gear-dist` command: the commands of all packages; user errors as one line.
 
 Stands above everything; nothing imports it.
 """
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from gear_dist.cli.arguments import OneLineParser
+from gear_dist.cli.examples import EXAMPLES
 from gear_dist.errors import EXIT_INTERRUPTED, ConfigError, UserError, one_line
 from gear_dist.source_tree import use_source_tree
 
@@ -37,21 +38,24 @@ COMMAND_MODULES = (
 )
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
-    """The whole command line and the names of its commands."""
+def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
+    """The whole command line, and the parser of each command by its name."""
     parser = OneLineParser(
         prog="gear-dist",
         description="Train a visual tokenizer and an autoregressive generator jointly.",
         epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 numeric failure, 5 storage, "
         "75 interrupted (run the same command to resume), 130 interrupted by Ctrl-C and 143 by "
-        "SIGTERM without a checkpoint (run the same command again), 141 nobody reads the output, "
+        "SIGTERM without a checkpoint (run the same command again), 141 the output pipe was "
+        "closed, "
         "1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"gear-dist {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMAND_MODULES:
         importlib.import_module(name).add_commands(commands)
-    return parser, tuple(commands.choices)
+    for name, command in commands.choices.items():
+        command.examples = EXAMPLES[name]
+    return parser, dict(commands.choices)
 
 
 def _version() -> str:
@@ -67,21 +71,32 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: an unknown command, with the nearest known one, or a wrong argument.
     """
-    parser, names = build_parser()
-    if argv and not argv[0].startswith("-") and argv[0] not in names:
-        close = difflib.get_close_matches(argv[0], names, 1, 0.5)
-        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
-        raise ConfigError(f"unknown command {argv[0]!r}; {hint}")
+    parser, commands = build_parser()
+    if argv:
+        _check_first_word(argv[0], parser, list(commands))
     args, rest = parser.parse_known_args(argv)
     # argparse gives a list of positionals no word that follows an option.
     takes_overrides = hasattr(args, "overrides")
     late = [word for word in rest if takes_overrides and "=" in word and word[0] != "-"]
     unknown = [word for word in rest if word not in late]
     if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+        hint = commands[args.command].suggest(unknown[0])
+        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
     if late:
         args.overrides = [*args.overrides, *late]
     return args
+
+
+def _check_first_word(word: str, parser: OneLineParser, commands: list[str]) -> None:
+    """Refuse an unknown command or option; argparse would only miss a command."""
+    if word.startswith("-"):
+        hint = parser.suggest(word)
+        if hint and not hint.endswith(f" {word}?"):
+            parser.error(f"unknown option {word}{hint}")
+    elif word not in commands:
+        close = difflib.get_close_matches(word, commands, 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(commands)}"
+        raise ConfigError(f"unknown command {word!r}; {hint}")
 
 
 def _print_any_name() -> None:

@@ -17,8 +17,6 @@ def add_commands(subparsers: Any) -> None:
         description="Plan a run on GPUs: memory per GPU, arithmetic per image, communication per "
         "step, step time, checkpoints, data. Needs no GPU, corpus or weights. Rates that are not "
         "given are a share of published peaks; the output names them.",
-        epilog="Example: gear-dist plan configs/stage/joint.yaml configs/generator/l.yaml "
-        "engine.zero_stage=2 --gpus 64",
     )
     add_config_words(parser)
     parser.add_argument(

@@ -20,7 +20,6 @@ def add_commands(subparsers: Any) -> None:
         "checkpoint (Frechet distance and class accuracy without guidance, PSNR), and writes "
         "OUT/convergence.md and .svg. Run again, it resumes where it stopped. Without data.train "
         "it uses the sample corpus.",
-        epilog="Example: gear-dist reproduce configs/convergence.yaml run.threads=2 --jobs 1",
     )
     add_config_words(parser)
     parser.add_argument(
@@ -48,7 +47,7 @@ def add_commands(subparsers: Any) -> None:
         help=f"training steps of the classifier (default: {CLASSIFIER_STEPS})",
     )
     parser.add_argument(
-        "--jobs", type=whole(1, MAX_THREADS), default=2, help="parallel runs (default: 2)"
+        "--jobs", type=whole(1, MAX_THREADS), default=2, help="runs in parallel (default: 2)"
     )
     parser.set_defaults(run=run_reproduce)
 

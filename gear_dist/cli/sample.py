@@ -4,6 +4,7 @@ import argparse
 import csv
 import dataclasses
 import re
+import sys
 from typing import Any
 
 from gear_dist.cli.arguments import (
@@ -82,7 +83,7 @@ def add_bad_share(parser: argparse.ArgumentParser) -> None:
         default=MAX_BAD_SHARE,
         metavar="NUMBER",
         help="largest share of files that cannot be decoded, which are listed and left out; a "
-        "single file stops the command only with 0 (default: %(default)s)",
+        "single bad file stops the command only with 0 (default: %(default)s)",
     )
 
 
@@ -132,6 +133,18 @@ def _class_name(index: int, names: list[str]) -> str:
     return names[index] if index < len(names) else f"class {index}"
 
 
+def _warn_of_untrained(classes: list[int], names: list[str]) -> None:
+    """The generator may have more classes than the corpus: those stay as they were initialized."""
+    untrained = sorted({index for index in classes if names and index >= len(names)})
+    if untrained:
+        shown = ", ".join(map(str, untrained[:_SHOWN_NAMES]))
+        print(
+            f"gear-dist: --classes {shown}: never trained, the run's corpus has "
+            f"{len(names)} classes",
+            file=sys.stderr,
+        )
+
+
 def run_sample(args: argparse.Namespace) -> int:
     """Write a grid of generated images."""
     import torch
@@ -146,6 +159,7 @@ def run_sample(args: argparse.Namespace) -> int:
     sampling = sampling_from(args, config)
     names = class_names(model)
     classes = parse_classes(args.classes, config.generator.num_classes, names)
+    _warn_of_untrained(classes, names)
     pair = GearPipeline.load(model, read_device(args))
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
     images = pair.generate(ClassCondition(labels), args.seed, sampling)

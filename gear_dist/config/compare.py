@@ -1,4 +1,4 @@
-"""Which settings make another run, and which may change when a run resumes. No torch."""
+"""Which settings identify a run, and which may change when it resumes. No torch."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ MORE_TEACHERS = "more_teachers."
 def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Settings by which a configuration defines another run, each with both values.
 
-    All settings define the run but the MAY_CHANGE of their sections; MAY_GROW may grow.
+    Every setting identifies the run except those in MAY_CHANGE; those in MAY_GROW may grow.
 
     Args:
         old: the other run's configuration as plain data, of whatever version.

@@ -41,7 +41,7 @@ corpora are joined, so that an epoch shows every sample once."""
     endpoint: str = ""
     """S3 endpoint for s3:// addresses; empty: the AWS default or AWS_ENDPOINT_URL."""
     image_size: int = 256
-    """Side of the square crops, pixels."""
+    """Side length of the square crops in pixels."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     max_pixels: int = 64_000_000
@@ -71,8 +71,8 @@ may change, and only limits how early shards are fetched."""
 samples; a worker reads only its own. A divisor of engine.global_batch, at best a multiple of the \
 number of workers; 0: chosen when the run starts. They stay when the number of workers changes."""
     tail: Literal["drop", "repeat"] = "drop"
-    """The samples of an epoch that do not fill a global batch: left out, others every epoch, or \
-filled up with samples of the epoch's beginning."""
+    """What happens to the samples of an epoch that do not fill a global batch. drop: left out, \
+different ones each epoch; repeat: filled up with samples of the epoch's beginning."""
     decode_threads: int = 2
     """Threads of a worker that decode images; what it yields does not depend on it."""
     max_bad_share: float = 0.001

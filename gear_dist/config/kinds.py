@@ -1,4 +1,4 @@
-"""Whether a value, mostly text as it was written, fits the type of its setting. No torch."""
+"""Checks that a value (usually raw text) fits its setting's type. No torch."""
 
 import typing
 from typing import Any
@@ -25,7 +25,7 @@ def check_kind(where: str, key: str, kind: Any, value: Any) -> None:
     """
     named = f"{where}: {key}={value}"
     if value == MISSING:
-        raise ConfigError(f"{named} means no value: give one")
+        raise ConfigError(f"{named} is OmegaConf's marker for a missing value: give a value")
     if typing.get_origin(kind) is tuple:
         _check_list(where, key, typing.get_args(kind), value)
     elif isinstance(value, dict | list | tuple):

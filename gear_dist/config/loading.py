@@ -194,7 +194,7 @@ def _read_value(item: str, text: str, kind: Any) -> Any:
 
 
 def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
-    """A layer below all others: sections of `stages.init_from`'s networks, and their image size.
+    """The lowest layer: architecture sections and image size copied from `stages.init_from`.
 
     A folder that is gone is no error here: a run that has started does not need it any more.
     """
@@ -244,7 +244,7 @@ def _literal(node: Any) -> Any:
 
 
 def _check_value(key: str, value: Any) -> None:
-    """Refuse what fits a setting's type and no run: ConfigError."""
+    """Raise ConfigError for values of the right type that no run can use."""
     if isinstance(value, (list, tuple)):
         for item in value:
             _check_value(key, item)

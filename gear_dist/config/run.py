@@ -37,7 +37,7 @@ class RunSection:
     seed: int = 0
     """Seed of initialisation, data order, dropouts and sample grids."""
     launcher: Literal["ray", "local"] = "ray"
-    """ray: Ray Train starts the workers; local: this process (or torchrun's) is the worker."""
+    """ray: Ray Train starts the workers; local: this process is the worker (or torchrun's)."""
     workers: int = 0
     """Worker processes; 0: one a GPU, or two where there is no GPU (launcher=ray)."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -52,13 +52,13 @@ with the same configuration."""
     """Fewest workers that training continues with when nodes are gone (launcher=ray): each start \
 uses as many as there is capacity for, up to `workers`. 0: always `workers`."""
     max_failures: int = 3
-    """Crashes (killed, out of memory, node lost, hang) after which training starts again from the \
+    """Consecutive crashes (kill, out of memory, lost node, hang) survived by restarting from the \
 newest checkpoint (launcher=ray). The count starts over with every new checkpoint; preemptions do \
 not count."""
     hang_timeout_s: int = 600
     """Seconds without a step after which a worker writes the stacks of its threads to its log and \
-ends; longer than any evaluation takes. A checkpoint that is slow but moves on is no hang. 0: \
-never."""
+ends; must exceed the longest pause between steps. A slow checkpoint that makes progress does not \
+count. 0: never."""
     preemption_grace_s: int = 30
     """Seconds that workers have to write a checkpoint when one of their nodes is draining; then \
 training resumes elsewhere from the previous checkpoint."""
@@ -88,14 +88,14 @@ class CheckpointConfig:
     every_steps: int = 1000
     """Steps between checkpoints; one is also written at stage ends and when the run is stopped."""
     address: str = ""
-    """s3://BUCKET/PREFIX or a folder, in which the run's name is the checkpoints' folder; empty: \
-the run folder. The S3 endpoint is data.endpoint."""
+    """s3://BUCKET/PREFIX or a folder; checkpoints go to its subfolder named after the run; empty: \
+the run folder's checkpoints/. The S3 endpoint is data.endpoint."""
     asynchronous: bool = True
     """Training continues while a checkpoint is written, from a copy of the state in host memory."""
     keep_last: int = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: int = 0
-    """Checkpoints of steps that this divides are kept as well; 0: none."""
+    """Also keep checkpoints whose step is a multiple of this; 0: none."""
     best_metric: str = ""
     """Name of a metric of metrics.jsonl, the lower the better, whose best checkpoint is kept as \
 well; empty: none."""
@@ -120,7 +120,7 @@ class LogConfig:
     grid_every_steps: int = 0
     """Steps between reconstruction and sample grids; 0: at stage ends only."""
     usage_window_tokens: int = 65536
-    """Codebook usage counts the codes used by the last this many tokens of all workers."""
+    """Codebook usage is the share of codes used by the last N tokens of all workers; this is N."""
     wandb: Literal["off", "auto"] = "off"
     """auto: log to Weights & Biases, offline where WANDB_API_KEY is missing or \
 WANDB_MODE=offline."""

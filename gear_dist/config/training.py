@@ -180,8 +180,8 @@ goes back to its last good checkpoint, once, and the next time ends with exit co
     """Elements of ZeRO's communication buckets; 0: 5e8 on CUDA, 2e6 on CPU."""
     optimizer_offload: Literal["none", "cpu"] = "none"
     """cpu: ZeRO's fp32 weights, optimizer states and averages live in host memory, and the host \
-takes the optimizer's step; needs a zero_stage of at least 1. Equal to rounding. On CPU nothing is \
-gained."""
+takes the optimizer's step; needs a zero_stage of at least 1. Results match up to rounding. No
+benefit on CPU."""
     keep_gathered_elements: int = 1_000_000_000
     """ZeRO-3: up to this many parameters of a network stay gathered from forward to backward and \
 are fetched ahead; 0: each layer's are freed after use, and gathered once more for the backward."""

@@ -59,7 +59,7 @@ class BadSamples:
                     warnings.warn(f"sample skipped: {message}", stacklevel=2)
         if found > self._allowed:
             raise DataError(
-                f"{message}; with it {found} bad samples in an epoch of this worker, more than "
+                f"{message}; that makes {found} bad samples on this worker in one epoch, more than "
                 f"data.max_bad_share allows ({self._allowed}): remove them and shard again, or "
                 "raise that"
             )

@@ -34,8 +34,8 @@ class Batch(NamedTuple):
     captions: tuple[str, ...]
     """Empty strings where data.captions=off, or where it is dropped."""
     cfg_dropout_rand: torch.Tensor
-    """(B,) float32, a random number in [0, 1) of each sample and epoch: what conditions a generator
-    is dropped where it is below the chance. 1 in validation."""
+    """(B,) float32, a random number in [0, 1) of each sample and epoch: a generator's condition
+    is dropped where this is below class_dropout. 1 in validation."""
 
 
 class _Draws(NamedTuple):
@@ -156,7 +156,7 @@ class BatchMaker:
         """
         draws = self._draw(item) if augment else _Draws(0.5, 0.5, 1.0, 0.0, 1.0)
         if item.prefetched is not None:
-            # What is wrong with it its shard says too.
+            # The full shard will report the same problem.
             with contextlib.suppress(BadImageError, UnreadableSampleError):
                 return self._read(out, item, item.prefetched, 0, draws)
         shard = item.get_shard()
@@ -168,7 +168,10 @@ class BatchMaker:
             except (BadImageError, UnreadableSampleError) as error:
                 message = f"{self._name(item, shard.keys[row])}: {error}"
                 bad.record(item.epoch, (item.number, row), message)
-        raise DataError(f"{self._shard_name(item.number)}: not one sample is good: shard again")
+        raise DataError(
+            f"{self._shard_name(item.number)}: no usable sample in this shard: shard "
+            f"the corpus again"
+        )
 
     def _read(
         self, out: np.ndarray, item: SampleRef, shard: Shard, row: int, draws: _Draws
@@ -193,7 +196,7 @@ class BatchMaker:
             return ""
         captions = shard.captions(row)
         if not captions:
-            raise UnreadableSampleError("it has no caption, which data.captions asks for")
+            raise UnreadableSampleError("it has no caption, but data.captions requires one")
         if draws.drop < self._data.caption_dropout:
             return ""
         chosen = int(draws.caption * len(captions)) if self._data.captions == "random" else 0

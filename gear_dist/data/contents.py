@@ -1,4 +1,4 @@
-"""What a corpus holds, in a line; and whether a run can be trained on it. No torch."""
+"""One-line summary of a corpus, and whether a run can be trained on it. No torch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -95,7 +95,8 @@ def _check_classes(address: str, contents: Contents, num_classes: int) -> list[s
     if contents.num_without_class:
         raise DataError(
             f"{address}: {contents.num_without_class:,} of {contents.num_samples:,} images have no "
-            "class (a number), and the generator is trained on classes: shard again with --labels, "
+            "class label (an integer), and the generator is trained on classes: shard again with "
+            "--labels, "
             "--class-column or folders of classes, leave such images out with "
             "--policy no-class=skip, or train on captions (data.captions=first)"
         )
@@ -104,7 +105,7 @@ def _check_classes(address: str, contents: Contents, num_classes: int) -> list[s
         return []
     return [
         f"{address}: has {_describe_classes(contents.classes)}, so {num_unused:,} of "
-        f"generator.num_classes={num_classes} are never trained; if that is not meant, set "
+        f"generator.num_classes={num_classes} are never trained; if this is not intended, set "
         f"generator.num_classes={len(contents.classes)}"
     ]
 
@@ -115,8 +116,8 @@ def _check_captions(address: str, contents: Contents, data: DataConfig) -> list[
         return []
     if missing <= data.max_bad_share * total and missing < total:
         return [
-            f"{address}: {missing:,} of {total:,} images have no caption, and others take their "
-            f"place (data.captions={data.captions})"
+            f"{address}: {missing:,} of {total:,} images have no caption and are replaced by "
+            f"others (data.captions={data.captions})"
         ]
     raise DataError(
         f"{address}: {missing:,} of {total:,} images have no caption, and "

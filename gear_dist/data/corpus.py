@@ -1,4 +1,4 @@
-"""A corpus by its address: one of ours by its manifest, or stock webdataset tars, counted once."""
+"""Opens a corpus: one of `gear-dist shard` by its manifest, or stock webdataset tars, indexed."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import xxhash
 from filelock import FileLock
 
-from gear_dist.data.manifest import DATASET_KEY, CorpusManifest, DatasetInfo, load_manifest
+from gear_dist.data.manifest import DATASET_KEY, SPLITS, CorpusManifest, DatasetInfo, load_manifest
 from gear_dist.data.shard_reader import LooseShard, Shard, UnreadableSampleError, index_samples
 from gear_dist.data.split_names import split_of
 from gear_dist.data.tar_samples import READ_SUFFIXES
@@ -22,7 +22,6 @@ from gear_dist.storage.checksums import crc64nvme_hex
 from gear_dist.storage.open import open_storage
 
 _COUNT_THREADS = 4
-_SPLITS = ("train", "validation")
 _COUNT_VERSION = 3
 """Of what counts as a sample: counts of another version are recounted."""
 
@@ -65,10 +64,8 @@ def open_corpus(address: str, endpoint: str = "") -> Corpus:
     storage = open_storage(address, endpoint)
     if storage.exists(DATASET_KEY) or storage.exists("manifest/plan.json"):
         return Corpus(storage, load_manifest(storage))
-    if nested := [split for split in _SPLITS if storage.exists(f"{split}/{DATASET_KEY}")]:
-        raise DataError(
-            f"{storage.address}: holds a corpus for each split: use {storage.address}/{nested[0]}"
-        )
+    if any(storage.exists(f"{split}/{DATASET_KEY}") for split in SPLITS):
+        return Corpus(storage, load_manifest(storage))  # which names them
     tars = {item.key: item.bytes for item in storage.list() if item.key.endswith(".tar")}
     if not tars:
         return Corpus(storage, load_manifest(storage))  # which says what is missing

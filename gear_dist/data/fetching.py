@@ -20,7 +20,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 DAMAGED_READS = 3
 LEAST_PATIENCE_S = 5.0
-"""A shard that is awaited longer, and much longer than others took, is asked for a second time."""
+"""A fetch slower than this, and much slower than the others, is hedged with a second request."""
 _PATIENCE_FACTOR = 4
 
 

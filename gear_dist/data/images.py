@@ -1,7 +1,7 @@
 """Image bytes to RGB pixels of the training size: the one place where that is decided. No torch.
 
-Transparent pixels are composited over a background, and what its EXIF orientation says of an image
-is done, whoever decodes: sharding, loading, previews, commands.
+Transparent pixels are composited over a background and the EXIF orientation is applied,
+whoever decodes: sharding, loading, previews, commands.
 """
 
 import io
@@ -107,7 +107,7 @@ def load_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def with_image(data: bytes, use: Callable[[Image.Image], _Result]) -> _Result:
-    """What `use` makes of the image that PIL opens; a PNG is tried again without its words."""
+    """What `use` makes of the image that PIL opens; a PNG is retried without its text."""
     try:
         return use(Image.open(io.BytesIO(data)))
     except BadImageError:
@@ -208,7 +208,7 @@ def jpeg_orientation(data: bytes) -> int:
 
 def pil_orientation(image: Image.Image) -> int:
     """The same of an image that PIL has opened."""
-    # PIL turns TIFFs when it loads them; its getexif() takes XMP's word too, viewers do not.
+    # PIL rotates TIFFs on load; its getexif() also honours XMP, which viewers ignore.
     found = image.info.get("exif")
     return exif_orientation(found) if isinstance(found, bytes) and image.format != "TIFF" else 1
 

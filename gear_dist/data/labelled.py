@@ -1,4 +1,4 @@
-"""A labelled corpus, or a share of it, in memory as uint8 arrays: for training small classifiers
+"""Loads a labelled corpus, or part of it, as uint8 arrays: for training small classifiers
 and for evaluation, which pass over the same images many times."""
 
 import os

@@ -123,7 +123,7 @@ class LaneReader:
             self._fetcher.release(number)
 
     def _draw(self, count: int) -> bool:
-        """Have so many windows in the queue; whether there are."""
+        """Fill the queue to this many windows; returns whether that succeeded."""
         while len(self._drawn) < count:
             window = next(self._windows, None)
             if window is None:

@@ -182,7 +182,7 @@ class ShardLoader:
         return self._plan.state_dict(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position; iterate again afterwards. Raises as `DataPlan.restore`."""
+        """Go to a position; iterate again afterwards. Raises as `DataPlan.load_state_dict`."""
         self.close()
         self._position = self._plan.load_state_dict(state)
 

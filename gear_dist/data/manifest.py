@@ -3,7 +3,7 @@
 ROOT/shards/000000.tar                webdataset tars
 ROOT/manifest/samples-00000.parquet   a row a sample (SAMPLES_SCHEMA), in parts of whole shards
 ROOT/manifest/shards.parquet          a row a shard (SHARDS_SCHEMA)
-ROOT/manifest/dataset.json            contents; published last, so its presence means "complete"
+ROOT/manifest/dataset.json            counts and settings; written last: "complete"
 
 A sample is KEY.jpg (or another image suffix), KEY.cls where it has a class, KEY.txt (its first
 caption) where it has captions, KEY.json where it has attributes (integers by name) or several
@@ -25,6 +25,8 @@ from gear_dist.storage.json_files import build_record, parse_json
 
 SCHEMA_VERSION = 2
 DATASET_KEY = "manifest/dataset.json"
+SPLITS = ("train", "validation")
+"""Folders of a destination, a corpus each."""
 SHARDS_KEY = "manifest/shards.parquet"
 PART_SAMPLES = 500_000
 """A part of the samples table ends with the shard that reaches this number."""
@@ -201,6 +203,10 @@ def _read_info(storage: Storage) -> bytes:
         return storage.read(DATASET_KEY)
     except MissingObjectError:
         started = storage.exists("manifest/plan.json")
+    if nested := [split for split in SPLITS if storage.exists(f"{split}/{DATASET_KEY}")]:
+        raise DataError(
+            f"{storage.address}: holds a corpus for each split: use {storage.address}/{nested[0]}"
+        )
     problem = "sharding has not finished there" if started else "no sharded corpus is there"
     raise DataError(
         f"{storage.address}: {problem} ({DATASET_KEY} is missing): "

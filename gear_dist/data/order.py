@@ -1,4 +1,4 @@
-"""The order of training: which sample stands where in the global sequence. No I/O, no torch.
+"""The training order: which sample is at which position of the global sequence. No I/O, no torch.
 
 The shards of a corpus, permuted by the epoch's seed, make one cyclic sequence of samples. From a
 random place on, it is cut into `lanes` equal contiguous segments; inside a lane, windows of a few
@@ -8,7 +8,7 @@ being the global batch, and so reads only the lanes under them. The global seque
 on the number of ranks. A mixture gives each corpus lanes in proportion to its weight.
 
 Everything is computed where it is needed, from permutations of shards and of windows: a plan costs
-the same for a thousand samples as for a hundred millions.
+the same for a thousand samples as for a hundred million.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class Window(NamedTuple):
 
 
 class EpochCounts(NamedTuple):
-    """What an epoch of a part comes to."""
+    """Sample and step counts of one epoch of a mixture component."""
 
     samples: int
     steps: int
@@ -122,7 +122,7 @@ class Order:
         return EpochCounts(samples, steps, max(rest, 0), max(-rest, 0))
 
     def places(self, rank: int, world_size: int) -> tuple[LaneSlice, ...]:
-        """What a rank serves of every global batch, in order."""
+        """This rank's slices of every global batch, in order."""
         share = self.global_batch // world_size
         low, high, width = rank * share, (rank + 1) * share, self.per_lane
         return tuple(

@@ -1,4 +1,4 @@
-"""The plan of a run's data: lanes, order, and what a saved position of it stands for."""
+"""The data plan of a run: lanes, order, position saved and restored (per-rank split: order.py)."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ KEEP_BYTES = 256 << 20
 
 
 class DataRank(NamedTuple):
-    """A rank's place among the ranks."""
+    """Rank, world size and batch sizes."""
 
     batch_size: int
     """Samples of a batch of this rank."""
@@ -41,7 +41,7 @@ class Position(NamedTuple):
 
 
 class DataPlan:
-    """The order of given corpora under given settings. Depends on the rank nowhere."""
+    """The order of the corpora under the given settings. Independent of the rank."""
 
     def __init__(
         self, corpora: Sequence[Corpus], data: DataConfig, share: DataRank, seed: int
@@ -93,7 +93,7 @@ class DataPlan:
             )
         if not found:
             raise ConfigError(
-                f"engine.global_batch={global_batch} has no room for {len(weights)} corpora: "
+                f"engine.global_batch={global_batch} is too small for {len(weights)} corpora: "
                 "raise it"
             )
         return found
@@ -146,7 +146,7 @@ class DataPlan:
             if tally.steps == 0:
                 raise DataError(
                     f"{self.address}: has {tally.samples} images, fewer than its "
-                    f"{part.lanes * self.order.per_lane} of a batch of all workers: lower "
+                    f"{part.lanes * self.order.per_lane} samples per global batch: lower "
                     "engine.global_batch, add images, or set data.tail=repeat"
                 )
 
@@ -203,12 +203,12 @@ class DataPlan:
 def _refuse_change(address: str, name: str, old: Any, new: Any) -> None:
     if name == "corpora":
         raise DataError(
-            f"{address}: is not the corpus that the run was started with: set data.train and "
-            "data.mixture back, or start a new run"
+            f"{address}: is not the corpus that the run started with: restore data.train and "
+            "data.mixture, or start a new run"
         )
     raise ConfigError(
-        f"{name}={new}: the run was started with {old}, without which its position in the data "
-        "means nothing: set it back, or start a new run"
+        f"{name}={new}: the run was started with {old}, and its position in the data is only valid "
+        "with that value: restore it, or start a new run"
     )
 
 

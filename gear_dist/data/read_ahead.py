@@ -32,7 +32,7 @@ class ReadAhead(Generic[Item]):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gear-loader", daemon=True)
         self._thread.start()
-        # A thread that the interpreter's end meets inside native code aborts the process.
+        # A thread still in native code at interpreter shutdown aborts the process.
         atexit.register(self.close)
 
     def __iter__(self) -> "ReadAhead[Item]":

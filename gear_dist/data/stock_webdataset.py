@@ -1,4 +1,4 @@
-"""Our corpora in three lines of stock webdataset, on S3 as on a disk:
+"""Shard URLs for reading our corpora with the stock webdataset library, on S3 or disk:
 
 import webdataset
 from gear_dist.data.stock_webdataset import shard_urls

@@ -1,4 +1,4 @@
-"""Which device and precision a setting means here: the one place that decides."""
+"""Resolves run.device and engine.precision (autocast dtype) for this machine."""
 
 from typing import Literal
 

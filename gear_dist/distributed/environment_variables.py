@@ -1,4 +1,4 @@
-"""Environment variables that are set for a while: the user's own come first."""
+"""Temporarily set environment variables; existing ones win."""
 
 import contextlib
 import os

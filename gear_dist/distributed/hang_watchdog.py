@@ -12,7 +12,7 @@ from typing import Self
 from gear_dist.errors import UserError
 
 HANG_MARK = b"Timeout ("
-"""How the first line of the stacks begins, by which a launcher knows a hang in a worker's log."""
+"""First line of a faulthandler dump; the launcher searches worker logs for it."""
 _LOOK_S = 0.5
 _RECORD_S = 10.0
 """For `on_hang`, and for native code that holds Python's lock: then the process ends without."""

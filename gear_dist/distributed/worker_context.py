@@ -1,4 +1,4 @@
-"""What a worker needs of whoever starts it: a place to report, and a way to be asked to stop.
+"""The worker's interface to its launcher: report progress, receive stop requests.
 
 The launchers (a plain process, torchrun, Ray) live in gear_cluster; the worker knows only this.
 """

@@ -1,4 +1,4 @@
-"""The reference classifier: trained on a corpus's real images, it looks at generated ones.
+"""The reference classifier: trained on real images, used to score generated ones.
 
 Its architecture and seed are not the teacher's, so that a generator guided by the teacher is not
 judged by a relative of it. How well it does on real images stands beside every number it gives.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NAME = "Frechet distance in the features of the sample classifier"
+NAME = "Frechet distance in the reference classifier's features (not FID)"
 
 
 class Gaussian(NamedTuple):

@@ -1,5 +1,5 @@
-"""What `gear-dist evaluate` measures, and how: generated images by a judge, reconstructions by
-PSNR and SSIM, several seeds, with and without guidance."""
+"""The evaluation protocol: class accuracy and Frechet distance of generated images, PSNR and SSIM
+of reconstructions; several seeds, with and without guidance."""
 
 import math
 import statistics
@@ -107,7 +107,8 @@ class Evaluation(NamedTuple):
             lines.append(
                 f"the classifier: {self.judge.accuracy:.1%} right on real validation images, "
                 f"{self.reconstruction.accuracy:.1%} on reconstructions; "
-                f"chance {self.chance_accuracy:.1%}; real images' Frechet {self.real_frechet:.2f}"
+                f"chance {self.chance_accuracy:.1%}; Frechet distance of real images "
+                f"{self.real_frechet:.2f}"
             )
         return lines + [f"warning: {text}" for text in self.warnings]
 

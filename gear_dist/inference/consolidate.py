@@ -1,4 +1,4 @@
-"""A checkpoint's networks as whole weights files, whatever cut its parts have.
+"""Converts a sharded checkpoint to whole weights files, for any number of parts.
 
 On one machine, without engines, a tensor in memory at a time.
 """

@@ -86,7 +86,7 @@ class ImageFiles:
         if len(self.bad) > _NAMED:
             print(f"{len(self.bad):,} files were left out", file=sys.stderr)
         if len(self.bad) == len(self.paths):
-            raise DataError(f"--images: not one of {len(self.paths):,} files is a good image")
+            raise DataError(f"--images: not one of {len(self.paths):,} files could be decoded")
 
     def _leave_out(self, path: Path, reason: str) -> None:
         self.bad.append(BadFile(path, reason.removeprefix(f"{path}: ")))

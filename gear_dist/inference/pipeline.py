@@ -86,7 +86,7 @@ class GearPipeline:
         """
         if self.generator is None:
             raise DataError(
-                "there is no generator here: the run has trained none yet, or none was imported"
+                "no generator found: the run has not trained one yet, or none was imported"
             )
         sampling = sampling or self.config.sampling
         random = torch.Generator(self.device).manual_seed(seed)

@@ -157,7 +157,8 @@ def check_fit(network: str, state: Mapping[str, Tensor], config: RunConfig, wher
     if broken:
         raise DataError(
             f"{where}: {len(broken)} tensors of its {network} hold NaN or infinity "
-            f"({_first(broken)}): its training diverged, or the file is damaged; use an earlier one"
+            f"({_first(broken)}): training diverged or the file is damaged; use an earlier "
+            f"checkpoint"
         )
 
 

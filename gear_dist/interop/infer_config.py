@@ -1,8 +1,8 @@
 """The configuration of a network from the shapes of its weights.
 
 What shapes do not tell has the published value: 32 groups a norm, 64 channels a head, a tap after a
-third of the layers; `key=value` overrides say otherwise. No teacher's name is told by the width
-that projectors end with.
+third of the layers; `key=value` overrides say otherwise. The teacher's name cannot be inferred
+from the projectors' output width.
 """
 
 import re

@@ -24,7 +24,7 @@ def mean_over_ranks_straight_through(mean_K: Tensor) -> Tensor:
 
 
 def entropy_loss(token_entropy: Tensor, mean_probabilities_K: Tensor, weight: float) -> Tensor:
-    """weight * (mean_n H(p_n) - H(mean_n p_n)): sure tokens, an evenly used codebook."""
+    """weight * (mean_n H(p_n) - H(mean_n p_n)): confident assignments, an evenly used codebook."""
     mean_K = mean_over_ranks_straight_through(mean_probabilities_K)
     average_entropy = -(mean_K * torch.log(mean_K + EPS)).sum()
     return weight * (token_entropy - average_entropy)

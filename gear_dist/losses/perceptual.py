@@ -97,7 +97,10 @@ def _read(path: str, setting: str) -> dict[str, Tensor]:
     except ConfigError:
         raise
     except OSError as error:
-        raise ConfigError(f"{setting}={path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"{setting}={path}: cannot be read: {error.strerror}; download it, or train without "
+            "LPIPS: losses.lpips_weight=0 losses.gradient_weight=1"
+        ) from None
     except Exception:  # torch's reader ends in any way, mostly with advice to run what it holds
         raise ConfigError(f"{setting}={path}: not a readable file of tensors") from None
 

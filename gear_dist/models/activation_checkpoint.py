@@ -11,8 +11,8 @@ def activation_checkpoint(forward: Callable[..., Any], *args: Any, enabled: bool
     """forward(*args), which keeps only its arguments for the backward where `enabled`.
 
     The recomputation replays random states, autocast and the modules' training mode, so that
-    gradients are the same bit for bit; a network must therefore stay in the mode and the freeze
-    of its forward until the backward has returned (see `TrainingEngine.frozen`). Not re-entrant:
+    gradients are the same bit for bit; so a network must keep its training mode and frozen
+    parameters until the backward has returned (see `TrainingEngine.frozen`). Not re-entrant:
     frozen parameters and ZeRO-3 need it so. Without gradients nothing is kept anyway.
     """
     if not enabled or not torch.is_grad_enabled():

@@ -159,13 +159,16 @@ def save_classifier(path: Path, model: nn.Module, metadata: dict[str, Any]) -> N
         StorageError: the disk refuses the write.
     """
     if path.exists() and load_classifier(path) is None:
-        raise ConfigError(f"{path}: holds something else and is not overwritten; move it away")
+        raise ConfigError(
+            f"{path}: is not a file of this command and will not be overwritten; "
+            f"move it or choose another path"
+        )
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     write_file(path, save(weights, {"facts": json.dumps(metadata)}))
 
 
 def load_classifier(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Facts and weights of a file that `save_classifier` wrote; None: absent, damaged, or other."""
+    """Metadata and weights of a file of `save_classifier`; None if there is none."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["facts"])

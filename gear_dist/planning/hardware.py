@@ -1,4 +1,4 @@
-"""Rates that a plan is reckoned with: given ones, else published peaks times a stated share."""
+"""Hardware rates for a plan: given ones, else published peaks times an assumed utilisation."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Memory of a worker in one stage, from parameter counts, the configuration and what a step keeps.
+"""Memory estimate of one worker in one stage, from parameter counts, configuration and activations.
 
 Weights, gradients, optimizer states and averages follow from the ZeRO stage; what a step keeps is
 counted (gear_dist.planning). No torch.

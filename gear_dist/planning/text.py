@@ -21,7 +21,7 @@ def format_plan(plan: CostPlan) -> str:
         f"{engine.precision}: global batch {engine.global_batch} = {plan.world_size} x "
         f"{engine.accumulation} micro-batches x {plan.micro_batch} images of "
         f"{config.data.image_size} px",
-        "Nothing here is measured. It is reckoned with these rates:",
+        "Nothing here is measured. Assumed rates:",
         *(f"  {note}" for note in plan.rates.notes),
     ]
     return "\n".join([*head, *(line for stage in plan.stages for line in _stage(plan, stage))])

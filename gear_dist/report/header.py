@@ -1,4 +1,4 @@
-"""Top of the page: how the run stands, its key numbers, what a reader must know about it."""
+"""Top of the report: run state, key numbers, caveats."""
 
 import datetime
 import statistics

@@ -1,4 +1,4 @@
-"""What the parts of the page below its header show; empty where the run has nothing for one."""
+"""Contents of the report's sections below the header; empty if the run has no data for one."""
 
 import math
 from collections.abc import Mapping, Sequence

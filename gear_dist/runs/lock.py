@@ -47,7 +47,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether a command has held a run folder, and none holds it now."""
+    """Whether the run folder was locked before and its process is gone."""
     path = folder.parent / f".{folder.name}.lock"
     try:
         with path.open("rb") as file:

@@ -79,7 +79,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
-        """Make the folder, or resume the run that it holds, and write the configuration.
+        """Make the folder, or resume the run that it holds.
+
+        The configuration of a new run is written; that of a resumed one stays until the trainer
+        knows that it resumes: a start that is refused changes nothing.
 
         Raises:
             ConfigError: see `check_may_start`.
@@ -91,7 +94,8 @@ class RunFolder:
             for part in (folder.path, folder.grids, folder.checkpoints, folder.weights):
                 part.mkdir(parents=True, exist_ok=True)
             FileStorage(folder.path).remove_leftovers()
-        folder.write_config(config)
+        if not folder.config_path.is_file():
+            folder.write_config(config)
         return folder
 
     @classmethod
@@ -190,7 +194,8 @@ class RunFolder:
         address, step = node.get("address"), node.get("step")
         if not isinstance(address, str) or not isinstance(step, int):
             raise DataError(
-                f"{self.newest_checkpoint_path}: damaged; remove it if the checkpoints are there"
+                f"{self.newest_checkpoint_path}: damaged; delete this file if the checkpoints "
+                f"still exist"
             )
         return address, step
 

@@ -43,7 +43,7 @@ def parse_address(text: str, what: str = "") -> Address:
     if not text.strip():
         raise ConfigError(f"{named} is an empty address: {_FORMS}")
     if text != text.strip():
-        raise ConfigError(f"{named} begins or ends with blanks: {_FORMS}")
+        raise ConfigError(f"{named} starts or ends with whitespace: {_FORMS}")
     found = _SCHEME.fullmatch(text)
     if found is None and _MISTYPED.match(text):
         raise ConfigError(f"{named} is neither a path nor an address: {_FORMS}")
@@ -56,7 +56,7 @@ def parse_address(text: str, what: str = "") -> Address:
             raise ConfigError(f"{named} names no bucket: {_FORMS}")
         prefix = prefix.rstrip("/")
         if prefix and {"", ".", ".."} & set(prefix.split("/")):
-            raise ConfigError(f"{named} has an empty part, or one of dots: {_FORMS}")
+            raise ConfigError(f"{named} has an empty path component, or `.` or `..`: {_FORMS}")
         return Address(bucket, prefix)
     if scheme == "file":
         if not rest.startswith("/"):

@@ -34,8 +34,7 @@ class Storage(Protocol):
 
     @property
     def activity(self) -> int:
-        """Grows with each request and what comes of it, for who must tell slow from stuck; stays 0
-        where no network is in between."""
+        """A counter of requests and bytes, to tell slow from stuck; stays 0 without a network."""
         ...
 
     def read(self, key: str) -> bytes:

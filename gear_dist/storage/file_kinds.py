@@ -1,4 +1,4 @@
-"""What a file is where a checkpoint is expected: said instead of a reader's advice. No torch."""
+"""Recognises files that are no checkpoints (LFS pointer, web page, archive). No torch."""
 
 from pathlib import Path
 

@@ -53,7 +53,7 @@ def private_folder(prefix: str, *, longest_parent: int | None = None) -> Iterato
 def _make(parent: Path, prefix: str) -> tuple[Path, IO[bytes]]:
     """A new folder and its locked file.
 
-    Before it is locked it looks abandoned, and who tidies may remove it: then another one is made.
+    Until it is locked a concurrent cleanup may delete it; then a new one is created.
     """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

@@ -1,4 +1,4 @@
-"""boto3 clients that give up on silence, and what of their errors is worth another try."""
+"""boto3 clients with short timeouts, and the retry policy."""
 
 import os
 import random

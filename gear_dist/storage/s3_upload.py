@@ -135,8 +135,8 @@ def _complete(target: Target, upload: dict[str, Any], parts: list[_Part], size: 
     if answer.get("ContentLength", size) != size or known not in ("", _combine(parts)):
         target.client().delete_object(**target.of)
         raise StorageError(
-            f"s3://{target.bucket}/{target.name}: the store holds other bytes than it was sent: "
-            "it was removed; run the same command again"
+            f"s3://{target.bucket}/{target.name}: the store's copy differs from what was uploaded "
+            f"and was removed; run the same command again"
         )
 
 

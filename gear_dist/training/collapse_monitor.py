@@ -1,6 +1,6 @@
-"""Watches metric records for training that learns nothing: dead gradients, a collapsed codebook.
+"""Detects training that learns nothing, by metric records: zero gradients, a collapsed codebook.
 
-Values that are not finite are nan_guard.py's."""
+Non-finite values are handled by nan_guard.py."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Trouble(NamedTuple):
 
 
 class CollapseMonitor:
-    """Judges each record of a stage. Records are equal on all ranks, and so is the judgement.
+    """Checks each metric record of a stage. Records are equal on all ranks, so the result is too.
 
     Attributes:
         troubles: how many records in a row have had a trouble, by its kind.
@@ -43,7 +43,7 @@ class CollapseMonitor:
         self._most_used = 0.0
 
     def check(self, record: Mapping[str, float]) -> list[str]:
-        """Take a record in.
+        """Check one record.
 
         Returns:
             Warnings about troubles that this record is the first to have.
@@ -60,7 +60,7 @@ class CollapseMonitor:
             if self.troubles[trouble.kind] >= patience:
                 raise NumericError(
                     f"{trouble.text}, in {patience} records in a row (collapse.patience); the last "
-                    "checkpoint is from before; collapse.patience=0 continues anyway"
+                    "checkpoint predates the problem; set collapse.patience=0 to continue anyway"
                 )
         return [trouble.text for trouble in found if self.troubles[trouble.kind] == 1]
 
@@ -73,7 +73,7 @@ class CollapseMonitor:
         if self.troubles:
             raise NumericError(
                 f"the stage ended with a warning ({', '.join(self.troubles)}): the last checkpoint "
-                "is from before; collapse.patience=0 continues anyway"
+                "predates it; set collapse.patience=0 to continue anyway"
             )
         self._most_used = 0.0
 

@@ -18,7 +18,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """DeepSpeed's JSON for one engine.
 
-    At stage 0 the clipping is ours, because DeepSpeed does not tell the norm there.
+    At stage 0 we clip ourselves, because DeepSpeed does not expose the norm there.
     """
     buckets = bucket_elements(engine, on_cuda)
     result: dict[str, Any] = {
@@ -33,7 +33,8 @@ def deepspeed_config(
             "stage3_prefetch_bucket_size": min(buckets, engine.keep_gathered_elements),
             "stage3_max_reuse_distance": engine.keep_gathered_elements,
             "stage3_max_live_parameters": engine.keep_gathered_elements,
-            # A parameter that stays gathered would not follow when masters are written.
+            # A persistent (never partitioned) parameter would not be updated when masters are
+            # overwritten.
             "stage3_param_persistence_threshold": 0,
         },
         "zero_allow_untested_optimizer": True,
@@ -42,7 +43,8 @@ def deepspeed_config(
     }
     if engine.optimizer_offload == "cpu":
         result["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
-        # DeepSpeed's own optimizer for the host compiles C++ at first use; torch's is fused, too.
+        # DeepSpeed's own optimizer for the host compiles C++ at first use; torch's is fused as
+        # well.
         result["zero_force_ds_cpu_optimizer"] = False
     if bf16_weights:
         result["bf16"] = {"enabled": True}

@@ -24,7 +24,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The engine's masters hold the averages inside, and the weights again after."""
+        """Swap the averages into the engine's master weights for the duration of the block."""
         self._swap()
         try:
             yield

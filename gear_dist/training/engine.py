@@ -1,4 +1,4 @@
-"""DeepSpeed engines: one a network, their JSON built from the configuration.
+"""DeepSpeed engines, one per network (their JSON: deepspeed_config.py).
 
 Three engines share a process. What one engine's loss sends through another's network goes through
 that network's module with its parameters frozen, never through its engine: an engine's forward
@@ -43,7 +43,7 @@ def prepare_deepspeed(device: torch.device) -> None:
 
 
 class TrainingEngine:
-    """A DeepSpeed engine with the few things that its stages do differently brought together.
+    """Wraps a DeepSpeed engine and hides the differences between ZeRO stages.
 
     Attributes:
         grad_norm: gradient norm of the last step over all parameters, before clipping.
@@ -121,7 +121,7 @@ class TrainingEngine:
     def frozen(self, *, training: bool) -> Iterator[Callable[..., Any]]:
         """Yield the module's forward, its parameters taking no gradient until the exit.
 
-        Hold it until the backward that runs through it has returned: activation checkpoints
+        Keep the context open until the backward through it has returned: activation checkpoints
         recompute then, and must find the parameters frozen.
 
         Args:
@@ -155,7 +155,7 @@ class TrainingEngine:
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> None:
-        """Once a micro-batch, after every engine's backward; moves at the accumulation's end."""
+        """Call once per micro-batch, after every backward; updates at the accumulation boundary."""
         boundary = self.ends_step
         if boundary:
             for group in self._engine.optimizer.param_groups:
@@ -167,7 +167,7 @@ class TrainingEngine:
             self.grad_norm = self._engine.get_global_grad_norm()
 
     def _clip(self) -> None:
-        """DeepSpeed's clipping of the other stages, with the norm that the judging has taken."""
+        """Clip as DeepSpeed does at the other stages, by the norm that `gradient_size` computed."""
         parameters = list(self.module.parameters())
         norm = self._norm
         if norm is None:
@@ -224,7 +224,7 @@ class TrainingEngine:
         return [g for g in found if g is not None]
 
     def skip_next_step(self, skip: bool) -> None:
-        """Whether the next step moves nothing."""
+        """Make the next step a no-op (or undo that)."""
         self.optimizer.skips = skip  # type: ignore[attr-defined]
 
     def sync_low_precision_params(self) -> None:

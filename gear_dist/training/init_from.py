@@ -1,6 +1,6 @@
 """What a run starts from: the networks of another run, or of an imported model.
 
-`load_config` takes the architecture over from there (see `stages.init_from`); here it is checked,
+`load_config` copies the architecture from there (see `stages.init_from`); here it is checked,
 and the weights are read.
 """
 

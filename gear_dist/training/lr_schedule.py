@@ -7,7 +7,7 @@ from gear_dist.training.stages import Stage
 
 
 def rate_factor(config: OptimizerConfig, stage: Stage, step: int) -> float:
-    """What the rates are multiplied by at a step: the stage's scale times `_shape`."""
+    """The factor on all learning rates at a step: the stage's lr_scale times the schedule."""
     return stage.lr_scale * _shape(config, stage, step)
 
 

@@ -59,7 +59,7 @@ class MetricWindow:
         return record
 
     def state_dict(self) -> dict[str, Any]:
-        """What `shards` leaves out, as plain data. After `flush`, when nothing waits."""
+        """State not covered by `shards`, as plain data. Call after `flush`."""
         return {"tokens": [tokens for tokens, _ in self._history]}
 
     def shards(self) -> Iterator[TensorShard]:

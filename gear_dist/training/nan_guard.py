@@ -1,4 +1,4 @@
-"""Numeric safety: a step whose loss or gradient is not finite moves nothing, anywhere."""
+"""Skips a step on all ranks when a loss or gradient is not finite on any."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from gear_dist.training.steps import Metrics
 
 
 class NanGuard:
-    """Watches steps; skips all networks' together on all ranks, with what forwards have changed.
+    """Skips the step of all networks on all ranks, and restores buffers that the forwards changed.
 
     Attributes:
         skipped: steps skipped since the run began.
@@ -41,7 +41,7 @@ class NanGuard:
     def check(self, networks: Networks, stop_requested: bool) -> bool:
         """Decide on the step, between its last backward and the optimizer's step. Collective.
 
-        The one synchronisation of a step; what else ranks must agree on rides along.
+        The only host synchronisation of a step; the stop flag is reduced along with it.
 
         Returns:
             Whether any rank asks to stop.
@@ -68,7 +68,7 @@ def _name_bad(names: list[str], values: Tensor) -> str:
     """What is not finite on any rank. Collective."""
     mine = {name for name, fine in zip(names, values.isfinite().tolist(), strict=True) if not fine}
     found = set().union(*collectives.gather_objects(mine))
-    return ", ".join(name for name in names if name in found) + " is"
+    return ", ".join(name for name in names if name in found)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The networks of one stage: engines, averages, and everything of theirs that must survive."""
+"""The networks of one stage: engines, averages, and their checkpointed state."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -92,7 +92,7 @@ class Networks:
         return getattr(self.config.optimizer, f"{name}_lr")
 
     def step(self, rate_factor: float) -> None:
-        """Move every network, after all backwards of a micro-batch."""
+        """Step every engine, after all backwards of a micro-batch."""
         for name, engine in self.engines.items():
             engine.step(self.learning_rate(name) * rate_factor)
 

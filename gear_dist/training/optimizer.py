@@ -1,4 +1,4 @@
-"""Optimizers whose steps can be skipped."""
+"""AdamW and SGD whose step can be skipped."""
 
 from typing import Any
 

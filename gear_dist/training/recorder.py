@@ -83,7 +83,7 @@ class RunRecorder:
             self._folder.write_newest_checkpoint(address, step)
 
     def say(self, stage: str, message: str) -> None:
-        """A line of its own for whoever watches."""
+        """Show a message line."""
         if self._is_main:
             self._context.report(TrainProgress(self.step, self._total_steps, stage, {}, message))
 
@@ -98,13 +98,13 @@ class RunRecorder:
             save_run_weights(self._folder.weights, states, self._config, self.step)
         except StorageError as error:
             self.say(stage, f"WARNING: the weights of step {self.step} were not written: {error}")
-        # A run does not depend on when it is looked at.
+        # Drawing grids must not change the run's random state.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self._painter.paint(states, self.step)
 
     def write_status(self, state: State, **details: Any) -> None:
-        """How the run stands."""
+        """Write the run's state to status.json."""
         if self._is_main:
             self._folder.write_status(state, self.step, self._total_steps, **details)
 

@@ -17,7 +17,7 @@ def rng_shards(device: torch.device) -> Iterator[TensorShard]:
 
 
 def restore_rng_state(reader: CheckpointReader, device: torch.device) -> None:
-    """Go on with this rank's saved states.
+    """Restore this rank's saved RNG states.
 
     Raises:
         DataError: the checkpoint was written on another kind of device.
@@ -30,5 +30,5 @@ def restore_rng_state(reader: CheckpointReader, device: torch.device) -> None:
 
 
 def reseed(seed: int, step: int) -> None:
-    """Start afresh where another number of ranks resumes: a function of seed, step and rank."""
+    """Reseed when resuming with another world size: a function of seed, step and rank."""
     torch.manual_seed(seed * 1_000_003 + step * 4099 + collectives.rank() + 1)

@@ -1,4 +1,4 @@
-"""The updates of a training step, as METHOD has them: tokenizer, discriminator, generator.
+"""The updates of a training step, in the paper's order: tokenizer, discriminator, generator.
 
 Each runs one forward and one backward of a micro-batch; nothing moves before all have run.
 Shapes: B images, L tokens, N = B L, C code width, K codes. Source: arXiv 2606.32039.

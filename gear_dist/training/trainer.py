@@ -44,7 +44,7 @@ def train_worker(config: RunConfig, context: WorkerContext) -> TrainResult:
     torch.distributed is initialised before. Rank 0 alone writes the run folder.
 
     Raises:
-        UserError: what a user can mend; rank 0 has recorded it in status.json.
+        UserError: an error the user can fix; rank 0 has recorded it in status.json.
     """
     with open_trainer(config, context) as trainer:
         return trainer.run()
@@ -93,6 +93,7 @@ def _build_trainer(
     checkpoints = open_manager(requested, hang.beat)
     closing.callback(checkpoints.close)
     reader = open_resumed(checkpoints, requested, hang.beat)
+    collectives.on_rank_0(lambda: RunFolder(requested.run.folder).write_config(requested))
     config = fit_workers(requested, reader.state if reader else None)
     loader = build_loader(
         config.data,
@@ -177,7 +178,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done since the run began; kept by the recorder, which a failure finds it with."""
+        """Steps done since the run began; stored in the recorder so that failures report it."""
         return self.recorder.step
 
     @step.setter
@@ -253,7 +254,7 @@ class Trainer:
         return self._finish("done", "")
 
     def _leave(self, stage: Stage) -> None:
-        """Close a stage, with the next one's networks in place before the checkpoint."""
+        """End a stage: build the next stage's networks first, then save the checkpoint."""
         self.collapse.end_stage()
         states = self.networks.averaged_state_dicts()
         self.recorder.publish(states, stage.name)
@@ -264,7 +265,7 @@ class Trainer:
         self.save()
 
     def _stop(self, stage: Stage) -> None:
-        """Leave a checkpoint first, because who asked may not wait; then weights for users."""
+        """Save the checkpoint first, the grace period may be short; then the weights for users."""
         self._log(stage)
         if self._is_sound():
             self.save()
@@ -310,7 +311,7 @@ class Trainer:
     # -- numeric failures -------------------------------------------------------------------
 
     def _is_sound(self) -> bool:
-        """Whether the state is worth a checkpoint, which may push out an older one."""
+        """Whether the state may be checkpointed (a checkpoint can evict an older one)."""
         return self.guard.in_a_row == 0 and not self.collapse.troubles
 
     def _is_stuck(self, stage: Stage) -> bool:
@@ -327,13 +328,14 @@ class Trainer:
             NumericError: there is none, or that was done before.
         """
         self.saver.wait()
-        what = f"{self.guard.last_bad} not finite in {self.guard.in_a_row} steps to {self.step}"
+        steps = f"{self.guard.in_a_row} consecutive steps up to step {self.step}"
+        what = f"{self.guard.last_bad} not finite in {steps}"
         reader = None if self._rolled_back else self.checkpoints.open_newest()
         if reader is None:
-            why = "again after going back once" if self._rolled_back else "before a checkpoint"
+            why = "again after one rollback" if self._rolled_back else "before a checkpoint"
             raise NumericError(
                 f"{what}, {why}: lower optimizer.*_lr, raise optimizer.warmup_steps, or try "
-                "engine.precision=fp32; what was saved is from before"
+                "engine.precision=fp32; the saved checkpoints predate the failure"
             )
         self._rolled_back = True
         skipped = self.guard.skipped

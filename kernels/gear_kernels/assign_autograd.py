@@ -27,7 +27,7 @@ def differentiable_assign(
     soft_temperature: float,
 ) -> Assignment:
     """`gear_kernels.assign` by 'torch' or 'triton', of contiguous inputs in the compute dtype."""
-    # A graph takes strings, not members of an enumeration.
+    # torch.compile graphs take strings, not enum members.
     settings = implementation, affinity.value, entropy_temperature, soft_temperature
     if torch.compiler.is_compiling():
         return Assignment(*assign_operator(latents_NC, codebook_KC, *settings)[2:])

@@ -1,4 +1,4 @@
-"""Which implementation runs an operation, and the numerics that all of them share."""
+"""Which implementation runs an operation; shared numerics (compute dtype, autocast, TF32 off)."""
 
 import importlib.util
 import os

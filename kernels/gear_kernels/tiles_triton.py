@@ -132,7 +132,7 @@ class ReadoutTile(NamedTuple):
 
 
 def num_splits(programs: int, most: int, device: torch.device) -> int:
-    """Parts to cut the inner loop in, so that two waves of programs fill the device.
+    """Number of splits of the inner loop, so that two waves of programs fill the device.
 
     Every part writes its own partial sum; they are added afterwards in a fixed order.
     """

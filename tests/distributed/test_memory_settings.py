@@ -68,7 +68,7 @@ def test_checkpointing_changes_no_bit(checkpointed, index):
 
 
 def without_batch_terms(config):
-    """Without what METHOD computes per micro-batch: average entropy, and batch norm's loss."""
+    """Without the terms computed per micro-batch: average entropy, and batch norm's loss."""
     return changed(config, tokenizer__entropy_weight=0.0, discriminator__weight=0.0)
 
 

@@ -62,11 +62,11 @@ class HostileRunner:
     def run(self, case: Case) -> Failure | None:
         """Run a case in a fresh copy of the tree; None: it ended as it should."""
         answer = self.answer(case)
-        problem = judge(case.argv, answer)
+        problem = classify_end(case.argv, answer)
         return Failure(case.argv, answer["damaged"], *problem) if problem else None
 
     def answer(self, case: Case) -> dict[str, Any]:
-        """How a case ended; see `judge`."""
+        """How a case ended; see `classify_end`."""
         self._count += 1
         folder = self._root / f"case-{self._count:05d}"
         copy_tree(self._tree, folder)
@@ -156,7 +156,7 @@ def copy_tree(tree: Path, folder: Path) -> None:
     shutil.copytree(tree, folder, symlinks=True, copy_function=copy)
 
 
-def judge(argv: tuple[str, ...], answer: dict[str, Any]) -> tuple[str, str] | None:
+def classify_end(argv: tuple[str, ...], answer: dict[str, Any]) -> tuple[str, str] | None:
     """What is wrong with the end of a command, in a few words and in full; None: nothing."""
     if "lost" in answer:
         return answer["lost"], ""

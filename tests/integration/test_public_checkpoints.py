@@ -86,7 +86,7 @@ def workplace(tmp_path, monkeypatch, sample_tree: Path) -> Path:
     return tmp_path
 
 
-def test_every_command_of_the_readme_runs(workplace, capsys):
+def test_every_documented_command_runs(workplace, capsys):
     listed = documented_commands("public-checkpoints.md", "Public checkpoints")
     assert len(listed) == 12
     for command in listed:

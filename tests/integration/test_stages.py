@@ -61,9 +61,7 @@ def same(run: str, other: str, network: str) -> bool:
     return all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_every_command_of_the_readme_runs(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_documented_command_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     *trainings, plan = documented_commands("training.md", "Stages and arms")
     assert main(words_of(plan)) == 0
     assert "Stage joint, 400,000 steps" in capsys.readouterr().out

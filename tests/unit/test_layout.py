@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, what may not be a package, and the page that lists every file."""
+"""Package layering (who may import whom), what may not be a package, docs/ARCHITECTURE.md."""
 
 import ast
 import graphlib

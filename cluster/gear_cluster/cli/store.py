@@ -1,5 +1,5 @@
 """`gear-dist store start|stop|status|env`: the embedded object store by hand, and
-`gear-dist store check ADDRESS`: what any object store does of that which this project needs."""
+`gear-dist store check ADDRESS`: check what any object store supports of what this project needs."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ def add_commands(subparsers: Any) -> None:
     )
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, text in (
-        ("start", _start, "start the server, or find it running"),
+        ("start", _start, "start the server if it is not running"),
         ("stop", _stop, "stop the server; the objects stay"),
         ("status", _status, "whether it runs"),
         ("env", _env, 'export lines with the secrets, for `eval "$(gear-dist store env)"`'),
@@ -40,8 +40,9 @@ def add_commands(subparsers: Any) -> None:
 def _add_check(actions: Any) -> None:
     check = actions.add_parser(
         "check",
-        help="what a store can do, and what it means where it cannot",
-        description="Try what this project needs of an object store, below a scratch prefix of "
+        help="check a store's capabilities and what lacking ones cost",
+        description="Test everything that this project requires of an object store, below a "
+        "scratch prefix of "
         "ADDRESS that is removed afterwards. Exit code 0: all that is required is there; 5: it is "
         "not; 3: the store cannot be reached. docs/object-storage.md explains each line.",
     )

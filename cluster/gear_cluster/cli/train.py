@@ -14,9 +14,6 @@ def add_commands(subparsers: Any) -> None:
         help="train, or resume a run",
         description="Train as CONFIG says, or resume from the newest checkpoint of its run folder. "
         "Ctrl-C stops with a checkpoint; a second one stops at once.",
-        epilog="Examples: gear-dist train configs/demo.yaml run.name=first "
-        "data.train=s3://gear/train; gear-dist train configs/stage/joint.yaml "
-        "configs/tokenizer/lfq.yaml configs/generator/l.yaml data.train=s3://gear/train",
     )
     add_config_words(train)
     train.add_argument(

@@ -46,7 +46,7 @@ _CAPABILITIES: tuple[tuple[str, Need, Probe, str], ...] = (
         "absent objects",
         "required",
         probes.absence,
-        "what is missing cannot be told from what fails",
+        "missing objects cannot be distinguished from failed requests",
     ),
     (
         "delete",
@@ -64,7 +64,7 @@ _CAPABILITIES: tuple[tuple[str, Need, Probe, str], ...] = (
         "listing",
         "required",
         probes.listing,
-        "shards and checkpoints are overlooked",
+        "shards and checkpoints are missed",
     ),
     (
         "listing in order",
@@ -94,7 +94,8 @@ _CAPABILITIES: tuple[tuple[str, Need, Probe, str], ...] = (
         "conditional create",
         "used",
         probes.conditional_create,
-        "two commands that start at one moment on one address can both believe it theirs: start "
+        "two commands started simultaneously on one address can both believe that they own it: "
+        "start "
         "one at a time",
     ),
     (
@@ -107,7 +108,7 @@ _CAPABILITIES: tuple[tuple[str, Need, Probe, str], ...] = (
         "Content-MD5",
         "used",
         probes.md5,
-        "bytes that are damaged on their way up are found when they are read, not before",
+        "corruption during upload is detected only when the object is read",
     ),
     (
         "CRC-64/NVME of the whole object",

@@ -284,7 +284,7 @@ def crc64(scratch: Scratch) -> str:
     _expect(answer.get("ChecksumCRC64NVME"), right, "CRC-64/NVME")
     _refuses(scratch, "crc", ChecksumCRC64NVME=base64.b64encode(bytes(8)).decode())
     _expect(answer.get("ChecksumType"), "FULL_OBJECT", "type")
-    return "computed, kept and told; a wrong one is refused"
+    return "computed, stored and returned; a wrong checksum is rejected"
 
 
 def tags(scratch: Scratch) -> str:
@@ -305,8 +305,8 @@ def times(scratch: Scratch) -> str:
     scratch.put("time")
     answer = scratch.head("time")
     if "LastModified" not in answer or "date" not in answer["ResponseMetadata"]["HTTPHeaders"]:
-        raise LackingError("Last-Modified or Date is not told")
-    return "told with the store's clock"
+        raise LackingError("the response has no Last-Modified or Date header")
+    return "present, on the store's clock"
 
 
 def folder_and_object(scratch: Scratch) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from gear_cluster.local_launcher import Worker
 from gear_cluster.ray_train.capacity import WorkerCounts
-from gear_cluster.ray_train.coordinator import BoardState, RunCoordinator
+from gear_cluster.ray_train.coordinator import CoordinatorState, RunCoordinator
 from gear_cluster.ray_train.failure_report import (
     LogEnds,
     describe_crash,
@@ -17,8 +17,8 @@ from gear_cluster.ray_train.failure_report import (
     is_out_of_memory,
     is_preempted,
 )
-from gear_cluster.ray_train.monitor import Watch
-from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionPolicy, StopRequest
+from gear_cluster.ray_train.monitor import AttemptMonitor
+from gear_cluster.ray_train.stop_policies import GrowthPolicy, PreemptionPolicy, StopRequest
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainResult
@@ -30,7 +30,7 @@ class RunPlan(NamedTuple):
 
     config: RunConfig
     worker: Worker
-    sizes: WorkerCounts
+    worker_counts: WorkerCounts
     verbose: bool
     scratch: str
     """Folder for Ray Train's own records, which nobody reads."""
@@ -44,37 +44,39 @@ class RunPlan(NamedTuple):
 class AttemptEnd(NamedTuple):
     """How an attempt ended."""
 
-    kind: Literal["over", "moved", "not started", "crashed"]
-    """over: the command ends with `result`; moved: the workers have stopped so that others can go
-    on; not started: there was no room after all; crashed: counts as a failure."""
+    kind: Literal["finished", "restart", "not_started", "crashed"]
+    """finished: the command ends with `result`; restart: the workers have stopped, and others
+    take over; not_started: there was no capacity after all; crashed: counts as a failure."""
     reason: str
     result: TrainResult | None = None
 
 
 class RayAttempt:
-    """Workers of one size with the board that they report to."""
+    """A group of workers with the coordinator that they report to."""
 
-    def __init__(self, plan: RunPlan, size: int) -> None:
+    def __init__(self, plan: RunPlan, num_workers: int) -> None:
         import ray
 
         self._plan = plan
-        self._size = size
+        self._num_workers = num_workers
         self._logs = LogEnds(plan.log_folder)
         self._controller: Any = None
-        # On the driver's node, because the board must not be lost with another.
+        # On the driver's node, because the coordinator must not be lost with another.
         self.driver_node: str = ray.get_runtime_context().get_node_id()
         here = {ray._raylet.RAY_NODE_ID_KEY: self.driver_node}  # type: ignore[attr-defined]
         name = f"gear-dist-{plan.config.run.name}-{uuid.uuid4().hex[:8]}"
-        board: Any = ray.remote(RunCoordinator)
-        self.board: Any = board.options(name=name, num_cpus=0, label_selector=here).remote()
+        coordinator: Any = ray.remote(RunCoordinator)
+        self.coordinator: Any = coordinator.options(
+            name=name, num_cpus=0, label_selector=here
+        ).remote()
 
-    def watch(self, stop: StopSignals, grace_s: float) -> Watch:
+    def monitor(self, stop: StopSignals, grace_s: float) -> AttemptMonitor:
         """The thread to run beside `fit`."""
-        advisers = (
+        policies = (
             PreemptionPolicy(self.driver_node, self._plan.config.run.preemption_grace_s),
-            GrowthAdviser(self._plan.sizes, self._size, grace_s),
+            GrowthPolicy(self._plan.worker_counts, self._num_workers, grace_s),
         )
-        return Watch(self.board, stop, grace_s, advisers, self._end)
+        return AttemptMonitor(self.coordinator, stop, grace_s, policies, self._end)
 
     def fit(self) -> Exception | None:
         """Train until the workers end; what Ray Train raised, if anything."""
@@ -96,7 +98,7 @@ class RayAttempt:
         job = WorkerJob(
             config=plan.config,
             worker=plan.worker,
-            board=self.board,
+            coordinator=self.coordinator,
             folder=os.getcwd(),
             log_folder=str(plan.log_folder),
             command=sys.argv,
@@ -111,16 +113,16 @@ class RayAttempt:
         def train_loop() -> None:
             run_worker(job)
 
-        use_gpu = plan.sizes.use_gpu
-        # All retries are the driver's: Ray's would keep the board, count preemptions of its own,
-        # and retry what a user has to mend.
+        use_gpu = plan.worker_counts.use_gpu
+        # Only the driver retries: Ray would reuse the coordinator, count preemptions its own way,
+        # and retry user errors.
         no_retries = train.FailureConfig(
             max_failures=0, controller_failure_limit=0, max_preemption_failures=0
         )
         return Trainer(
             train_loop,
             torch_config=_torch_config("nccl" if use_gpu else "gloo"),
-            scaling_config=train.ScalingConfig(num_workers=self._size, use_gpu=use_gpu),
+            scaling_config=train.ScalingConfig(num_workers=self._num_workers, use_gpu=use_gpu),
             run_config=train.RunConfig(
                 name=plan.config.run.name,
                 storage_path=plan.scratch,
@@ -138,20 +140,26 @@ class RayAttempt:
         if self._controller is not None:
             ray.kill(self._controller)
 
-    def end(self, watch: Watch, error: Exception | None) -> AttemptEnd:
-        """How the attempt ended; see `judge`."""
-        return judge(watch.last_look(), watch.asked, error, self._size, self._logs)
+    def end(self, monitor: AttemptMonitor, error: Exception | None) -> AttemptEnd:
+        """How the attempt ended; see `classify_end`."""
+        return classify_end(
+            monitor.last_poll(), monitor.requested, error, self._num_workers, self._logs
+        )
 
     def close(self) -> None:
         """End what the attempt has left on the cluster."""
         import ray
 
         self._end()
-        ray.kill(self.board)
+        ray.kill(self.coordinator)
 
 
-def judge(
-    state: BoardState, asked: StopRequest | None, error: Exception | None, size: int, logs: LogEnds
+def classify_end(
+    state: CoordinatorState,
+    requested: StopRequest | None,
+    error: Exception | None,
+    num_workers: int,
+    logs: LogEnds,
 ) -> AttemptEnd:
     """How an attempt ended, by what its workers have reported and what fit() has raised.
 
@@ -164,16 +172,20 @@ def judge(
         raise state.failure.user_error
     if error is None:
         assert state.result is not None, "rank 0 returned without a result"
-        reason = asked.reason if asked else state.notice
-        if state.result.state == "done" or not reason or (asked and asked.cause == "signal"):
-            return AttemptEnd("over", reason, state.result)
-        return AttemptEnd("moved", reason)
+        reason = requested.reason if requested else state.notice
+        if (
+            state.result.state == "done"
+            or not reason
+            or (requested and requested.cause == "signal")
+        ):
+            return AttemptEnd("finished", reason, state.result)
+        return AttemptEnd("restart", reason)
     if is_not_started(error):
-        return AttemptEnd("not started", str(error).splitlines()[-1])
-    notice = asked.reason if asked and asked.cause == "preemption" else state.notice
+        return AttemptEnd("not_started", str(error).splitlines()[-1])
+    notice = requested.reason if requested and requested.cause == "preemption" else state.notice
     if (is_preempted(error) or notice) and not is_out_of_memory(error):
-        return AttemptEnd("moved", notice or "a node was taken away")
-    return AttemptEnd("crashed", str(describe_crash(error, state.failure, size, logs)))
+        return AttemptEnd("restart", notice or "a node was taken away")
+    return AttemptEnd("crashed", str(describe_crash(error, state.failure, num_workers, logs)))
 
 
 def _torch_config(backend: str) -> Any:

@@ -71,9 +71,9 @@ def choose_worker_counts(run: RunSection, engine: EngineConfig) -> WorkerCounts:
     return WorkerCounts(allowed, use_gpu)
 
 
-def _divides(engine: EngineConfig, size: int) -> bool:
+def _divides(engine: EngineConfig, num_workers: int) -> bool:
     try:
-        engine.micro_batch(size)
+        engine.micro_batch(num_workers)
     except ConfigError:
         return False
     return True
@@ -102,7 +102,7 @@ def count_capacity(needs: Mapping[str, float]) -> int:
     )
 
 
-def wait_for_capacity(sizes: WorkerCounts, stop: Event) -> int:
+def wait_for_capacity(worker_counts: WorkerCounts, stop: Event) -> int:
     """The number of workers to start, as soon as there is room for enough; 0: `stop` was set.
 
     While there is not, an unfilled placement group tells an autoscaler what is missing.
@@ -111,14 +111,14 @@ def wait_for_capacity(sizes: WorkerCounts, stop: Event) -> int:
     demand: Any = None
     try:
         while not stop.is_set():
-            capacity = count_capacity(sizes.needs)
+            capacity = count_capacity(worker_counts.needs)
             if demand is not None and demand.wait(0):
-                capacity += sizes.least  # the group holds it already
-            size = sizes.largest(capacity)
-            if size == sizes.most or (size and time.monotonic() > settled):
+                capacity += worker_counts.least  # the group holds it already
+            size = worker_counts.largest(capacity)
+            if size == worker_counts.most or (size and time.monotonic() > settled):
                 return size
             if demand is None and time.monotonic() > settled:
-                demand = _demand(sizes, capacity)
+                demand = _demand(worker_counts, capacity)
             stop.wait(POLL_S)
         return 0
     finally:
@@ -126,15 +126,16 @@ def wait_for_capacity(sizes: WorkerCounts, stop: Event) -> int:
             _withdraw(demand)
 
 
-def _demand(sizes: WorkerCounts, capacity: int) -> Any:
+def _demand(worker_counts: WorkerCounts, capacity: int) -> Any:
     from ray.util.placement_group import placement_group
 
-    what = "GPU" if sizes.use_gpu else "CPU"
+    what = "GPU" if worker_counts.use_gpu else "CPU"
     print(
-        f"waiting for room for {sizes.least} workers: the Ray cluster has {capacity} free {what}s",
+        f"waiting for capacity for {worker_counts.least} workers: the Ray cluster has {capacity} "
+        f"free {what}s",
         flush=True,
     )
-    return placement_group([sizes.needs] * sizes.least)
+    return placement_group([worker_counts.needs] * worker_counts.least)
 
 
 def _withdraw(demand: Any) -> None:

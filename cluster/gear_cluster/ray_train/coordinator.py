@@ -1,4 +1,4 @@
-"""The one place where workers and driver meet: progress up, stop requests down, failures up."""
+"""Ray actor between workers and driver: progress and failures up, stop requests down."""
 
 import asyncio
 from collections import deque
@@ -22,8 +22,8 @@ class WorkerFailure(NamedTuple):
     """The error itself where a user can act on it."""
 
 
-class BoardState(NamedTuple):
-    """What the driver learns from one look."""
+class CoordinatorState(NamedTuple):
+    """What one poll of the coordinator returns."""
 
     progress: list[TrainProgress]
     """Reported since the last look."""
@@ -34,7 +34,7 @@ class BoardState(NamedTuple):
     nodes: dict[int, str]
     """Node id by rank, of the workers that have entered the worker function."""
     notice: str
-    """Why a worker expects its end; empty: none does."""
+    """Why a worker is about to be terminated; empty if none is."""
 
 
 class RunCoordinator:
@@ -71,11 +71,11 @@ class RunCoordinator:
         self._notice = self._notice or reason
         await self.request_stop(reason)
 
-    async def look(self) -> BoardState:
+    async def poll(self) -> CoordinatorState:
         """Take what was reported since the last look."""
         news = list(self._progress)
         self._progress.clear()
-        return BoardState(news, self._failure, self._result, dict(self._nodes), self._notice)
+        return CoordinatorState(news, self._failure, self._result, dict(self._nodes), self._notice)
 
     async def request_stop(self, reason: str) -> None:
         """Ask all workers to stop."""

@@ -13,7 +13,7 @@ from gear_cluster.ray_train.attempt import AttemptEnd, RayAttempt, RunPlan
 from gear_cluster.ray_train.capacity import choose_worker_counts, wait_for_capacity
 from gear_cluster.ray_train.cluster import ray_cluster
 from gear_cluster.ray_train.failure_budget import FailureBudget, newest_step
-from gear_cluster.ray_train.monitor import NOT_STARTED, Watch
+from gear_cluster.ray_train.monitor import NOT_STARTED, AttemptMonitor
 from gear_cluster.signals import StopSignals
 from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
@@ -33,8 +33,8 @@ class WorkerCrashError(UserError):
 def train_variables(hang_timeout_s: int) -> dict[str, str]:
     """What Ray Train reads in the driver and hands on, where the user has not set it.
 
-    A shorter look at the workers than its 2 s ends runs and notices failures sooner; workers stay
-    in the folder that paths are meant from; a room that has gone is noticed in 15 s.
+    Polling workers more often than every 2 s ends runs and detects failures sooner; workers keep
+    the driver's working directory; lost capacity is noticed in 15 s.
     """
     wanted = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -58,28 +58,28 @@ def launch_ray(
         ConfigError: the cluster cannot run what run.workers and run.device ask for.
         WorkerCrashError: workers have crashed more than run.max_failures times without progress.
     """
-    # Signals wait while Ray starts: an exception in the midst of that leaves processes behind.
+    # Signals are deferred while Ray starts: an exception there would leak processes.
     with (
         environment(train_variables(config.run.hang_timeout_s)),
         StopSignals(_interrupt) as stop,
         ray_cluster(config.run.workers, verbose),
         private_folder("gear-train-") as scratch,
     ):
-        # Ray has taken SIGTERM for itself.
+        # Ray has replaced the SIGTERM handler.
         stop.install()
         if stop.requested.is_set():
-            return _given_up(config.run, NOT_STARTED)
+            return _stopped_without_checkpoint(config.run, NOT_STARTED)
         if not verbose:
             logging.getLogger("ray").setLevel(logging.ERROR)
         plan = RunPlan(
             config, worker, choose_worker_counts(config.run, config.engine), verbose, str(scratch)
         )
-        _note_passing_folder(config.run)
+        _warn_of_temporary_root(config.run)
         attempts = _Attempts(plan, stop, grace_s)
         try:
             return attempts.run()
         except KeyboardInterrupt:
-            return attempts.give_up()
+            return attempts.stop_now()
 
 
 def _interrupt() -> None:
@@ -87,19 +87,19 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _given_up(run: RunSection, why: str, step: int = 0) -> TrainResult:
-    sys.stderr.write(f"gear-dist: stopped at once, without a checkpoint: {why}\n")
+def _stopped_without_checkpoint(run: RunSection, why: str, step: int = 0) -> TrainResult:
+    sys.stderr.write(f"gear-dist: stopped immediately, without a checkpoint: {why}\n")
     before = RunFolder(run.folder).read_status()
     step = max(step, before.step if before else 0)
     return TrainResult("interrupted", step, f"{why}; no checkpoint was written")
 
 
-def _note_passing_folder(run: RunSection) -> None:
+def _warn_of_temporary_root(run: RunSection) -> None:
     """Inside `ray job submit` the working folder is a copy that goes when the job's files go."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not run.folder.is_absolute():
         print(
-            f"run.root={run.root} is below this job's temporary copy of the working folder "
-            f"({Path.cwd()}): set run.root to a folder that stays and that all nodes share",
+            f"run.root={run.root} is inside this job's temporary copy of the working directory "
+            f"({Path.cwd()}): set run.root to a persistent directory shared by all nodes",
             flush=True,
         )
 
@@ -121,7 +121,7 @@ class _Attempts:
         self._folder = RunFolder(plan.config.run.folder)
         self._budget = FailureBudget(plan.config.run.max_failures)
         self._number = 1
-        self._watch: Watch | None = None
+        self._monitor: AttemptMonitor | None = None
 
     def run(self) -> TrainResult:
         """The outcome that ends the command.
@@ -129,34 +129,35 @@ class _Attempts:
         Raises:
             UserError: see `launch_ray`.
         """
-        self._forget_earlier_attempts()
-        while size := wait_for_capacity(self._plan.sizes, self._stop.requested):
-            end = self._attempt(size)
-            if end.kind == "over":
+        self._reset_attempt_number()
+        while num_workers := wait_for_capacity(self._plan.worker_counts, self._stop.requested):
+            end = self._attempt(num_workers)
+            if end.kind == "finished":
                 assert end.result is not None
                 return end.result
             if end.kind == "crashed":
                 self._after_crash(end.reason)
-            elif end.kind == "moved":
-                self._go_on(end.reason)
+            elif end.kind == "restart":
+                self._restart(end.reason)
         step = newest_step(self._plan.config)
-        return TrainResult("interrupted", step, f"{self._stop.reason} between two attempts")
+        return TrainResult("interrupted", step, f"{self._stop.reason} between attempts")
 
-    def _attempt(self, size: int) -> AttemptEnd:
-        attempt = RayAttempt(self._plan, size)
-        self._watch = watch = attempt.watch(self._stop, self._grace_s)
+    def _attempt(self, num_workers: int) -> AttemptEnd:
+        attempt = RayAttempt(self._plan, num_workers)
+        self._monitor = monitor = attempt.monitor(self._stop, self._grace_s)
         try:
-            with watch:
+            with monitor:
                 error = attempt.fit()
-            return attempt.end(watch, error)
+            return attempt.end(monitor, error)
         finally:
             attempt.close()
 
-    def give_up(self) -> TrainResult:
-        """The outcome where a second Ctrl-C, or a lack of patience, has ended `run`."""
-        watch = self._watch
-        why = (watch and watch.why_given_up) or "a second Ctrl-C"
-        return _given_up(self._plan.config.run, why, watch.step if watch else 0)
+    def stop_now(self) -> TrainResult:
+        """The outcome where a second Ctrl-C, or the end of a grace period, has ended `run`."""
+        monitor = self._monitor
+        why = (monitor and monitor.why_forced) or "a second Ctrl-C"
+        step = monitor.step if monitor else 0
+        return _stopped_without_checkpoint(self._plan.config.run, why, step)
 
     def _after_crash(self, reason: str) -> None:
         """Wait a little, or give up.
@@ -170,19 +171,19 @@ class _Attempts:
                 reason += f" (failure {budget.failures} without a new checkpoint)"
             self._write_status("failed", exit_code=WorkerCrashError.exit_code, reason=reason)
             raise WorkerCrashError(reason)
-        self._go_on(
+        self._restart(
             f"{reason} (failure {budget.failures} of at most {budget.max_failures})", reason
         )
         self._stop.requested.wait(budget.backoff_s())
 
-    def _go_on(self, reason: str, failure: str | None = None) -> None:
+    def _restart(self, reason: str, failure: str | None = None) -> None:
         self._number += 1
         self._plan = self._plan._replace(config=_resuming(self._plan.config))
         step = newest_step(self._plan.config)
         print(f"{reason}: attempt {self._number} resumes from step {step}", flush=True)
         self._write_status("restarting", reason=reason, attempt=self._number, last_failure=failure)
 
-    def _forget_earlier_attempts(self) -> None:
+    def _reset_attempt_number(self) -> None:
         """The numbers of another command's attempts."""
         status = self._folder.read_status()
         if status is not None and status.attempt > 1:

@@ -1,4 +1,4 @@
-"""When training starts again after a failure, how often, and after how long."""
+"""Retry policy: how many failures are allowed and the backoff between restarts."""
 
 import json
 import random
@@ -12,7 +12,7 @@ LONGEST_BACKOFF_S = 60.0
 
 
 class FailureBudget:
-    """Counts the failures since the run last came forward."""
+    """Counts the failures since the last new checkpoint."""
 
     def __init__(self, max_failures: int, draw: Callable[[], float] = random.random) -> None:
         self.max_failures = max_failures

@@ -4,7 +4,7 @@ import time
 from typing import Literal, NamedTuple, Protocol
 
 from gear_cluster.ray_train.capacity import WorkerCounts, count_capacity, draining_nodes
-from gear_cluster.ray_train.coordinator import BoardState
+from gear_cluster.ray_train.coordinator import CoordinatorState
 
 DRAIN_POLL_S = 1.0
 GROWTH_POLL_S = 5.0
@@ -21,9 +21,9 @@ class StopRequest(NamedTuple):
 
 
 class StopPolicy(Protocol):
-    """Asked every moment while workers train; asks for a stop where it has a reason."""
+    """Polled while workers train; returns a StopRequest when they should stop."""
 
-    def advise(self, state: BoardState) -> StopRequest | None:
+    def check(self, state: CoordinatorState) -> StopRequest | None:
         """A reason to stop now, if there is one."""
         ...
 
@@ -35,15 +35,15 @@ class PreemptionPolicy:
     def __init__(self, driver_node: str, grace_s: float) -> None:
         self._driver_node = driver_node
         self._grace_s = grace_s
-        self._next_look = 0.0
+        self._next_poll = 0.0
 
-    def advise(self, state: BoardState) -> StopRequest | None:
+    def check(self, state: CoordinatorState) -> StopRequest | None:
         """Where a node of the run is draining: stop; where it is the driver's: end the command."""
         if state.notice:
             return StopRequest("preemption", state.notice, self._grace_s)
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_poll:
             return None
-        self._next_look = time.monotonic() + DRAIN_POLL_S
+        self._next_poll = time.monotonic() + DRAIN_POLL_S
         draining = draining_nodes()
         if self._driver_node in draining:
             return StopRequest("signal", "the driver's node is draining", self._grace_s)
@@ -54,24 +54,30 @@ class PreemptionPolicy:
         return StopRequest("preemption", text, self._grace_s)
 
 
-class GrowthAdviser:
-    """Sees that a run with too few workers could have more, twice in a row."""
+class GrowthPolicy:
+    """Requests a restart when capacity for more workers is seen twice in a row."""
 
-    def __init__(self, sizes: WorkerCounts, size: int, grace_s: float) -> None:
-        self._sizes = sizes
-        self._size = size
+    def __init__(self, worker_counts: WorkerCounts, num_workers: int, grace_s: float) -> None:
+        self._worker_counts = worker_counts
+        self._num_workers = num_workers
         self._grace_s = grace_s
-        self._next_look = time.monotonic() + GROWTH_POLL_S
+        self._next_poll = time.monotonic() + GROWTH_POLL_S
         self._seen = 0
 
-    def advise(self, state: BoardState) -> StopRequest | None:
+    def check(self, state: CoordinatorState) -> StopRequest | None:
         """Once all workers run: whether more of them would fit."""
-        complete = len(state.nodes) == self._size
-        if self._size == self._sizes.most or not complete or time.monotonic() < self._next_look:
+        complete = len(state.nodes) == self._num_workers
+        if (
+            self._num_workers == self._worker_counts.most
+            or not complete
+            or time.monotonic() < self._next_poll
+        ):
             return None
-        self._next_look = time.monotonic() + GROWTH_POLL_S
-        target = self._sizes.largest(self._size + count_capacity(self._sizes.needs))
+        self._next_poll = time.monotonic() + GROWTH_POLL_S
+        target = self._worker_counts.largest(
+            self._num_workers + count_capacity(self._worker_counts.needs)
+        )
         seen_before, self._seen = self._seen, target
-        if target <= self._size or seen_before <= self._size:
+        if target <= self._num_workers or seen_before <= self._num_workers:
             return None
-        return StopRequest("growth", f"there is room for {target} workers", self._grace_s)
+        return StopRequest("growth", f"capacity for {target} workers is available", self._grace_s)

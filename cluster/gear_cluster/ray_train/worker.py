@@ -26,7 +26,7 @@ class WorkerJob(NamedTuple):
 
     config: RunConfig
     worker: Worker
-    board: Any
+    coordinator: Any
     """Handle of the RunCoordinator actor."""
     folder: str
     """The driver's working folder, which relative paths are meant from."""
@@ -43,7 +43,7 @@ terminated = threading.Event()
 
 
 def take_sigterm() -> None:
-    """Make SIGTERM a request to stop; Ray's own handler would end the process without one.
+    """Turn SIGTERM into a stop request; Ray's handler would exit without a checkpoint.
 
     Only a process's main thread may do this, and Ray runs the worker function in another.
     """
@@ -59,31 +59,31 @@ def take_sigterm() -> None:
 
 
 class RayContext:
-    """A `WorkerContext` that reports to the board and learns of a stop from it or by SIGTERM."""
+    """A `WorkerContext` that reports to the coordinator and stops when it or SIGTERM says so."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, coordinator: Any) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.local_rank: int = context.get_local_rank()
-        self._board = board
+        self._coordinator = coordinator
         self._stop = threading.Event()
         threading.Thread(target=self._wait, name="stop-request", daemon=True).start()
         threading.Thread(target=self._give_notice, name="sigterm", daemon=True).start()
 
     def _give_notice(self) -> None:
         terminated.wait()
-        self._board.give_notice.remote(f"worker {self.rank} was sent SIGTERM")
+        self._coordinator.give_notice.remote(f"worker {self.rank} was sent SIGTERM")
 
     def _wait(self) -> None:
-        # The board ends with its driver, and Ray then ends this worker: that is a stop too.
+        # The coordinator ends with its driver, and Ray then ends this worker: that is a stop too.
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._board.wait_for_stop.remote())
+            ray.get(self._coordinator.wait_for_stop.remote())
         self._stop.set()
 
     def report(self, progress: TrainProgress) -> None:
         """Send progress to the driver without waiting for it."""
-        self._board.publish.remote(progress)
+        self._coordinator.publish.remote(progress)
 
     def stop_requested(self) -> bool:
         """Whether the driver asked to stop; reads a local flag."""
@@ -91,7 +91,7 @@ class RayContext:
 
 
 def run_worker(job: WorkerJob) -> None:
-    """Run the worker function; its outcome or failure goes to the board before Ray sees it."""
+    """Run the worker function; the coordinator has its result or failure before Ray."""
     if Path(job.folder).is_dir():
         os.chdir(job.folder)
     sys.argv[:] = job.command
@@ -102,17 +102,17 @@ def run_worker(job: WorkerJob) -> None:
         _redirect_output(log)
     try:
         torch.set_num_threads(job.config.run.threads)
-        context = RayContext(job.board)
-        ray.get(job.board.begin.remote(rank, ray.get_runtime_context().get_node_id()))
+        context = RayContext(job.coordinator)
+        ray.get(job.coordinator.begin.remote(rank, ray.get_runtime_context().get_node_id()))
         result = job.worker(job.config, context)
         if rank == 0:
-            ray.get(job.board.finish.remote(result))
+            ray.get(job.coordinator.finish.remote(result))
         torch.distributed.destroy_process_group()
     except BaseException as error:
         with log.open("a") as file:
             traceback.print_exc(file=file)
         failure = WorkerFailure(rank, summarize(error), str(log), _user_error(error))
-        ray.get(job.board.fail.remote(failure))
+        ray.get(job.coordinator.fail.remote(failure))
         raise
 
 

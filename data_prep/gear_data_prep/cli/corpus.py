@@ -19,7 +19,7 @@ from gear_dist.errors import DataError
 
 def add_corpus_commands(subparsers: Any) -> None:
     """Add the commands to the command line."""
-    verify = _add(subparsers, "verify", "compare a corpus with its manifest", _verify)
+    verify = _add(subparsers, "verify", "check a corpus against its manifest", _verify)
     _add_verify_options(verify)
     repair = _add(subparsers, "repair", "rewrite broken or missing shards", _repair)
     _add_verify_options(repair)
@@ -42,7 +42,7 @@ def add_corpus_commands(subparsers: Any) -> None:
     for name, kind, default, text in (
         ("--count", whole(1, MAX_GRID_IMAGES), 64, "images"),
         ("--side", whole(1, 4096), 128, "pixels of each"),
-        ("--seed", whole(0, MAX_SEED), 0, "seed of the choice"),
+        ("--seed", whole(0, MAX_SEED), 0, "seed for choosing the images"),
     ):
         preview.add_argument(name, type=kind, default=default, metavar="N", help=text)
     preview.add_argument(
@@ -71,7 +71,11 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--decode", action="store_true", help="decode every image strictly")
     parser.add_argument(
-        "--seed", type=whole(0, MAX_SEED), default=0, metavar="N", help="seed of the sample"
+        "--seed",
+        type=whole(0, MAX_SEED),
+        default=0,
+        metavar="N",
+        help="seed for choosing the shards (--sample)",
     )
 
 

@@ -83,9 +83,9 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
         "--without-duplicates-of",
         metavar="CORPUS",
         default="",
-        help="leave out the duplicates that a corpus of the same source and settings holds, which "
-        "is the prefix that an earlier run of this command wrote to; what validation holds leaves "
-        "train",
+        help="drop images that occur more than once in CORPUS, an earlier result of this command "
+        "for the same "
+        "source and settings; an image in both splits stays in validation only",
     )
 
 
@@ -288,8 +288,8 @@ def _check_places(source: str, destination: str, endpoint: str) -> None:
         place = open_storage(join_address(destination, name, "DESTINATION"), endpoint)
         if overlap(open_storage(source, endpoint), place):
             raise ConfigError(
-                f"DESTINATION {destination}: {place.address} and SOURCE {source} lie in one "
-                "another: shards would overwrite or become part of what they are made of; give "
+                f"DESTINATION {destination}: {place.address} and SOURCE {source} are "
+                "nested: shards would overwrite their own source or become part of it; give "
                 "shards a place of their own"
             )
     if open_storage(destination, endpoint).exists(DATASET_KEY):
@@ -433,7 +433,7 @@ def _fetch(args: argparse.Namespace, spec: Any) -> dict[str, Any]:
     )
     counts = f"{result.num_fetched:,} of {result.num_rows:,} rows have an image"
     errors = f"; {common_reasons(result.errors)}" if result.errors else ""
-    tell(f"{counts} ({result.num_reused:,} settled before){errors}")
+    tell(f"{counts} ({result.num_reused:,} already fetched or rejected){errors}")
     return {**result._asdict(), "lines": lines}
 
 
@@ -462,7 +462,7 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
 
     read_codes = args.check == "strict" and can_read_codes()
     if args.check == "strict" and not read_codes and not args.json:
-        print("shard: no C compiler (gcc or clang): garbled JPEGs are found less often", flush=True)
+        print("shard: no C compiler (gcc or clang): fewer corrupt JPEGs are detected", flush=True)
     image = ImageSettings(
         args.check,
         args.max_pixels,

@@ -127,8 +127,8 @@ def _remake_shards(
         info = manifest.shards[summary.info.shard]
         if summary.info != info:
             raise StorageError(
-                f"{storage.address}/{info.key}: rewritten, it differs from the manifest: the "
-                "source or the image libraries changed: make the corpus again with --overwrite"
+                f"{storage.address}/{info.key}: the rewritten shard differs from the manifest "
+                f"(the source or the image libraries changed): recreate the corpus with --overwrite"
             )
     remove_parts(storage)
     storage.remove_leftovers()

@@ -122,7 +122,7 @@ def _check_listing(manifest: CorpusManifest, sizes: dict[str, int]) -> Iterator[
     for key in sorted(set(sizes) - known):
         # What is called otherwise is somebody else's, no fault, and not for `repair` to remove.
         if is_corpus_object(key):
-            yield Fault(key, "an object that the manifest does not list")
+            yield Fault(key, "an object not listed in the manifest")
 
 
 def _rows_by_shard(storage: Storage, wanted: set[int]) -> Iterator[tuple[int, pa.Table]]:

@@ -1,4 +1,4 @@
-"""Image bytes to bytes that may go into a shard: checked, and converted where a policy says so."""
+"""Validates image bytes for a shard, and converts them where a policy says so."""
 
 import contextlib
 import io

@@ -70,7 +70,8 @@ def _run_in_pools(
         except BrokenProcessPool:
             continue
     raise StorageError(
-        f"worker processes died {POOL_ATTEMPTS} times: is memory short? use fewer --workers, or "
+        f"worker processes died {POOL_ATTEMPTS} times; probably out of memory: use fewer "
+        f"--workers, or "
         "smaller --shard-bytes; the same command continues"
     )
 
@@ -155,7 +156,7 @@ def _result(ray: Any, reference: Any) -> ShardOutcome:
         raise (error.cause or error) from None
     except ray.exceptions.RayError as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"Ray gave a shard task up: {line}") from None
+        raise StorageError(f"Ray gave up on a shard task: {line}") from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The manifest of a corpus whose shards are finished: tables, quarantine report, facts."""
+"""Writes the manifest once all shards are finished: tables, quarantine report, dataset.json."""
 
 import importlib.metadata
 import json
@@ -43,7 +43,7 @@ def is_corpus_object(key: str) -> bool:
 
 
 class Origin(NamedTuple):
-    """Where a corpus came from, as its dataset.json tell."""
+    """Where a corpus came from, as recorded in its dataset.json."""
 
     source: str
     classes: tuple[str, ...]
@@ -99,7 +99,7 @@ class SplitTally:
 
 
 def publish(storage: Storage, origin: Origin, tally: SplitTally) -> DatasetInfo:
-    """Write the manifest from the shards' records, a part at a time, the facts last.
+    """Write the manifest from the shards' records, one part at a time, dataset.json last.
 
     Raises:
         DataError: there is no usable sample.
@@ -136,10 +136,11 @@ def _nothing_usable(storage: Storage, origin: Origin, tally: SplitTally) -> str:
     split = origin.settings.get("split", "train")
     kinds = Counter(item.kind for item in tally.bad) + tally.skipped
     reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    fix = "mend them: whatever --max-bad-share allows, a corpus needs one"
+    fix = "fix them: a corpus needs at least one usable image, whatever --max-bad-share allows"
     if split == "validation":
         fix = (
-            "whatever --max-bad-share allows, a split needs one: mend them, or hold out more by a "
+            "every split needs at least one, whatever --max-bad-share allows: fix them, or hold "
+            "out more with a "
             "larger --validation-share, or nothing by --validation-share 0, with --overwrite"
         )
     report = f"{storage.address}/{QUARANTINE_KEY}"

@@ -82,7 +82,7 @@ def make_corpus(
         settings: how.
         spec: how the source is opened again, which `repair` does.
         dropped: samples that are left out.
-        repairing: the place is known as ours, though its manifest is gone.
+        repairing: skip the destination check; the manifest may be missing.
 
     Raises:
         DataError: another corpus is there, too many bad samples, an unreadable source.
@@ -153,7 +153,7 @@ def _recognise(storage: Storage, plan: ShardPlan, overwrite: bool) -> DatasetInf
         info = load_manifest(storage).info
         if info.plan_hash == plan.plan_hash:
             return info
-        _refuse(storage, "a corpus of another plan (source or settings differ)")
+        _refuse(storage, "a corpus sharded from another source or with other settings")
     return None
 
 
@@ -199,8 +199,8 @@ def _check_destination(storage: Storage) -> None:
         found = next(iter(storage.list(prefix)), None)
         if found is not None:
             raise DataError(
-                f"{storage.address}: holds {found.key}, which is of no corpus of this command, and "
-                "shards are written beside it: choose another destination, or move it away"
+                f"{storage.address}: holds {found.key}, which `gear-dist shard` did not write, and "
+                "shards would be written next to it: choose another destination, or move it away"
             )
 
 

@@ -1,4 +1,4 @@
-"""Which unit of a source goes into which shard, decided before any work, from the listing alone.
+"""Assigns source units to shards up front, from the listing alone.
 
 Two levels: units (an image of a folder; a run of neighbouring samples of a tar or a parquet file)
 are shuffled over the whole source and dealt to shards; the samples of a shard's units are

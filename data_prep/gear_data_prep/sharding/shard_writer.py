@@ -37,7 +37,7 @@ _READS_AHEAD = 8
 
 
 class ShardJob(NamedTuple):
-    """All that a task needs to make a shard; pickled to it."""
+    """Everything a shard task needs; pickled."""
 
     storage: Storage
     reader: Reader

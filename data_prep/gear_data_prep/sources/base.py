@@ -1,4 +1,4 @@
-"""What every source is: a cheap listing for the planner, a small reader for the shard tasks.
+"""The source interface: a cheap listing for the planner, a small reader for the shard tasks.
 
 A source lists itself once, as units: the least that is worth one read. A unit of a folder is one
 image; of a tar or a parquet file, remote ones above all, it is a run of neighbouring samples, so

@@ -222,7 +222,7 @@ class _Settler:
             # A table of millions is not to be asked for in vain.
             raise DataError(
                 f"{self._target.address}: none of the first {self.result.num_rows} rows could be "
-                f"fetched ({common_reasons(self.result.errors)}): mend what ails them, then "
+                f"fetched ({common_reasons(self.result.errors)}): fix the cause, then "
                 "--refetch; --max-bad-share 1 continues anyway"
             )
 

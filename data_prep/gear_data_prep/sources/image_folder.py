@@ -156,7 +156,7 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
 def _dangling_note(links: list[str]) -> tuple[str, ...]:
     if not links:
         return ()
-    return (f"{len(links):,} links lead to nothing, such as {min(links)}: left out",)
+    return (f"{len(links):,} broken symlinks, such as {min(links)}: left out",)
 
 
 def _split(address: str, sizes: dict[str, int]) -> _Tree:
@@ -320,8 +320,8 @@ def _walk(root: Path, dangling: list[str]) -> Iterator[tuple[str, int]]:
             continue
         if number in seen:
             raise DataError(
-                f"{root}: {prefix} and {seen[number]} are one folder, by a link: its images would "
-                "be in two places; remove the link"
+                f"{root}: {prefix} and {seen[number]} are the same folder (symlink), so its "
+                f"images would be counted twice; remove the link"
             )
         seen[number] = prefix
         for entry in os.scandir(folder):

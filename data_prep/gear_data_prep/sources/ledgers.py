@@ -1,4 +1,4 @@
-"""The ledgers of a fetched table: what became of an address, in whatever chunk it was asked for."""
+"""The ledgers of a fetched table: the recorded outcome of each URL, across chunks."""
 
 import functools
 import hashlib

@@ -383,7 +383,7 @@ def _list_file(storage: Storage, key: str, table: _Table) -> list[RowRun]:
             claims = [group.total_byte_size, *(c.total_uncompressed_size for c in sizes)]
             if max(claims) > MAX_GROUP_BYTES:
                 raise DataError(
-                    f"{storage.address}/{key}: row group {number} unfolds to more than "
+                    f"{storage.address}/{key}: row group {number} decompresses to more than "
                     f"{MAX_GROUP_BYTES} bytes: write it again with smaller row groups"
                 )
             size = sum(

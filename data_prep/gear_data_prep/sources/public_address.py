@@ -1,4 +1,4 @@
-"""Which IP addresses belong to the public internet, and those of a host, found within a limit."""
+"""Private-host (SSRF) guard: public IP check and DNS lookup with a timeout."""
 
 import ipaddress
 import socket

@@ -170,7 +170,7 @@ def _vetted_addresses(host: str, port: int, clock: RowClock) -> list[SocketAddre
     except (OSError, ValueError):
         raise FetchError("its host has no address") from None
     if not clock.private and not all(address.is_public for address in found):
-        raise FetchError("its host is not a public one (allow: --allow-private)")
+        raise FetchError("its host is not on the public internet (allow with --allow-private)")
     return found
 
 

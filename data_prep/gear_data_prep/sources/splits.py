@@ -1,4 +1,4 @@
-"""Files by split, and what splits and names of classes owe each other."""
+"""Groups files by split, and checks class names across splits."""
 
 import unicodedata
 from collections.abc import Iterable

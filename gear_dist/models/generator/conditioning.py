@@ -1,4 +1,4 @@
-"""What images are generated from, and how the generator reads it.
+"""Conditions (class labels) and their embedding; dropping them for classifier-free guidance.
 
 Shapes: B images, P positions in front of an image's tokens, D model width.
 """

@@ -1,4 +1,4 @@
-"""V-JEPA 2's encoder as the teacher: an image is a clip that stands still."""
+"""V-JEPA 2's encoder as a teacher: each image is a static clip."""
 
 from typing import Any, ClassVar
 

@@ -40,6 +40,8 @@ def test_another_address_is_refused_and_the_old_one_still_resumes(tmp_path: Path
         live(elsewhere, 6)
     for part in ("checkpoint of step 5", "checkpoint.address", "data.endpoint", "run.resume=none"):
         assert part in str(caught.value)
+    recorded = RunFolder(elsewhere.run.folder).read_config()
+    assert recorded.checkpoint.address == ""  # a refused start changes nothing
     assert live(configured(tmp_path), 6) == 5
 
 

@@ -1,6 +1,7 @@
 """The command line: what it lists, how it fails."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gear_dist.cli import main as cli
+from gear_dist.cli.examples import EXAMPLES
 from gear_dist.errors import DataError
 
 COMMANDS = (
@@ -31,6 +33,32 @@ def test_every_command_is_listed_and_has_help(capsys: pytest.CaptureFixture[str]
         code, out, _ = run_cli(capsys, name, "--help")
         assert code == 0
         assert f"gear-dist {name}" in out
+        assert "\nexamples:\n  " in out
+
+
+def test_examples_of_the_help_pages_are_valid_commands() -> None:
+    for name, lines in EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line.removeprefix('eval "$(').removesuffix(')"'))
+            assert words[:2] == ["gear-dist", name]
+            assert cli.parse(words[1:]).command == name
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--versoin"], "--version"),
+        (["train", "c.yaml", "--dry-rnu"], "--dry-run"),
+        (["shard", "a", "b", "--sed=3"], "--seed"),
+    ],
+)
+def test_misspelt_option_suggests(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_cli(capsys, *words)
+    assert code == 2
+    assert words[-1] in err
+    assert f"did you mean {meant}?" in err
 
 
 def test_misspelt_command_suggests(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,15 @@ def test_an_unwritable_place_is_found(monkeypatch, tmp_path):
     assert doctor.check_disk(tmp_path).status == "fail"
 
 
+def test_a_file_in_the_place_of_the_root_is_found(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for root in (tmp_path / "file", tmp_path / "file" / "runs"):
+        check = doctor.check_disk(root)
+        assert check.status == "fail"
+        assert str(tmp_path / "file") in check.detail
+        assert "run.root" in check.fix
+
+
 def test_a_low_limit_of_open_files_is_found(monkeypatch):
     import resource
 
@@ -187,6 +196,10 @@ def test_a_store_is_opened(tmp_path, monkeypatch):
     info = types.SimpleNamespace(num_samples=12, num_shards=3)
     loaded = types.SimpleNamespace(info=info)
     monkeypatch.setattr(manifest, "load_manifest", lambda _storage: loaded)
+    assert (
+        doctor.check_store(str(tmp_path / "none"), "").fix
+        == f"gear-dist shard SOURCE {tmp_path}/none"
+    )
     check = doctor.check_store(str(tmp_path), "")
     assert (check.status, check.detail) == ("ok", f"{tmp_path}: 12 images, 3 shards")
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from gear_cluster.ray_train import capacity, stop_policies
-from gear_cluster.ray_train.attempt import judge
+from gear_cluster.ray_train.attempt import classify_end
 from gear_cluster.ray_train.capacity import (
     WorkerCounts,
     choose_worker_counts,
     count_capacity,
     wait_for_capacity,
 )
-from gear_cluster.ray_train.coordinator import BoardState, WorkerFailure
+from gear_cluster.ray_train.coordinator import CoordinatorState, WorkerFailure
 from gear_cluster.ray_train.driver import train_variables
 from gear_cluster.ray_train.failure_budget import LONGEST_BACKOFF_S, FailureBudget, newest_step
 from gear_cluster.ray_train.failure_report import (
@@ -25,13 +25,13 @@ from gear_cluster.ray_train.failure_report import (
     find_dead_worker,
     is_preempted,
 )
-from gear_cluster.ray_train.stop_policies import GrowthAdviser, PreemptionPolicy, StopRequest
+from gear_cluster.ray_train.stop_policies import GrowthPolicy, PreemptionPolicy, StopRequest
 from gear_dist.config.loading import load_config
 from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
 
-RUNNING = BoardState([], None, None, {0: "a", 1: "b"}, "")
+RUNNING = CoordinatorState([], None, None, {0: "a", 1: "b"}, "")
 
 
 def test_failures_are_counted_from_the_last_progress() -> None:
@@ -141,17 +141,17 @@ def test_draining_nodes_of_the_run_are_a_reason_to_stop(
     _, draining = nodes
     adviser = PreemptionPolicy("head", grace_s=9.0)
     draining["elsewhere"] = 0
-    assert adviser.advise(RUNNING) is None
+    assert adviser.check(RUNNING) is None
     draining["b"] = 0
-    ask = adviser.advise(RUNNING)
+    ask = adviser.check(RUNNING)
     assert ask is not None
     assert (ask.cause, ask.grace_s) == ("preemption", 9.0)
     assert ask.reason == "the node of worker 1 is draining"
     draining["head"] = 0
-    ask = adviser.advise(RUNNING)
+    ask = adviser.check(RUNNING)
     assert ask is not None
     assert ask.cause == "signal"
-    ask = adviser.advise(RUNNING._replace(notice="worker 0 was sent SIGTERM"))
+    ask = adviser.check(RUNNING._replace(notice="worker 0 was sent SIGTERM"))
     assert ask is not None
     assert (ask.cause, ask.reason) == ("preemption", "worker 0 was sent SIGTERM")
 
@@ -160,17 +160,17 @@ def test_room_must_be_seen_twice_to_grow(nodes, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(stop_policies, "GROWTH_POLL_S", 0.0)
     free, _ = nodes
     sizes = WorkerCounts((2, 4), use_gpu=False)
-    adviser = GrowthAdviser(sizes, 2, grace_s=9.0)
+    adviser = GrowthPolicy(sizes, 2, grace_s=9.0)
     free["a"] = {"CPU": 1.0}
-    assert [adviser.advise(RUNNING) for _ in range(3)] == [None] * 3
+    assert [adviser.check(RUNNING) for _ in range(3)] == [None] * 3
     free["a"] = {"CPU": 2.0}
-    assert adviser.advise(RUNNING._replace(nodes={0: "a"})) is None
-    assert adviser.advise(RUNNING) is None
-    ask = adviser.advise(RUNNING)
+    assert adviser.check(RUNNING._replace(nodes={0: "a"})) is None
+    assert adviser.check(RUNNING) is None
+    ask = adviser.check(RUNNING)
     assert ask is not None
     assert (ask.cause, ask.reason) == ("growth", "there is room for 4 workers")
-    full = GrowthAdviser(sizes, 4, grace_s=9.0)
-    assert [full.advise(RUNNING) for _ in range(3)] == [None] * 3
+    full = GrowthPolicy(sizes, 4, grace_s=9.0)
+    assert [full.check(RUNNING) for _ in range(3)] == [None] * 3
 
 
 class FailedError(Exception):
@@ -231,27 +231,29 @@ def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
     drained = StopRequest("preemption", "the node is to go", 9.0)
     room = StopRequest("growth", "there is room", 9.0)
 
-    def kind(state: BoardState, asked: StopRequest | None, error: Exception | None = None) -> str:
-        return judge(state, asked, error, 2, logs).kind
+    def kind(
+        state: CoordinatorState, asked: StopRequest | None, error: Exception | None = None
+    ) -> str:
+        return classify_end(state, asked, error, 2, logs).kind
 
-    assert [kind(done, asked) for asked in (None, drained, room)] == ["over"] * 3
-    assert kind(stopped, StopRequest("signal", "SIGTERM", 9.0)) == "over"
-    assert [kind(stopped, asked) for asked in (drained, room)] == ["moved"] * 2
+    assert [kind(done, asked) for asked in (None, drained, room)] == ["finished"] * 3
+    assert kind(stopped, StopRequest("signal", "SIGTERM", 9.0)) == "finished"
+    assert [kind(stopped, asked) for asked in (drained, room)] == ["restart"] * 2
     noticed = RUNNING._replace(notice="worker 1 was sent SIGTERM")
-    assert kind(noticed._replace(result=stopped.result), None) == "moved"
+    assert kind(noticed._replace(result=stopped.result), None) == "restart"
     killed = FailedError(r1=died("SIGKILL"))
     assert [kind(RUNNING, asked, killed) for asked in (None, drained, room)] == [
         "crashed",
-        "moved",
+        "restart",
         "crashed",
     ]
-    assert kind(noticed, None, killed) == "moved"
+    assert kind(noticed, None, killed) == "restart"
     # Ray sends SIGTERM before it ends a worker for its memory, which is no preemption.
     assert kind(noticed, None, FailedError(r1=died("running low on memory"))) == "crashed"
-    assert kind(RUNNING, None, FailedError(r1=died("", preempted=True))) == "moved"
+    assert kind(RUNNING, None, FailedError(r1=died("", preempted=True))) == "restart"
     data = WorkerFailure(0, "DataError", "log", DataError("shard 3: gone"))
     with pytest.raises(DataError, match=r"^shard 3: gone$"):
-        judge(RUNNING._replace(failure=data), drained, FailedError(), 2, logs)
+        classify_end(RUNNING._replace(failure=data), drained, FailedError(), 2, logs)
     assert kind(RUNNING._replace(failure=data), None, killed) == "crashed"
 
 

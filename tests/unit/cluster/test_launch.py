@@ -116,7 +116,7 @@ def test_second_interrupt_insists_and_sigterm_does_not() -> None:
 def test_another_thread_can_insist() -> None:
     insisted = []
     with StopSignals(lambda: insisted.append(threading.current_thread().name)) as stop:
-        helper = threading.Thread(target=stop.insist_now)
+        helper = threading.Thread(target=stop.force_stop_from_thread)
         helper.start()
         helper.join()
         time.sleep(0.1)

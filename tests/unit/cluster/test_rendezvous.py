@@ -29,7 +29,7 @@ def worker(config, context):
     print(sorted(collectives.gather_objects(context.rank)))
     return TrainResult("done", 1)
 
-rendezvous.TELL_AFTER_S, rendezvous.LIMIT_S = 0.2, float(sys.argv[2])
+rendezvous.WARN_AFTER_S, rendezvous.LIMIT_S = 0.2, float(sys.argv[2])
 words = ["run.launcher=local", "run.device=cpu", "run.root=" + sys.argv[1]]
 try:
     launch(load_config(None, words), worker)

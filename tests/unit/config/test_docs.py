@@ -1,4 +1,4 @@
-"""Every setting is described, and docs/configuration.md is what config.py says."""
+"""Every setting is described; docs/configuration.md matches gear_dist/config."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gear_dist.cli.main import main
-from gear_dist.cli.sample import _class_name, parse_classes
+from gear_dist.cli.sample import _class_name, _warn_of_untrained, parse_classes
 from gear_dist.config.data import DataConfig
 from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import open_corpus
@@ -132,6 +132,14 @@ def test_one_image_without_a_class_is_refused_before_training(corpus, tars, caps
         build_loader(DataConfig(image_size=32), corpus, num_classes=3, **options)
 
 
+def test_a_dry_run_misses_the_files_of_lpips_as_a_run_would(corpus, tmp_path, capsys):
+    settings = ("losses.lpips_weight=1", f"losses.lpips_vgg16_path={tmp_path}/vgg16.pth")
+    assert dry_run(corpus, *settings) == 2
+    message = capsys.readouterr().err
+    for part in ("losses.lpips_vgg16_path", f"{tmp_path}/vgg16.pth", "losses.lpips_weight=0"):
+        assert part in message
+
+
 def test_a_tokenizer_needs_no_class(bare):
     steps = ("stages.joint.steps=0", "stages.generator.steps=0")
     assert dry_run(bare) == 3
@@ -169,6 +177,14 @@ def test_samples_are_of_the_classes_that_the_corpus_has():
     assert parse_classes("", 4) == [0, 1, 2, 3]
     assert parse_classes("7,dog", 1000, names) == [7, 1]
     assert [_class_name(i, names) for i in (2, 7)] == ["owl", "class 7"]
+
+
+def test_classes_that_were_never_trained_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _warn_of_untrained([0, 7, 7], ["cat", "dog"])
+    assert "--classes 7: never trained" in capsys.readouterr().err
+    _warn_of_untrained([0, 1], ["cat", "dog"])
+    _warn_of_untrained([9], [])  # an imported model, whose classes nobody knows
+    assert capsys.readouterr().err == ""
 
 
 def test_the_folder_of_both_splits_is_no_corpus(corpus, capsys):

@@ -148,6 +148,14 @@ def test_verify_of_an_unfinished_corpus(corpus: Path, capsys: pytest.CaptureFixt
     assert "has not finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["verify", "stats", "repair"])
+def test_the_folder_of_both_splits_is_told_from_a_corpus(
+    command: str, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data_prep([command, str(corpus.parent)]) == 3
+    assert f"{corpus.parent}/train" in capsys.readouterr().err
+
+
 def test_decode_finds_what_was_published_without_a_check(tree: Path, tmp_path: Path) -> None:
     data = (tree / "cat/1.jpg").read_bytes()
     (tree / "cat/1.jpg").write_bytes(data[:-200])
