@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gear_dist.config.compare import flatten
-from gear_dist.config.loading import to_dict
-from gear_dist.config.schema import RunConfig
 from gear_dist.redaction import redact_command
 from gear_dist.source_tree import ROOT
 
@@ -34,12 +31,16 @@ PACKAGES = (
 
 
 def collect_environment(
-    config: RunConfig, extra: Mapping[str, Any], command: Sequence[str] | None = None
+    seed: int,
+    settings: frozenset[str],
+    extra: Mapping[str, Any],
+    command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The environment record of a run, for `RunFolder.write_environment`.
 
     Args:
-        config: gives the seed, and the names of settings, whose values are not secrets.
+        seed: the run's.
+        settings: dotted names of all settings, whose values in the command are not secrets.
         extra: what the caller knows: kernel implementation, world size, precision, facts of the
             data manifest.
         command: the command line, program first (recorded as gear-dist); None: this process's.
@@ -61,8 +62,8 @@ def collect_environment(
             "gpu_driver": gpu_driver(),
         },
         "git": git_state(),
-        "seed": config.run.seed,
-        "command": shlex.join(["gear-dist", *redact_command(command[1:], setting_names(config))]),
+        "seed": seed,
+        "command": shlex.join(["gear-dist", *redact_command(command[1:], settings)]),
         **extra,
     }
 
@@ -76,11 +77,6 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return versions
-
-
-def setting_names(config: RunConfig) -> frozenset[str]:
-    """Dotted names of all settings."""
-    return frozenset(flatten(to_dict(config)))
 
 
 def num_cores() -> int:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gear_dist.config.loading import to_dict
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.run import LogConfig
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.atomic import write_file
 
@@ -50,11 +49,15 @@ class MetricsLog:
             sink.close(exit_code)
 
 
-def open_metrics_log(folder: RunFolder, config: RunConfig) -> MetricsLog:
-    """The sinks that the configuration asks for. Call `folder.rewind(step)` before, on resume."""
+def open_metrics_log(folder: RunFolder, log: LogConfig, settings: Mapping[str, Any]) -> MetricsLog:
+    """The sinks that the configuration asks for. Call `folder.rewind(step)` before, on resume.
+
+    Args:
+        settings: all of the run's as plain data, for sinks that show them.
+    """
     sinks: list[MetricsSink] = [JsonLinesSink(folder)]
-    if config.log.wandb == "auto":
-        sinks.append(WandbSink(folder, config))
+    if log.wandb == "auto":
+        sinks.append(WandbSink(folder, log.wandb_project, settings))
     return MetricsLog(sinks)
 
 
@@ -85,10 +88,10 @@ class WandbSink:
     output are not sent.
     """
 
-    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
+    def __init__(self, folder: RunFolder, project: str, settings: Mapping[str, Any]) -> None:
         self._run: Any = None
         try:
-            self._run = _start_wandb(folder, config)
+            self._run = _start_wandb(folder, project, settings)
         except Exception as error:  # any failure of an optional service, of any class
             self._give_up("start", error)
 
@@ -123,7 +126,7 @@ class WandbSink:
         )
 
 
-def _start_wandb(folder: RunFolder, config: RunConfig) -> Any:
+def _start_wandb(folder: RunFolder, project: str, config: Mapping[str, Any]) -> Any:
     import wandb
 
     home = folder.path / "wandb"
@@ -145,13 +148,13 @@ def _start_wandb(folder: RunFolder, config: RunConfig) -> Any:
         x_disable_machine_info=True,
     )
     run = wandb.init(
-        project=config.log.wandb_project,
-        name=config.run.name,
+        project=project,
+        name=folder.path.name,
         id=id_path.read_text().strip(),
         resume="allow" if online else None,  # offline runs of one id are joined by `wandb sync`
         dir=str(folder.path),
         mode="online" if online else "offline",
-        config=to_dict(config),
+        config=dict(config),
         settings=settings,
     )
     run.define_metric("*", step_metric="step")

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from gear_dist.config.compare import flatten
+from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainProgress, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, StorageError, UserError
@@ -24,6 +26,7 @@ class RunRecorder:
 
     def __init__(self, config: RunConfig, context: WorkerContext, device: torch.device):
         self._config = config
+        self._settings = to_dict(config)
         self._context = context
         self.device = device
         self.step = 0
@@ -45,8 +48,11 @@ class RunRecorder:
         if not self._is_main:
             return
         self.rewind()
-        self._folder.write_environment(collect_environment(self._config, environment))
-        self._log = open_metrics_log(self._folder, self._config)
+        names = frozenset(flatten(self._settings))
+        self._folder.write_environment(
+            collect_environment(self._config.run.seed, names, environment)
+        )
+        self._log = open_metrics_log(self._folder, self._config.log, self._settings)
         self._painter = GridPainter(
             self._config,
             self._folder,

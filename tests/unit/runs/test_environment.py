@@ -5,27 +5,26 @@ import subprocess
 from pathlib import Path
 
 from gear_dist import source_tree
-from gear_dist.config.loading import load_config
 from gear_dist.runs import environment
 from gear_dist.runs.environment import collect_environment
 
 
 def test_the_record_holds_what_a_reader_needs_to_repeat_a_run():
-    config = load_config(None, ["run.seed=7"])
-    record = collect_environment(config, {"world_size": 2}, ["/some/bin/gear-dist", "train"])
+    command = ["/some/bin/gear-dist", "train", "token_dropout=0.5", "other_token=0.5"]
+    record = collect_environment(7, frozenset({"token_dropout"}), {"world_size": 2}, command)
     assert record["versions"]["torch"]
     assert record["versions"]["gear-dist"]
     assert record["seed"] == 7
     assert record["world_size"] == 2
     assert record["hardware"]["cores"] >= 1
     assert record["hardware"]["memory_bytes"] > 0
-    assert record["command"] == "gear-dist train"
+    assert record["command"] == "gear-dist train token_dropout=0.5 'other_token=***'"
     json.dumps(record)
 
 
 def test_no_environment_variable_reaches_the_record(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t-in-environment")
-    record = collect_environment(load_config(), {}, ["gear-dist"])
+    record = collect_environment(0, frozenset(), {}, ["gear-dist"])
     assert "s3cr3t" not in json.dumps(record)
 
 
