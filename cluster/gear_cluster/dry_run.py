@@ -21,7 +21,7 @@ def dry_run(config: RunConfig) -> None:
     Raises:
         UserError: what `train` would end with.
     """
-    check_address(config)
+    check_address(config.run, config.checkpoint, config.data)
     folder = RunFolder(config.run.folder)
     held = folder.holds_run()
     if held:

@@ -31,7 +31,7 @@ def launch(
         ConfigError: another command trains in the run folder.
     """
     if checked := worker is None and _is_first(config.run):
-        check_address(config)
+        check_address(config.run, config.checkpoint, config.data)
     with _alone(config.run):
         if checked:
             _check_corpora(config.data)

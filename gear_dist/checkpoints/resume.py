@@ -11,7 +11,9 @@ from gear_dist.checkpoints.owner import Claim, Ownership, claim_address, is_writ
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
 from gear_dist.config.compare import differing_settings
+from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig
 from gear_dist.distributed import collectives
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
@@ -30,7 +32,7 @@ def open_manager(config: RunConfig, beat: Callable[[], None] = lambda: None) -> 
         ConfigError: the place is another run's, or holds something else.
         UserError: it cannot be read or written.
     """
-    storage = checkpoint_storage(config)
+    storage = checkpoint_storage(config.run, config.checkpoint, config.data.endpoint)
     held: list[Ownership] = []
     collectives.on_rank_0(lambda: held.append(_take_address(config, storage)))
     return CheckpointManager(
@@ -44,7 +46,7 @@ def open_manager(config: RunConfig, beat: Callable[[], None] = lambda: None) -> 
 
 def _take_address(config: RunConfig, storage: Storage) -> Ownership:
     """Make the address the run's, and the run known to its folder. On rank 0."""
-    check_address(config)
+    check_address(config.run, config.checkpoint, config.data)
     folder = RunFolder(config.run.folder)
     claim = Claim(
         folder.read_id(),
@@ -76,54 +78,54 @@ def open_resumed(
             the run has, or all have gone.
     """
     named = config.run.resume
-    newest = _open_newest(store, config)
+    newest = _open_newest(store, config.run)
     if newest is not None and named == "none":
         raise ConfigError(
             f"run.resume=none, but {store.address} already holds checkpoints; set another "
             "run.name, remove them, or use run.resume=auto to resume"
         )
     if newest is None and named in ("auto", "none"):
-        collectives.on_rank_0(lambda: _check_none_lost(store, config))
+        collectives.on_rank_0(lambda: _check_none_lost(store, config.run))
     if named in ("auto", "none") or (newest and newest.state["origin"] == named):
         reader = newest
     else:
         if newest is not None:
             newest.close()
-        reader = _open_named(named, config, beat)
+        reader = _open_named(named, config.data.endpoint, beat)
     if reader is not None:
         check_same_run(reader, config)
     return reader
 
 
-def _open_newest(store: CheckpointManager, config: RunConfig) -> CheckpointReader | None:
+def _open_newest(store: CheckpointManager, run: RunSection) -> CheckpointReader | None:
     try:
         newest = store.open_newest()
     except UnusableCheckpointsError:
-        if config.run.resume == "auto":
+        if run.resume == "auto":
             raise
         store.mark_damaged()
         return None
-    folder = RunFolder(config.run.folder)
+    folder = RunFolder(run.folder)
     lost = collectives.from_rank_0(folder.read_newest_checkpoint) is not None
-    if newest is None and config.run.resume == "none" and folder.has_records and not lost:
+    if newest is None and run.resume == "none" and folder.has_records and not lost:
         raise ConfigError(
-            f"run.resume=none, but {config.run.folder} already holds a run; set another run.name "
+            f"run.resume=none, but {run.folder} already holds a run; set another run.name "
             "or remove the folder"
         )
     return newest
 
 
-def _check_none_lost(store: CheckpointManager, config: RunConfig) -> None:
+def _check_none_lost(store: CheckpointManager, run: RunSection) -> None:
     """Refuse to start over a run that has published checkpoints, none of which is there now.
 
     Raises:
         DataError: unless run.resume=none, which forgets them.
     """
-    folder = RunFolder(config.run.folder)
+    folder = RunFolder(run.folder)
     published = folder.read_newest_checkpoint()
     if published is None:
         return
-    if config.run.resume == "none":
+    if run.resume == "none":
         folder.forget_newest_checkpoint()
         return
     address, step = published
@@ -134,9 +136,9 @@ def _check_none_lost(store: CheckpointManager, config: RunConfig) -> None:
     )
 
 
-def _open_named(address: str, config: RunConfig, beat: Callable[[], None]) -> CheckpointReader:
+def _open_named(address: str, endpoint: str, beat: Callable[[], None]) -> CheckpointReader:
     parent, folder = split_address(address, "run.resume")
-    storage = open_storage(parent, config.data.endpoint)
+    storage = open_storage(parent, endpoint)
     reader, problem = open_verified(storage, folder, beat)
     if reader is None:
         raise DataError(f"run.resume={address}: {problem}")
@@ -159,8 +161,10 @@ def check_same_run(reader: CheckpointReader, config: RunConfig) -> None:
         )
 
 
-def fit_workers(config: RunConfig, state: dict[str, Any] | None) -> RunConfig:
-    """The configuration with the accumulation that this number of workers needs.
+def fit_workers(
+    run: RunSection, engine: EngineConfig, state: dict[str, Any] | None
+) -> EngineConfig:
+    """The engines' settings with the accumulation that this number of workers needs.
 
     The global batch stays: see `engine.max_micro_batch`.
 
@@ -170,13 +174,13 @@ def fit_workers(config: RunConfig, state: dict[str, Any] | None) -> RunConfig:
     Raises:
         ConfigError: the global batch does not divide evenly.
     """
-    workers, engine = collectives.world_size(), config.engine
+    workers = collectives.world_size()
     if state is None:
-        wanted = config.run.workers or workers
+        wanted = run.workers or workers
         first_workers, largest = wanted, engine.micro_batch(wanted)
     else:
         first_workers, largest = state["first_workers"], state["first_micro_batch"]
     if workers != first_workers:
         largest = engine.max_micro_batch or largest
     accumulation = engine.accumulation_for(workers, largest)
-    return replace(config, engine=replace(engine, accumulation=accumulation))
+    return replace(engine, accumulation=accumulation)

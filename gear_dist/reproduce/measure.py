@@ -54,7 +54,7 @@ def measure_run(
     validation = load_validation(config.data, MAX_VALIDATION)
     records = {record["step"]: record for record in folder.read_metrics()}
     flops = _flops_a_step(folder, stage)
-    storage = checkpoint_storage(config)
+    storage = checkpoint_storage(config.run, config.checkpoint, config.data.endpoint)
     points = []
     for found in find_published(storage):
         with consolidated(str(config.run.folder / "checkpoints" / found.folder)) as model:

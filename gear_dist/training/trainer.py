@@ -4,6 +4,7 @@ The same function runs in one process, under torchrun and under Ray (see gear_cl
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,7 +95,8 @@ def _build_trainer(
     closing.callback(checkpoints.close)
     reader = open_resumed(checkpoints, requested, hang.beat)
     collectives.on_rank_0(lambda: RunFolder(requested.run.folder).write_config(requested))
-    config = fit_workers(requested, reader.state if reader else None)
+    engine = fit_workers(requested.run, requested.engine, reader.state if reader else None)
+    config = dataclasses.replace(requested, engine=engine)
     loader = build_loader(
         config.data,
         *config.data.train_addresses,

@@ -82,7 +82,7 @@ def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = N
 
 def newest_state(config: RunConfig) -> dict[str, Any]:
     """Everything in the newest checkpoint: whole tensors by name, and the facts."""
-    storage = checkpoint_storage(config)
+    storage = checkpoint_storage(config.run, config.checkpoint, config.data.endpoint)
     newest = find_published(storage)[-1]
     found: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for part in newest.manifest.parts:

@@ -104,11 +104,9 @@ def _warn_of_temporary_root(run: RunSection) -> None:
         )
 
 
-def _resuming(config: RunConfig) -> RunConfig:
+def _resuming(run: RunSection) -> RunSection:
     """run.resume=none forbids to resume an earlier command's run, not this command's own."""
-    if config.run.resume != "none":
-        return config
-    return replace(config, run=replace(config.run, resume="auto"))
+    return replace(run, resume="auto") if run.resume == "none" else run
 
 
 class _Attempts:
@@ -139,7 +137,7 @@ class _Attempts:
                 self._after_crash(end.reason)
             elif end.kind == "restart":
                 self._restart(end.reason)
-        step = newest_step(self._plan.config)
+        step = self._newest_step()
         return TrainResult("interrupted", step, f"{self._stop.reason} between attempts")
 
     def _attempt(self, num_workers: int) -> AttemptEnd:
@@ -166,7 +164,7 @@ class _Attempts:
             WorkerCrashError: run.max_failures is used up.
         """
         budget = self._budget
-        if not budget.spend(newest_step(self._plan.config)):
+        if not budget.spend(self._newest_step()):
             if budget.failures > 1:
                 reason += f" (failure {budget.failures} without a new checkpoint)"
             self._write_status("failed", exit_code=WorkerCrashError.exit_code, reason=reason)
@@ -178,10 +176,15 @@ class _Attempts:
 
     def _restart(self, reason: str, failure: str | None = None) -> None:
         self._number += 1
-        self._plan = self._plan._replace(config=_resuming(self._plan.config))
-        step = newest_step(self._plan.config)
+        config = self._plan.config
+        self._plan = self._plan._replace(config=replace(config, run=_resuming(config.run)))
+        step = self._newest_step()
         print(f"{reason}: attempt {self._number} resumes from step {step}", flush=True)
         self._write_status("restarting", reason=reason, attempt=self._number, last_failure=failure)
+
+    def _newest_step(self) -> int:
+        config = self._plan.config
+        return newest_step(config.run, config.checkpoint, config.data.endpoint)
 
     def _reset_attempt_number(self) -> None:
         """The numbers of another command's attempts."""
@@ -196,5 +199,5 @@ class _Attempts:
         """
         status = self._folder.read_status()
         if status is not None:
-            step = newest_step(self._plan.config) if state == "restarting" else status.step
+            step = self._newest_step() if state == "restarting" else status.step
             self._folder.write_status(state, step, status.total_steps, **details)

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.run import CheckpointConfig, RunSection
 from gear_dist.errors import DataError
 
 FIRST_BACKOFF_S = 2.0
@@ -39,13 +39,17 @@ class FailureBudget:
         return longest * (1 - self._draw() / 2)
 
 
-def newest_step(config: RunConfig) -> int:
-    """Step of the newest published checkpoint, which the next attempt resumes from; 0: none."""
+def newest_step(run: RunSection, checkpoint: CheckpointConfig, endpoint: str) -> int:
+    """Step of the newest published checkpoint, which the next attempt resumes from; 0: none.
+
+    Args:
+        endpoint: data.endpoint.
+    """
     from gear_dist.checkpoints.address import checkpoint_storage
     from gear_dist.checkpoints.layout import POINTER
 
     try:
-        pointer = json.loads(checkpoint_storage(config).read(POINTER))
+        pointer = json.loads(checkpoint_storage(run, checkpoint, endpoint).read(POINTER))
         return int(pointer["step"])
     except (DataError, ValueError, KeyError, TypeError):
         return 0

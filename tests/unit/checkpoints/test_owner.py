@@ -77,7 +77,7 @@ def keys(storage: Storage) -> dict[str, bytes]:
 def test_a_place_that_overlaps_is_refused(words: list[str], setting: str) -> None:
     config = load_config(None, ["data.train=s3://elsewhere/corpus", "run.name=demo", *words])
     with pytest.raises(ConfigError, match=rf"(checkpoint\.address|run\.root)=.*{setting}="):
-        check_address(config)
+        check_address(config.run, config.checkpoint, config.data)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,17 @@ def test_a_place_that_overlaps_is_refused(words: list[str], setting: str) -> Non
     ],
 )
 def test_a_place_beside_is_not(words: list[str]) -> None:
-    check_address(load_config(None, ["data.train=x", "run.name=demo", *words]))
+    config = load_config(None, ["data.train=x", "run.name=demo", *words])
+    check_address(config.run, config.checkpoint, config.data)
 
 
 def test_a_link_does_not_hide_an_overlap(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "corpus")
     words = [f"data.train={tmp_path}/corpus", f"checkpoint.address={tmp_path}/link"]
+    config = load_config(None, words)
     with pytest.raises(ConfigError, match=r"data\.train"):
-        check_address(load_config(None, words))
+        check_address(config.run, config.checkpoint, config.data)
 
 
 def test_what_no_run_has_written_is_refused_and_stays(storage: Storage) -> None:

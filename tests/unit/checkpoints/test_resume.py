@@ -12,7 +12,7 @@ from gear_dist.errors import ConfigError
 def accumulation(config: RunConfig, workers: int, monkeypatch, first=None) -> int:
     monkeypatch.setattr(collectives, "world_size", lambda: workers)
     state = {"first_workers": first[0], "first_micro_batch": first[1]} if first else None
-    return fit_workers(config, state).engine.accumulation
+    return fit_workers(config.run, config.engine, state).accumulation
 
 
 @pytest.mark.parametrize(

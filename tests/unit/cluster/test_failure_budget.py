@@ -27,6 +27,7 @@ from gear_cluster.ray_train.failure_report import (
 )
 from gear_cluster.ray_train.stop_policies import GrowthPolicy, PreemptionPolicy, StopRequest
 from gear_dist.config.loading import load_config
+from gear_dist.config.run import CheckpointConfig, RunSection
 from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
@@ -56,16 +57,16 @@ def test_backoff_doubles_up_to_a_limit_with_jitter() -> None:
 
 
 def test_newest_step_is_the_published_one(tmp_path: Path) -> None:
-    config = load_config(None, [f"run.root={tmp_path}"])
-    assert newest_step(config) == 0
-    pointer = RunFolder(config.run.folder).checkpoints / "latest.json"
+    run, checkpoint = RunSection(root=str(tmp_path)), CheckpointConfig()
+    assert newest_step(run, checkpoint, "") == 0
+    pointer = RunFolder(run.folder).checkpoints / "latest.json"
     pointer.parent.mkdir(parents=True)
     pointer.write_text('{"folder": "step-7", "step": 7}')
-    assert newest_step(config) == 7
+    assert newest_step(run, checkpoint, "") == 7
     pointer.write_text("{torn")
-    assert newest_step(config) == 0
-    elsewhere = load_config(None, [f"run.root={tmp_path}", f"checkpoint.address={tmp_path}/other"])
-    assert newest_step(elsewhere) == 0
+    assert newest_step(run, checkpoint, "") == 0
+    elsewhere = CheckpointConfig(address=f"{tmp_path}/other")
+    assert newest_step(run, elsewhere, "") == 0
 
 
 @pytest.fixture
