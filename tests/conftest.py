@@ -8,7 +8,7 @@ import pytest
 
 from gear_cluster.demo.object_store import StoreEndpoint, ensure_running, stop
 from gear_data_prep.__main__ import main as data_prep
-from gear_data_prep.demo.procedural_corpus import CLASSES, CorpusSettings, make_corpus
+from gear_data_prep.demo.procedural_corpus import CLASSES, SampleCorpusSettings, make_sample_corpus
 from sample_shards import SampleShards
 
 
@@ -32,7 +32,7 @@ def sample_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ImageFolder tree of `sample_shards`."""
     tree = tmp_path_factory.mktemp("sample_tree")
     num_classes = len(CLASSES)
-    make_corpus(tree, CorpusSettings(32, 12 * num_classes, 2 * num_classes), workers=1)
+    make_sample_corpus(tree, SampleCorpusSettings(32, 12 * num_classes, 2 * num_classes), workers=1)
     return tree
 
 

@@ -5,8 +5,8 @@ import os
 from gear_cluster.rendezvous import read_processes
 from gear_dist.checkpoints.address import check_address
 from gear_dist.config.schema import RunConfig
-from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import check_same_classes, open_corpus
+from gear_dist.data.corpus_summary import CorpusSummary, check_contents, read_contents
 from gear_dist.errors import DataError
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
@@ -51,7 +51,7 @@ def dry_run(config: RunConfig) -> None:
     print("dry run: nothing was trained or written")
 
 
-def _check_training(config: RunConfig) -> list[Contents]:
+def _check_training(config: RunConfig) -> list[CorpusSummary]:
     """Check all corpora, and that their classes are the same."""
     data = config.data
     found = {
@@ -85,7 +85,7 @@ def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
     print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
 
 
-def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> Contents:
+def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> CorpusSummary:
     """Read the manifest, compare it with the shards that are there and with the run, and say it.
 
     Args:

@@ -15,7 +15,7 @@ import torch.distributed
 import xxhash
 from torch import Tensor
 
-from gear_dist.checkpoints.contents import look
+from gear_dist.checkpoints.collective_progress import StallTimer, run_with_progress
 from gear_dist.checkpoints.layout import (
     DAMAGED,
     MANIFEST,
@@ -28,18 +28,18 @@ from gear_dist.checkpoints.layout import (
     part_name,
     stored_key,
 )
-from gear_dist.checkpoints.owner import Ownership, TakenError
+from gear_dist.checkpoints.listing import look
+from gear_dist.checkpoints.owner import Ownership, OwnershipError
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.retention import Retention
 from gear_dist.checkpoints.safetensors_writer import Sink, write_tensors
 from gear_dist.checkpoints.shards import TensorShard
-from gear_dist.checkpoints.slow_work import Patience, work_together
 from gear_dist.distributed import collectives
 from gear_dist.errors import DataError, UserError
 from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.base import MissingObjectError, Storage
 
-_LOOK_S = 0.2
+_POLL_S = 0.2
 
 
 class UnusableCheckpointsError(DataError):
@@ -69,7 +69,7 @@ class CheckpointManager:
     """Saves and finds the checkpoints of one run. Created and called on all ranks.
 
     Attributes:
-        passed_over: what was wrong with checkpoints that `open_newest` did not open, a line each.
+        skipped_checkpoints: a line each, what was wrong with those that `open_newest` did not open.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class CheckpointManager:
         if collectives.world_size() > 1:
             # A group of its own, because the thread's collectives run beside the training's.
             self._group = torch.distributed.new_group(backend="gloo")
-        self._run, self._sequence = collectives.from_rank_0(self._find_out)
-        self.passed_over: list[str] = []
+        self._run, self._sequence = collectives.from_rank_0(self._read_run_and_sequence)
+        self.skipped_checkpoints: list[str] = []
         self._failed: list[str] = []
         self._thread: threading.Thread | None = None
         self._results: list[SaveResult] = []
         self._written_bytes = 0
         self._activity = 0
 
-    def _find_out(self) -> tuple[str, int]:
+    def _read_run_and_sequence(self) -> tuple[str, int]:
         """The run's id, and the newest checkpoint's number. On rank 0."""
         assert self._ownership is not None, "rank 0 holds the address"
         newest = look(self._storage).all_published()[-1:]
@@ -137,14 +137,14 @@ class CheckpointManager:
         """The newest good checkpoint; None: there is none at all. Collective.
 
         All ranks open the same one: a checkpoint that fails its checksums on any rank is passed
-        over on all; see `passed_over`.
+        over on all; see `skipped_checkpoints`.
 
         Raises:
             UnusableCheckpointsError: there are some, and all are damaged.
             UserError: one could not be read.
         """
         folders, problems = collectives.from_rank_0(self._list_candidates)
-        self.passed_over, self._failed = problems, []
+        self.skipped_checkpoints, self._failed = problems, []
         for folder in reversed(folders):
             reader, problem = open_verified(self._storage, folder, self._beat)
             if reader is not None:
@@ -211,12 +211,12 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Wait for the current save. A slow save that makes progress does not count as a hang."""
-        patience = Patience(self._beat)
+        stall_timer = StallTimer(self._beat)
         while self._thread is not None:
-            self._thread.join(_LOOK_S)
+            self._thread.join(_POLL_S)
             if not self._thread.is_alive():
                 self._thread = None
-            patience.see(self._activity)
+            stall_timer.update(self._activity)
 
     @property
     def is_saving(self) -> bool:
@@ -253,7 +253,7 @@ class CheckpointManager:
         part, problem, taken, notice = None, "", False, ""
         try:
             part, notice = self._write_and_agree(manifest, tensors)
-        except TakenError as error:
+        except OwnershipError as error:
             problem, taken = _one_line(error), True
         except Exception as error:  # e.g. a lost peer; training will fail too
             problem = _one_line(error)
@@ -284,7 +284,7 @@ class CheckpointManager:
         def see(activity: int) -> None:
             self._activity = activity
 
-        return work_together(
+        return run_with_progress(
             work, lambda: self._written_bytes + self._storage.activity, see, self._group
         )
 
@@ -311,7 +311,7 @@ class CheckpointManager:
         try:
             self._ownership.check()
             self._retention.prune(self._storage, self._run)
-        except TakenError:
+        except OwnershipError:
             raise
         except Exception as error:
             return f"old checkpoints stay: {_one_line(error)}"
@@ -348,7 +348,9 @@ def open_verified(
         return opened[0].activity if opened else 0
 
     try:
-        problems = [text for text in work_together(verify, activity, Patience(beat).see) if text]
+        problems = [
+            text for text in run_with_progress(verify, activity, StallTimer(beat).update) if text
+        ]
     except BaseException:
         _close(opened)
         raise

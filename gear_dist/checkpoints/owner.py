@@ -17,19 +17,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gear_dist.checkpoints.address import owners_above
-from gear_dist.checkpoints.contents import Contents, look
 from gear_dist.checkpoints.layout import ALIVE, OWNER, POINTER, run_of
+from gear_dist.checkpoints.listing import CheckpointListing, look
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.base import MissingObjectError, Storage
 
 HEARTBEAT_S = 10.0
-"""Between signs of life of the process that owns an address."""
-GONE_S = 2.5 * HEARTBEAT_S
-"""Without a sign of life in this time an owner is gone; no clocks are compared."""
+"""Between heartbeats of the process that owns an address."""
+OWNER_TIMEOUT_S = 2.5 * HEARTBEAT_S
+"""Without a heartbeat for this time an owner is gone; no clocks are compared."""
 
 
-class TakenError(ConfigError):
+class OwnershipError(ConfigError):
     """The address is another's."""
 
 
@@ -72,7 +72,7 @@ class Claim(NamedTuple):
     take_over: str = ""
     """Id of the run that may be taken over."""
     shared: bool = False
-    """Whether others may use the address: then signs of life are left there."""
+    """Whether others may use the address: then heartbeats are written there."""
 
 
 class Ownership:
@@ -85,47 +85,49 @@ class Ownership:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def take(cls, storage: Storage, owner: Owner, *, over: bool = True) -> "Ownership":
+    def acquire(cls, storage: Storage, owner: Owner, *, replace: bool = True) -> "Ownership":
         """Write the owner down.
 
         Args:
-            over: replace any previous owner; if False, a concurrent owner wins.
+            replace: replace any previous owner; if False, a concurrent owner wins.
 
         Raises:
-            TakenError: another was faster.
+            OwnershipError: another was faster.
             UserError: the store refuses.
         """
-        taken = cls(storage, owner)
-        if over:
+        ownership = cls(storage, owner)
+        if replace:
             storage.write(OWNER, _encode(owner._asdict()))
         else:
             storage.create(OWNER, _encode(owner._asdict()))
-        taken.check()  # read back: the response may be lost, or the store may ignore the condition
-        return taken
+        ownership.check()  # the response may be lost, or the store may ignore the condition
+        return ownership
 
     def check(self) -> None:
         """Before each publication and deletion.
 
         Raises:
-            TakenError: the address is another run's, or another process's of this run.
+            OwnershipError: the address is another run's, or another process's of this run.
             UserError: that could not be found out.
         """
         found = read_owner(self._storage)
         if found is None and self._storage.create(OWNER, _encode(self.owner._asdict())):
             found = read_owner(self._storage)
         if found is None or found.attempt != self.owner.attempt:
-            raise TakenError(
+            raise OwnershipError(
                 f"{self._storage.address} now belongs to {found or 'no run'}: this run "
                 f"({self.owner.run}) will no longer write or delete anything there; set another "
                 "checkpoint.address or run.name"
             )
 
-    def show_life(self) -> None:
+    def start_heartbeat(self) -> None:
         """Start writing heartbeats, until `close`."""
-        self._thread = threading.Thread(target=self._beat, name="checkpoint-owner", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write_heartbeats, name="checkpoint-owner", daemon=True
+        )
         self._thread.start()
 
-    def _beat(self) -> None:
+    def _write_heartbeats(self) -> None:
         count = 0
         while not self._ended.wait(HEARTBEAT_S if count else 0):
             count += 1
@@ -148,7 +150,7 @@ class Ownership:
 
 
 def read_owner(storage: Storage, key: str = OWNER) -> Owner | None:
-    """Whose an address is; None: nobody's.
+    """The owner of an address; None: it has none.
 
     Raises:
         DataError: that cannot be read.
@@ -190,16 +192,16 @@ def claim_address(
     if others := contents.others(run):
         _refuse_others(storage, others)
     here = Owner.here(run, claim.name, claim.folder)
-    taken = Ownership.take(storage, here, over=owner is not None)
+    ownership = Ownership.acquire(storage, here, replace=owner is not None)
     if claim.shared:
-        taken.show_life()
-    return taken
+        ownership.start_heartbeat()
+    return ownership
 
 
 def _choose_run(
     storage: Storage,
     claim: Claim,
-    contents: Contents,
+    contents: CheckpointListing,
     owner: Owner | None,
     differing: Callable[[dict[str, Any]], list[str]],
 ) -> str:
@@ -224,7 +226,7 @@ def _choose_run(
 
 
 def _refuse_owner(storage: Storage, what: str, holder: str) -> None:
-    raise TakenError(
+    raise OwnershipError(
         f"checkpoint.address: {storage.address} {what}: set another run.name or "
         f"checkpoint.address; to take it over, checkpoint.take_over={holder}"
     )
@@ -247,7 +249,7 @@ def _check_above(storage: Storage, claim: Claim) -> None:
         except UserError:
             continue  # a place that may not be read, or a file that is no run's
         if owner is not None:
-            raise TakenError(
+            raise OwnershipError(
                 f"checkpoint.address: {storage.address} lies inside the checkpoint address of "
                 f"another run, {owner} "
                 f"({above.address}/{key}): set another run.name or checkpoint.address"
@@ -255,18 +257,18 @@ def _check_above(storage: Storage, claim: Claim) -> None:
 
 
 def _is_alive(storage: Storage, owner: Owner) -> bool:
-    """Whether an owner gives a sign of life. Waits for one where there was one before."""
-    before = _read_sign(storage)
-    deadline = time.monotonic() + GONE_S
+    """Whether an owner writes heartbeats. Waits for one where there was one before."""
+    before = _read_heartbeat(storage)
+    deadline = time.monotonic() + OWNER_TIMEOUT_S
     while before and before.get("attempt") == owner.attempt and time.monotonic() < deadline:
-        time.sleep(GONE_S / 10)
-        now = _read_sign(storage)
+        time.sleep(OWNER_TIMEOUT_S / 10)
+        now = _read_heartbeat(storage)
         if now != before:
             return bool(now)
     return False
 
 
-def _read_sign(storage: Storage) -> dict[str, Any]:
+def _read_heartbeat(storage: Storage) -> dict[str, Any]:
     try:
         node = json.loads(storage.read(ALIVE))
     except (MissingObjectError, ValueError):

@@ -12,8 +12,8 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gear_dist.checkpoints.contents import read_manifest
 from gear_dist.checkpoints.layout import DamagedCheckpointError, PartRecord, split_key
+from gear_dist.checkpoints.listing import read_manifest
 from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.errors import DataError
 from gear_dist.storage.base import MissingObjectError, Storage

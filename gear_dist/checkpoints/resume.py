@@ -62,7 +62,7 @@ def _take_address(config: RunConfig, storage: Storage) -> Ownership:
 
 
 def open_resumed(
-    store: CheckpointManager, config: RunConfig, beat: Callable[[], None] = lambda: None
+    manager: CheckpointManager, config: RunConfig, beat: Callable[[], None] = lambda: None
 ) -> CheckpointReader | None:
     """The checkpoint that the run resumes from; None: it is new. Collective.
 
@@ -78,14 +78,14 @@ def open_resumed(
             the run has, or all have gone.
     """
     named = config.run.resume
-    newest = _open_newest(store, config.run)
+    newest = _open_newest(manager, config.run)
     if newest is not None and named == "none":
         raise ConfigError(
-            f"run.resume=none, but {store.address} already holds checkpoints; set another "
+            f"run.resume=none, but {manager.address} already holds checkpoints; set another "
             "run.name, remove them, or use run.resume=auto to resume"
         )
     if newest is None and named in ("auto", "none"):
-        collectives.on_rank_0(lambda: _check_none_lost(store, config.run))
+        collectives.on_rank_0(lambda: _check_none_lost(manager, config.run))
     if named in ("auto", "none") or (newest and newest.state["origin"] == named):
         reader = newest
     else:
@@ -97,13 +97,13 @@ def open_resumed(
     return reader
 
 
-def _open_newest(store: CheckpointManager, run: RunSection) -> CheckpointReader | None:
+def _open_newest(manager: CheckpointManager, run: RunSection) -> CheckpointReader | None:
     try:
-        newest = store.open_newest()
+        newest = manager.open_newest()
     except UnusableCheckpointsError:
         if run.resume == "auto":
             raise
-        store.mark_damaged()
+        manager.mark_damaged()
         return None
     folder = RunFolder(run.folder)
     lost = collectives.from_rank_0(folder.read_newest_checkpoint) is not None
@@ -115,7 +115,7 @@ def _open_newest(store: CheckpointManager, run: RunSection) -> CheckpointReader 
     return newest
 
 
-def _check_none_lost(store: CheckpointManager, run: RunSection) -> None:
+def _check_none_lost(manager: CheckpointManager, run: RunSection) -> None:
     """Refuse to start over a run that has published checkpoints, none of which is there now.
 
     Raises:
@@ -130,7 +130,7 @@ def _check_none_lost(store: CheckpointManager, run: RunSection) -> None:
         return
     address, step = published
     raise DataError(
-        f"{folder.path} has a checkpoint of step {step} at {address}, and {store.address} holds "
+        f"{folder.path} has a checkpoint of step {step} at {address}, and {manager.address} holds "
         "none: set checkpoint.address and data.endpoint back, restore the checkpoint, or start "
         "another run.name; run.resume=none with another checkpoint.address starts this one over"
     )

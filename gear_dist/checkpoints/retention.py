@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gear_dist.checkpoints.contents import Contents, belongs, look
 from gear_dist.checkpoints.layout import MANIFEST, Published, is_object, run_of
+from gear_dist.checkpoints.listing import CheckpointListing, belongs, look
 from gear_dist.config.run import CheckpointConfig
 from gear_dist.storage.base import Storage
 
@@ -54,7 +54,7 @@ def _is_own(item: Published, run: str) -> bool:
     return bool(item.manifest.run) and belongs(item, run)
 
 
-def _remove(storage: Storage, folder: str, contents: Contents) -> None:
+def _remove(storage: Storage, folder: str, contents: CheckpointListing) -> None:
     """Manifest first, so that a folder never looks whole; what users have put there stays."""
     names = contents.objects[folder]
     storage.delete(f"{folder}/{MANIFEST}")

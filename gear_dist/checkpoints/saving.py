@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gear_dist.checkpoints.manager import CheckpointManager
-from gear_dist.checkpoints.owner import TakenError
+from gear_dist.checkpoints.owner import OwnershipError
 from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.distributed import collectives
 from gear_dist.errors import StorageError
@@ -17,7 +17,7 @@ class Saver:
 
     def __init__(
         self,
-        store: CheckpointManager,
+        manager: CheckpointManager,
         say: Callable[[str], None],
         max_failed: int = 0,
         published: Callable[[str, int], None] = lambda address, step: None,
@@ -29,7 +29,7 @@ class Saver:
             published: takes the address and step of each checkpoint that is there from now on.
         """
         self._published = published
-        self._store = store
+        self._manager = manager
         self._say = say
         self._max_failed = max_failed
         self._problem = ""
@@ -40,29 +40,29 @@ class Saver:
     def save(self, step: int, state: dict[str, Any], shards: Iterable[TensorShard]) -> None:
         """Publish a checkpoint, or begin to. For errors see `check`."""
         self.wait()
-        self._store.save(step, state, shards)
+        self._manager.save(step, state, shards)
         self.report()
-        if not self._store.is_saving:
+        if not self._manager.is_saving:
             self.check()
 
     def wait(self) -> None:
         """Wait until the current save has ended. For errors see `check`."""
-        self._store.wait()
+        self._manager.wait()
         self.report()
         self.check()
 
     def report(self) -> None:
         """Tell of the saves that have ended. A failed one costs nothing but itself, for now."""
-        for result in self._store.take_results():
+        for result in self._manager.take_results():
             self._problem, self._taken = "", result.taken
             self._record = {f"checkpoint_{key}": getattr(result, key) for key in _RECORDED}
-            message = f"checkpoint {self._store.address}/{result.folder}"
+            message = f"checkpoint {self._manager.address}/{result.folder}"
             self._failed = self._failed + 1 if result.problem else 0
             if result.problem:
                 self._problem = f"no checkpoint of step {result.step}: {result.problem}"
                 message = f"WARNING: {self._problem}; earlier ones stay"
             else:
-                self._published(f"{self._store.address}/{result.folder}", result.step)
+                self._published(f"{self._manager.address}/{result.folder}", result.step)
             self._say(message)
             if result.notice:
                 self._say(f"WARNING: {result.notice}")
@@ -71,7 +71,7 @@ class Saver:
         """Where no save is under way, so that all ranks know the same.
 
         Raises:
-            TakenError: the address is another's now.
+            OwnershipError: the address is another's now.
             StorageError: too many saves in a row have failed.
         """
         too_many = 0 < self._max_failed <= self._failed
@@ -79,7 +79,7 @@ class Saver:
             # Where another worker is lost this raises: then the store is not to blame.
             collectives.barrier()
         if self._taken:
-            raise TakenError(self._problem)
+            raise OwnershipError(self._problem)
         if too_many:
             raise StorageError(
                 f"checkpoint.max_failed_saves={self._max_failed}: {self._failed} saves in a row "

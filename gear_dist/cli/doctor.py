@@ -114,7 +114,7 @@ def run_checks(
     if endpoint:
         yield check_endpoint(endpoint)
     if store:
-        yield check_store(store, endpoint)
+        yield check_corpus_address(store, endpoint)
 
 
 def check_python() -> Check:
@@ -284,7 +284,7 @@ def check_endpoint(endpoint: str) -> Check:
         return Check("endpoint", "fail", f"{shown}: {error.strerror or error}", fix)
 
 
-def check_store(address: str, endpoint: str) -> Check:
+def check_corpus_address(address: str, endpoint: str) -> Check:
     """Whether the corpus at an address can be listed and is published."""
     from gear_dist.data.manifest import load_manifest
     from gear_dist.storage.open import open_storage

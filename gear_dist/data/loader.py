@@ -15,8 +15,8 @@ from gear_dist.config.data import DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.batch_reader import BatchReader
 from gear_dist.data.batches import Batch, BatchMaker
-from gear_dist.data.contents import check_contents, read_contents
 from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
+from gear_dist.data.corpus_summary import check_contents, read_contents
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.first_samples import read_first_samples
 from gear_dist.data.lane_reader import LaneReader
@@ -36,7 +36,7 @@ class ShardLoader:
         corpora: Sequence[Corpus],
         data: DataConfig,
         *,
-        share: DataRank,
+        data_rank: DataRank,
         seed: int = 0,
         num_classes: int | None,
     ) -> None:
@@ -45,7 +45,7 @@ class ShardLoader:
         Args:
             corpora: the corpus, or several to be mixed.
             data: settings; the addresses in it are not used.
-            share: this rank's batch size and place.
+            data_rank: this rank, the world size and the batch sizes.
             seed: seed of order, crops, flips and choice of captions.
             num_classes: labels must be below; None: any label, or none, will do.
 
@@ -56,22 +56,22 @@ class ShardLoader:
         """
         for corpus in corpora:
             for line in _check_corpus(corpus, corpora[0], data, num_classes):
-                if share.rank == 0:
+                if data_rank.rank == 0:
                     warnings.warn(line, stacklevel=2)
         self.corpora = tuple(corpora)
         self._data = data
-        self._share = share
+        self._data_rank = data_rank
         self._seed = seed
-        self._plan = DataPlan(corpora, data, share, seed)
+        self._plan = DataPlan(corpora, data, data_rank, seed)
         self._num_classes = num_classes
         self._position = Position(0, 0)
         self._reader: ReadAhead[Batch] | None = None
-        self.bad_samples = self._new_count(int(self._plan.counts.sum()) // share.world_size)
+        self.bad_samples = self._new_count(int(self._plan.counts.sum()) // data_rank.world_size)
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches of each rank in an epoch (of the first corpus of a weighted mixture)."""
-        return self._plan.order.tallies[0].steps * self._share.accumulation
+        return self._plan.order.epoch_counts[0].steps * self._data_rank.accumulation
 
     def describe(self) -> dict[str, Any]:
         """What is read and in which order, for the record of a run."""
@@ -98,12 +98,14 @@ class ShardLoader:
         than another; both are equal where `limit` is a multiple of the global batch. The training
         position does not move.
         """
-        share, counts = self._share, self._plan.counts
+        data_rank, counts = self._data_rank, self._plan.counts
         total = int(counts.sum())
         limit = min(limit, total) if limit else total
-        windows = sequential_windows(counts, share.batch_size, share.rank, share.world_size, limit)
+        windows = sequential_windows(
+            counts, data_rank.batch_size, data_rank.rank, data_rank.world_size, limit
+        )
         fetcher = self._new_fetcher()
-        lane = LaneReader(windows, share.batch_size, fetcher)
+        lane = LaneReader(windows, data_rank.batch_size, fetcher)
         item_batches = BatchReader([[lane]], fetcher, self._data.shard_memory_bytes).item_batches(
             {}
         )
@@ -124,7 +126,7 @@ class ShardLoader:
         try:
             for batch in reader:
                 step, micro = self._position
-                last = micro + 1 == self._share.accumulation
+                last = micro + 1 == self._data_rank.accumulation
                 self._position = Position(step + 1, 0) if last else Position(step, micro + 1)
                 yield batch
         finally:
@@ -145,14 +147,18 @@ class ShardLoader:
 
         The batches that it accumulates are those of as many ranks that stand side by side.
         """
-        share, order, turns = self._share, self._plan.order, []
-        for turn in range(position.micro, position.micro + share.accumulation):
-            later, micro = divmod(turn, share.accumulation)
-            place = share.rank * share.accumulation + micro
+        data_rank, order, turns = self._data_rank, self._plan.order, []
+        for turn in range(position.micro, position.micro + data_rank.accumulation):
+            later, micro = divmod(turn, data_rank.accumulation)
+            place = data_rank.rank * data_rank.accumulation + micro
             step = position.step + later
             lanes = [
-                LaneReader(order.windows(places, step), places.stop - places.start, fetcher)
-                for places in order.places(place, share.world_size * share.accumulation)
+                LaneReader(
+                    order.windows(lane_slice, step), lane_slice.stop - lane_slice.start, fetcher
+                )
+                for lane_slice in order.lane_slices(
+                    place, data_rank.world_size * data_rank.accumulation
+                )
             ]
             turns.append(lanes)
         return BatchReader(turns, fetcher, self._data.shard_memory_bytes)
@@ -221,7 +227,7 @@ def build_loader(
     return ShardLoader(
         [open_corpus(address, config.endpoint) for address in addresses],
         config,
-        share=DataRank(batch_size, rank, world_size, accumulation),
+        data_rank=DataRank(batch_size, rank, world_size, accumulation),
         seed=seed,
         num_classes=num_classes,
     )

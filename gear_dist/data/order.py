@@ -62,10 +62,10 @@ class EpochCounts(NamedTuple):
 
 
 class _Epoch(NamedTuple):
-    """The cyclic sequence of a part in one epoch."""
+    """The cyclic sequence of a component in one epoch."""
 
     shards: np.ndarray
-    """The part's shards in the epoch's order."""
+    """The component's shards in the epoch's order."""
     ends: np.ndarray
     """(num_shards,) samples up to the end of each."""
     offset: int
@@ -87,7 +87,7 @@ class Order:
 
     def __init__(
         self,
-        parts: Sequence[MixtureComponent],
+        components: Sequence[MixtureComponent],
         *,
         global_batch: int,
         seed: int,
@@ -97,31 +97,31 @@ class Order:
         """Nothing is computed yet.
 
         Args:
-            parts: the corpora, each with a sample at least, with their lanes.
+            components: the corpora, each with a sample at least, with their lanes.
             global_batch: samples G of an optimizer step; a multiple of the number of lanes.
             seed: shuffle seed.
             window_shards: shards of a lane that are mixed with one another; 0: all.
             tail: what becomes of the samples that do not fill a global batch.
         """
-        self.lanes = sum(part.lanes for part in parts)
+        self.lanes = sum(component.lanes for component in components)
         assert global_batch % self.lanes == 0
         self.global_batch = global_batch
         self.per_lane = global_batch // self.lanes
-        self.parts = tuple(parts)
+        self.components = tuple(components)
         self._seed = seed
         self.window_shards = window_shards
         self._tail = tail
         self._epochs: dict[tuple[int, int], _Epoch] = {}
-        self.tallies = tuple(map(self._count, parts))
+        self.epoch_counts = tuple(map(self._count, components))
 
-    def _count(self, part: MixtureComponent) -> EpochCounts:
-        samples, per_step = int(part.counts.sum()), part.lanes * self.per_lane
+    def _count(self, component: MixtureComponent) -> EpochCounts:
+        samples, per_step = int(component.counts.sum()), component.lanes * self.per_lane
         dropping = self._tail == "drop"
         steps = samples // per_step if dropping else -(-samples // per_step)
         rest = samples - steps * per_step
         return EpochCounts(samples, steps, max(rest, 0), max(-rest, 0))
 
-    def places(self, rank: int, world_size: int) -> tuple[LaneSlice, ...]:
+    def lane_slices(self, rank: int, world_size: int) -> tuple[LaneSlice, ...]:
         """This rank's slices of every global batch, in order."""
         share = self.global_batch // world_size
         low, high, width = rank * share, (rank + 1) * share, self.per_lane
@@ -130,48 +130,48 @@ class Order:
             for lane in range(low // width, (high - 1) // width + 1)
         )
 
-    def windows(self, places: LaneSlice, first_step: int) -> Iterator[Window]:
-        """The samples at `places` of the global batches from `first_step` on, without end."""
-        number, lane = 0, places.lane
-        while lane >= self.parts[number].lanes:
-            lane -= self.parts[number].lanes
+    def windows(self, lane_slice: LaneSlice, first_step: int) -> Iterator[Window]:
+        """The samples at `lane_slice` of the global batches from `first_step` on, without end."""
+        number, lane = 0, lane_slice.lane
+        while lane >= self.components[number].lanes:
+            lane -= self.components[number].lanes
             number += 1
-        epoch, step = divmod(first_step, self.tallies[number].steps)
+        epoch, step = divmod(first_step, self.epoch_counts[number].steps)
         while True:
-            yield from self._lane_windows(number, lane, epoch, places, step)
+            yield from self._lane_windows(number, lane, epoch, lane_slice, step)
             epoch, step = epoch + 1, 0
 
     def _lane_windows(
-        self, number: int, lane: int, epoch: int, places: LaneSlice, first_step: int
+        self, number: int, lane: int, epoch: int, lane_slice: LaneSlice, first_step: int
     ) -> Iterator[Window]:
-        """One lane of one part in one epoch."""
-        part, length = self.parts[number], self.tallies[number].steps * self.per_lane
+        """One lane of one component in one epoch."""
+        component, length = self.components[number], self.epoch_counts[number].steps * self.per_lane
         sequence = self._epoch(number, epoch)
         pieces = _cut(sequence, sequence.offset + lane * length, length)
         sizes = pieces[:, 1]
         ends = np.cumsum(sizes)
         low = 0
-        for window, high in enumerate(self._window_ends(part, ends)):
+        for window, high in enumerate(self._window_ends(component, ends)):
             start, stop = int(ends[low] - sizes[low]), int(ends[high - 1])
             first = max(start, first_step * self.per_lane)
             if first < stop:
                 random = _random(self._seed, epoch, number, lane, window)
                 mixed = random.permutation(stop - start)
                 place = np.arange(start, stop) % self.per_lane
-                mine = (place >= places.start) & (place < places.stop)
+                mine = (place >= lane_slice.start) & (place < lane_slice.stop)
                 mine[: first - start] = False
                 if mine.any():
                     chosen, rows = _locate(pieces[low:high], mixed[mine])
-                    shards = sequence.shards[chosen] + part.first_shard
+                    shards = sequence.shards[chosen] + component.first_shard
                     yield Window(epoch, shards, rows)
             low = high
 
-    def _window_ends(self, part: MixtureComponent, ends: np.ndarray) -> list[int]:
+    def _window_ends(self, component: MixtureComponent, ends: np.ndarray) -> list[int]:
         """Cut a lane's pieces into windows of about `window_shards` shards' samples each."""
         if self.window_shards == 0:
             return [len(ends)]
         length = int(ends[-1])
-        count = round(length / (self.window_shards * part.counts.mean()))
+        count = round(length / (self.window_shards * component.counts.mean()))
         cuts = np.arange(1, count) * (length / max(count, 1))
         inner = np.searchsorted(ends, cuts)
         before = np.where(inner > 0, ends[inner - 1], 0)
@@ -181,12 +181,12 @@ class Order:
     def _epoch(self, number: int, epoch: int) -> _Epoch:
         found = self._epochs.get((number, epoch))
         if found is None:
-            counts = self.parts[number].counts
+            counts = self.components[number].counts
             random = _random(self._seed, epoch, number)
             shards = random.permutation(len(counts))
             ends = np.cumsum(counts[shards])
             found = _Epoch(shards, ends, int(random.integers(ends[-1])))
-            while len(self._epochs) >= _EPOCHS_KEPT * len(self.parts):
+            while len(self._epochs) >= _EPOCHS_KEPT * len(self.components):
                 self._epochs.pop(next(iter(self._epochs)))
             self._epochs[number, epoch] = found
         return found
@@ -245,11 +245,11 @@ def choose_lanes(
     at_most: int = 1 << 62,
     weights: Sequence[float] = (1.0,),
 ) -> tuple[int, ...]:
-    """Lanes of each part of a mixture.
+    """Lanes of each component of a mixture.
 
     Their sum divides the global batch and is a multiple of the world size, so that each rank reads
-    lanes of its own; among such sums the least that is `at_least` or more and gives every part its
-    share of each batch to within one in a hundred, else the one that comes nearest. More than
+    lanes of its own; among such sums the least that is `at_least` or more and gives every component
+    its share of each batch to within one in a hundred, else the one that comes nearest. More than
     `at_most` are never taken where fewer are possible.
 
     Args:
@@ -257,7 +257,7 @@ def choose_lanes(
         world_size: number of ranks.
         at_least: lanes that are wanted.
         at_most: lanes for which there is room.
-        weights: positive, one a part.
+        weights: positive, one per component.
     """
     sums = [
         lanes

@@ -44,7 +44,7 @@ class DataPlan:
     """The order of the corpora under the given settings. Independent of the rank."""
 
     def __init__(
-        self, corpora: Sequence[Corpus], data: DataConfig, share: DataRank, seed: int
+        self, corpora: Sequence[Corpus], data: DataConfig, data_rank: DataRank, seed: int
     ) -> None:
         """Choose the lanes of a run that starts.
 
@@ -53,7 +53,7 @@ class DataPlan:
         """
         self._corpora = tuple(corpora)
         self._data = data
-        self._share = share
+        self._data_rank = data_rank
         self._seed = seed
         shards = [info for corpus in corpora for info in corpus.manifest.shards]
         self.counts = np.array([info.samples for info in shards], np.int64)
@@ -67,13 +67,13 @@ class DataPlan:
     @property
     def _fitting(self) -> int:
         """Shards that half the memory of all workers holds; the other half is for the next."""
-        memory_bytes = self._share.world_size * self._data.shard_memory_bytes
+        memory_bytes = self._data_rank.world_size * self._data.shard_memory_bytes
         return int(memory_bytes / 2 / max(self._bytes / max(len(self.counts), 1), 1))
 
     def _first_lanes(self) -> tuple[int, ...]:
-        """Lanes of each part, for a run that starts."""
+        """Lanes of each component, for a run that starts."""
         weights = _weights(self._data, len(self._corpora))
-        global_batch, lanes = self._share.global_batch, self._data.lanes
+        global_batch, lanes = self._data_rank.global_batch, self._data.lanes
         if lanes and (global_batch % lanes or lanes < len(weights)):
             raise ConfigError(
                 f"data.lanes={lanes}: use a divisor of engine.global_batch={global_batch}, at "
@@ -86,7 +86,7 @@ class DataPlan:
         else:
             found = choose_lanes(
                 global_batch,
-                self._share.world_size,
+                self._data_rank.world_size,
                 at_least=self._data.shuffle_buffer_shards,
                 at_most=self._fitting,
                 weights=weights,
@@ -104,17 +104,17 @@ class DataPlan:
         return 0 if self.keep else max(1, min(wanted, self._fitting // lanes))
 
     def _make_order(self, lanes: Sequence[int], window_shards: int) -> Order:
-        """The order, with one part a corpus, or one for all where there are no weights."""
+        """The order, with one component per corpus, or one for all where there are no weights."""
         sizes = [len(corpus.manifest.shards) for corpus in self._corpora]
         sizes = sizes if len(lanes) > 1 else [sum(sizes)]
         ends = np.cumsum(sizes).tolist()
-        parts = [
+        components = [
             MixtureComponent(self.counts[end - size : end], end - size, part_lanes)
             for size, end, part_lanes in zip(sizes, ends, lanes, strict=True)
         ]
         return Order(
-            parts,
-            global_batch=self._share.global_batch,
+            components,
+            global_batch=self._data_rank.global_batch,
             seed=self._seed,
             window_shards=window_shards,
             tail=self._data.tail,
@@ -127,14 +127,14 @@ class DataPlan:
 
     def describe(self) -> dict[str, Any]:
         """What is read and in which order, for the record of a run."""
-        lanes = [part.lanes for part in self.order.parts]
+        lanes = [component.lanes for component in self.order.components]
         return {
             "corpora": [corpus.storage.address for corpus in self._corpora],
             "global_batch": self.order.global_batch,
             "lanes": lanes,
             "window_shards": self.order.window_shards,
             "shares": [count / self.order.lanes for count in lanes],
-            "epochs": [tally._asdict() for tally in self.order.tallies],
+            "epochs": [epoch_count._asdict() for epoch_count in self.order.epoch_counts],
             "tail": self._data.tail,
             "decoding": self._data.decoding,
             "background": self._data.background,
@@ -142,11 +142,13 @@ class DataPlan:
 
     def check_global_batch(self) -> None:
         """Raise DataError where a corpus does not fill its part of one global batch."""
-        for tally, part in zip(self.order.tallies, self.order.parts, strict=True):
-            if tally.steps == 0:
+        for epoch_count, component in zip(
+            self.order.epoch_counts, self.order.components, strict=True
+        ):
+            if epoch_count.steps == 0:
                 raise DataError(
-                    f"{self.address}: has {tally.samples} images, fewer than its "
-                    f"{part.lanes * self.order.per_lane} samples per global batch: lower "
+                    f"{self.address}: has {epoch_count.samples} images, fewer than its "
+                    f"{component.lanes * self.order.per_lane} samples per global batch: lower "
                     "engine.global_batch, add images, or set data.tail=repeat"
                 )
 
@@ -158,10 +160,10 @@ class DataPlan:
         """
         return {
             **position._asdict(),
-            "epoch": position.step // max(self.order.tallies[0].steps, 1),
-            "lanes": [part.lanes for part in self.order.parts],
+            "epoch": position.step // max(self.order.epoch_counts[0].steps, 1),
+            "lanes": [component.lanes for component in self.order.components],
             "window_shards": self.order.window_shards,
-            "ranks": [self._share.world_size, self._share.accumulation],
+            "ranks": [self._data_rank.world_size, self._data_rank.accumulation],
             **self._identity(),
         }
 
@@ -177,7 +179,7 @@ class DataPlan:
         for name, value in self._identity().items():
             if state[name] != value:
                 _refuse_change(self.address, name, state[name], value)
-        ranks = [self._share.world_size, self._share.accumulation]
+        ranks = [self._data_rank.world_size, self._data_rank.accumulation]
         if state["micro"] and state["ranks"] != ranks:
             raise ConfigError(
                 f"the checkpoint's data position is inside a global batch of {state['ranks'][0]} "
@@ -192,7 +194,7 @@ class DataPlan:
         """What must be the same for a position to mean the same samples."""
         return {
             "corpora": [corpus.manifest.info.plan_hash for corpus in self._corpora],
-            "engine.global_batch": self._share.global_batch,
+            "engine.global_batch": self._data_rank.global_batch,
             "run.seed": self._seed,
             "data.tail": self._data.tail,
             "data.shuffle_buffer_shards": self._data.shuffle_buffer_shards,
@@ -213,7 +215,7 @@ def _refuse_change(address: str, name: str, old: Any, new: Any) -> None:
 
 
 def _weights(data: DataConfig, num_corpora: int) -> tuple[float, ...]:
-    """A weight for each part of the order; one part where corpora are simply joined."""
+    """A weight for each component of the order; one component where corpora are simply joined."""
     weights = data.mixture_weights
     if num_corpora == 1 or not weights:
         return (1.0,)

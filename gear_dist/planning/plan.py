@@ -58,7 +58,7 @@ class CheckpointPlan(NamedTuple):
     """The weights files for users beside it, written by one worker."""
 
 
-class DataPlan(NamedTuple):
+class LoadingPlan(NamedTuple):
     """What the loaders must deliver where nothing else holds up the run."""
 
     images_per_s_node: float
@@ -78,7 +78,7 @@ class StagePlan(NamedTuple):
     images_per_s: float
     """Of all workers, without overlap."""
     checkpoint: CheckpointPlan
-    data: DataPlan
+    data: LoadingPlan
 
 
 class CostPlan(NamedTuple):
@@ -177,7 +177,7 @@ class _Planner(NamedTuple):
             time=time,
             images_per_s=images_per_s,
             checkpoint=self._checkpoint(name),
-            data=DataPlan(per_node, per_node * self.image_bytes),
+            data=LoadingPlan(per_node, per_node * self.image_bytes),
         )
 
     def _time(

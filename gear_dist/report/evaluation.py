@@ -38,7 +38,7 @@ class Row(NamedTuple):
     compare: str
 
 
-class Generation(NamedTuple):
+class GenerationTable(NamedTuple):
     """The table of generated images; an arm is a strength of guidance."""
 
     arms: list[str]
@@ -49,7 +49,7 @@ class Generation(NamedTuple):
 class EvaluationTables(NamedTuple):
     """All of evaluation.json, as text."""
 
-    generation: Generation | None
+    generation: GenerationTable | None
     images: str
     """What was reconstructed."""
     reconstruction: list[tuple[str, str]]
@@ -86,7 +86,7 @@ def list_evaluation_tiles(evaluation: Mapping[str, Any] | None) -> list[Tile]:
     return tiles
 
 
-def _arrange_generation(evaluation: Mapping[str, Any]) -> Generation | None:
+def _arrange_generation(evaluation: Mapping[str, Any]) -> GenerationTable | None:
     arms = [arm for name in ("guided", "unguided") if (arm := _part(evaluation, name))]
     if not arms:
         return None
@@ -108,7 +108,7 @@ def _arrange_generation(evaluation: Mapping[str, Any]) -> Generation | None:
             f"real images {format_value(real)}" if real is not None else "",
         ),
     ]
-    return Generation([_arm_title(arm) for arm in arms], rows, evaluation.get("num_generated"))
+    return GenerationTable([_arm_title(arm) for arm in arms], rows, evaluation.get("num_generated"))
 
 
 def _arm_title(arm: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from gear_dist.report.sections import (
     list_charts,
     list_environment,
     list_latest_grids,
-    list_settings,
+    list_setting_rows,
     list_strips,
 )
 from gear_dist.report.templating import load_template
@@ -42,7 +42,7 @@ def render_report(record: RunRecord) -> str:
         ("evaluation", "Evaluation", arrange_evaluation(record.evaluation)),
         ("curves", "Curves", list_charts(series, stages, record.records, record.config)),
         ("history", "Grids by step", list_strips(record.grids)),
-        ("settings", "Configuration", list_settings(record.config)),
+        ("settings", "Configuration", list_setting_rows(record.config)),
         ("environment", "Environment", list_environment(record.environment)),
     ]
     style = importlib.resources.files("gear_dist.report").joinpath("style.css").read_text()

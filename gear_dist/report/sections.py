@@ -59,7 +59,7 @@ class Chart(NamedTuple):
     note: str
 
 
-class Setting(NamedTuple):
+class SettingRow(NamedTuple):
     """A setting as text, and whether it differs from its default."""
 
     name: str
@@ -153,11 +153,11 @@ def _show_last(line: Series, panel: Panel) -> str:
     return f"{100 * line.last:.1f} %" if panel.scale == "share" else format_value(line.last)
 
 
-def list_settings(config: Mapping[str, Any]) -> list[Setting]:
+def list_setting_rows(config: Mapping[str, Any]) -> list[SettingRow]:
     """All settings, in the order of the configuration."""
     defaults = default_settings(config)
     return [
-        Setting(
+        SettingRow(
             key.replace(".", ".\N{ZERO WIDTH SPACE}"),
             show_value(value),
             show_value(defaults[key]) if key in defaults else "(not in this version)",

@@ -14,7 +14,7 @@ DEAD_GRADIENT = 1e-12
 _WATCHED = ("tokenizer", "generator")
 
 
-class Trouble(NamedTuple):
+class CollapseSign(NamedTuple):
     """What is wrong with a record."""
 
     kind: str
@@ -26,7 +26,7 @@ class CollapseMonitor:
     """Checks each metric record of a stage. Records are equal on all ranks, so the result is too.
 
     Attributes:
-        troubles: how many records in a row have had a trouble, by its kind.
+        consecutive_signs: how many records in a row have had a trouble, by its kind.
     """
 
     def __init__(self, settings: CollapseConfig, *, window_tokens: int, num_codes: int):
@@ -39,48 +39,50 @@ class CollapseMonitor:
         self._settings = settings
         self._window_tokens = window_tokens
         self._num_codes = num_codes
-        self.troubles: dict[str, int] = {}
+        self.consecutive_signs: dict[str, int] = {}
         self._most_used = 0.0
 
     def check(self, record: Mapping[str, float]) -> list[str]:
         """Check one record.
 
         Returns:
-            Warnings about troubles that this record is the first to have.
+            Warnings about consecutive_signs that this record is the first to have.
 
         Raises:
-            NumericError: a trouble has lasted for `collapse.patience` records.
+            NumericError: a sign has lasted for `collapse.patience` records.
         """
         patience = self._settings.patience
         if patience == 0:
             return []
         found = [*self._dead_gradients(record), *self._collapsed_codebook(record)]
-        self.troubles = {trouble.kind: self.troubles.get(trouble.kind, 0) + 1 for trouble in found}
-        for trouble in found:
-            if self.troubles[trouble.kind] >= patience:
+        self.consecutive_signs = {
+            sign.kind: self.consecutive_signs.get(sign.kind, 0) + 1 for sign in found
+        }
+        for sign in found:
+            if self.consecutive_signs[sign.kind] >= patience:
                 raise NumericError(
-                    f"{trouble.text}, in {patience} records in a row (collapse.patience); the last "
+                    f"{sign.text}, in {patience} records in a row (collapse.patience); the last "
                     "checkpoint predates the problem; set collapse.patience=0 to continue anyway"
                 )
-        return [trouble.text for trouble in found if self.troubles[trouble.kind] == 1]
+        return [sign.text for sign in found if self.consecutive_signs[sign.kind] == 1]
 
     def end_stage(self) -> None:
         """The stage is over: what it leaves is what the next one starts from.
 
         Raises:
-            NumericError: its last record was in trouble.
+            NumericError: its last record had a sign of collapse.
         """
-        if self.troubles:
+        if self.consecutive_signs:
             raise NumericError(
-                f"the stage ended with a warning ({', '.join(self.troubles)}): the last checkpoint "
-                "predates it; set collapse.patience=0 to continue anyway"
+                f"the stage ended with a warning ({', '.join(self.consecutive_signs)}): the last "
+                "checkpoint predates it; set collapse.patience=0 to continue anyway"
             )
         self._most_used = 0.0
 
-    def _dead_gradients(self, record: Mapping[str, float]) -> list[Trouble]:
+    def _dead_gradients(self, record: Mapping[str, float]) -> list[CollapseSign]:
         names = [n for n in _WATCHED if record.get(f"grad_norm_{n}", 1.0) <= DEAD_GRADIENT]
         return [
-            Trouble(
+            CollapseSign(
                 f"{name} gradient",
                 f"the {name}'s gradient is zero: it learns nothing; lower optimizer.{name}_lr, or "
                 "look for a loss weight that is 0",
@@ -88,7 +90,7 @@ class CollapseMonitor:
             for name in names
         ]
 
-    def _collapsed_codebook(self, record: Mapping[str, float]) -> list[Trouble]:
+    def _collapsed_codebook(self, record: Mapping[str, float]) -> list[CollapseSign]:
         if record.get("usage_window_tokens", 0) < self._window_tokens:
             return []
         usage = record["codebook_usage"]
@@ -101,12 +103,15 @@ class CollapseMonitor:
             f"{round(self._most_used * self._num_codes)} at best; raise tokenizer.entropy_weight, "
             "or lower optimizer.tokenizer_lr or alignment.soft_weight"
         )
-        return [Trouble("codebook", text)]
+        return [CollapseSign("codebook", text)]
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart, as plain data."""
-        return {"troubles": dict(self.troubles), "most_used": self._most_used}
+        return {"troubles": dict(self.consecutive_signs), "most_used": self._most_used}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.troubles, self._most_used = dict(state["troubles"]), state["most_used"]
+        self.consecutive_signs, self._most_used = (
+            dict(state["troubles"]),
+            state["most_used"],
+        )

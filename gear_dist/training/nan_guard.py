@@ -14,15 +14,15 @@ class NanGuard:
     """Skips the step of all networks on all ranks, and restores buffers that the forwards changed.
 
     Attributes:
-        skipped: steps skipped since the run began.
-        in_a_row: of those, the last ones without a good step between.
-        last_bad: what was not finite when a step was last skipped.
+        num_skipped: steps skipped since the run began.
+        num_consecutive: of those, the last ones without a good step between.
+        last_nonfinite: what was not finite when a step was last skipped.
     """
 
     def __init__(self, device: torch.device, skipped: int = 0):
-        self.skipped = skipped
-        self.in_a_row = 0
-        self.last_bad = ""
+        self.num_skipped = skipped
+        self.num_consecutive = 0
+        self.last_nonfinite = ""
         self._device = device
         self._buffers: list[Tensor] = []
         self._losses: Metrics = {}
@@ -55,12 +55,12 @@ class NanGuard:
         is_bad, stop = collectives.any_rank(flags)
         networks.skip_next_step(is_bad)
         if is_bad:
-            self.skipped += 1
-            self.in_a_row += 1
-            self.last_bad = _name_bad(list(watched), values)
+            self.num_skipped += 1
+            self.num_consecutive += 1
+            self.last_nonfinite = _name_bad(list(watched), values)
             _copy(self._buffers, networks.buffers())
         else:
-            self.in_a_row = 0
+            self.num_consecutive = 0
         return stop
 
 

@@ -84,7 +84,7 @@ class TrainStep:
             if i + 1 == accumulation:
                 stop = guard.check(networks, stop_requested())
             networks.step(factor)
-        if guard.in_a_row > 0:
+        if guard.num_consecutive > 0:
             return StepResult(stop, [])
         networks.update_averages()
         return StepResult(stop, micro_batches)

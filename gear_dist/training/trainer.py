@@ -164,7 +164,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.saver = Saver(
             checkpoints,
-            self._say,
+            self._report,
             config.checkpoint.max_failed_saves,
             recorder.remember_checkpoint,
         )
@@ -176,7 +176,7 @@ class Trainer:
         self._first = (0, 0)
         self._last_metrics: dict[str, float] = {}
         self._rolled_back = False
-        self._enter_run(reader)
+        self._start_or_load(reader)
 
     @property
     def step(self) -> int:
@@ -190,10 +190,10 @@ class Trainer:
     def begin(self, reader: CheckpointReader | None) -> None:
         """Open the records at the current step. Collective."""
         self.recorder.open(self._environment())
-        self._tell_passed_over()
+        self._warn_about_skipped_checkpoints()
         if reader is None:
             return
-        self._say(f"resuming from {reader.folder}")
+        self._report(f"resuming from {reader.folder}")
         if self.config.run.resume not in ("auto", self._origin):
             # From now on the same command resumes from here, not from there.
             self._origin = self.config.run.resume
@@ -244,18 +244,18 @@ class Trainer:
             stage = self._stage_at(self.step)
             stop = self._step_and_record(stage, batches)
             self.hang.beat()
-            if self._is_stuck(stage):
+            if self._must_roll_back(stage):
                 self._roll_back()
                 batches = iter(self.loader)
             elif self.step == stage.end:
-                self._leave(stage)
+                self._end_stage(stage)
             elif stop:
                 self._stop(stage)
             if stop and self.step < self.total_steps:
                 return self._finish("interrupted", "asked to stop")
         return self._finish("done", "")
 
-    def _leave(self, stage: Stage) -> None:
+    def _end_stage(self, stage: Stage) -> None:
         """End a stage: build the next stage's networks first, then save the checkpoint."""
         self.collapse.end_stage()
         states = self.networks.averaged_state_dicts()
@@ -269,7 +269,7 @@ class Trainer:
     def _stop(self, stage: Stage) -> None:
         """Save the checkpoint first, the grace period may be short; then the weights for users."""
         self._log(stage)
-        if self._is_sound():
+        if self._may_checkpoint():
             self.save()
             self.saver.wait()
         self.recorder.publish(self.networks.averaged_state_dicts(), stage.name)
@@ -287,7 +287,7 @@ class Trainer:
         due = self._is_due(self.config.checkpoint.every_steps) and inside
         if self._is_due(log.every_steps) or due or not inside:
             self._log(stage)
-        if due and self._is_sound():
+        if due and self._may_checkpoint():
             self.save()
         if self._is_due(log.grid_every_steps) and inside:
             self.recorder.publish(self.networks.averaged_state_dicts(), stage.name)
@@ -312,13 +312,13 @@ class Trainer:
 
     # -- numeric failures -------------------------------------------------------------------
 
-    def _is_sound(self) -> bool:
+    def _may_checkpoint(self) -> bool:
         """Whether the state may be checkpointed (a checkpoint can evict an older one)."""
-        return self.guard.in_a_row == 0 and not self.collapse.troubles
+        return self.guard.num_consecutive == 0 and not self.collapse.consecutive_signs
 
-    def _is_stuck(self, stage: Stage) -> bool:
+    def _must_roll_back(self, stage: Stage) -> bool:
         """Whether too many steps in a row were skipped, or the last ones of a stage."""
-        skipped = self.guard.in_a_row
+        skipped = self.guard.num_consecutive
         return skipped >= self.config.engine.max_skipped_steps or (
             skipped > 0 and self.step == stage.end
         )
@@ -330,8 +330,8 @@ class Trainer:
             NumericError: there is none, or that was done before.
         """
         self.saver.wait()
-        steps = f"{self.guard.in_a_row} consecutive steps up to step {self.step}"
-        what = f"{self.guard.last_bad} not finite in {steps}"
+        steps = f"{self.guard.num_consecutive} consecutive steps up to step {self.step}"
+        what = f"{self.guard.last_nonfinite} not finite in {steps}"
         reader = None if self._rolled_back else self.checkpoints.open_newest()
         if reader is None:
             why = "again after one rollback" if self._rolled_back else "before a checkpoint"
@@ -340,13 +340,13 @@ class Trainer:
                 "engine.precision=fp32; the saved checkpoints predate the failure"
             )
         self._rolled_back = True
-        skipped = self.guard.skipped
+        skipped = self.guard.num_skipped
         self.networks.close()
-        self._enter_run(reader)
-        self.guard.skipped = skipped
+        self._start_or_load(reader)
+        self.guard.num_skipped = skipped
         self.recorder.rewind()
-        self._tell_passed_over()
-        self._say(f"WARNING: {what}: back to {reader.folder}")
+        self._warn_about_skipped_checkpoints()
+        self._report(f"WARNING: {what}: back to {reader.folder}")
 
     # -- records ----------------------------------------------------------------------------
 
@@ -365,20 +365,20 @@ class Trainer:
             f"learning_rate_{name}": self.networks.learning_rate(name) * factor for name in engines
         }
         counts = {
-            "skipped_steps": self.guard.skipped,
+            "skipped_steps": self.guard.num_skipped,
             "epoch": self.loader.state_dict()["epoch"],
             **self.saver.take_record(),
         }
         speed = self.speed.read(self.total_steps - self.step)
         self.recorder.record(stage.name, {**speed, **means, **rates, **counts})
         for warning in self.collapse.check(means):
-            self._say(f"WARNING: {warning}")
+            self._report(f"WARNING: {warning}")
 
-    def _tell_passed_over(self) -> None:
-        for problem in self.checkpoints.passed_over:
-            self._say(f"WARNING: skipping a checkpoint: {problem}")
+    def _warn_about_skipped_checkpoints(self) -> None:
+        for problem in self.checkpoints.skipped_checkpoints:
+            self._report(f"WARNING: skipping a checkpoint: {problem}")
 
-    def _say(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         self.recorder.say(self._stage_at(self.step).name, message)
 
     def _finish(self, state: Any, reason: str) -> TrainResult:
@@ -402,7 +402,7 @@ class Trainer:
             "first_micro_batch": self._first[1],
             "origin": self._origin,
             "elapsed_s": self.speed.elapsed_s,
-            "skipped_steps": self.guard.skipped,
+            "skipped_steps": self.guard.num_skipped,
             "window": self.window.state_dict(),
             "watchdog": self.collapse.state_dict(),
             "loader": self.loader.state_dict(),
@@ -417,7 +417,7 @@ class Trainer:
         yield from rng_shards(self.device)
         yield from self.window.shards()
 
-    def _enter_run(self, reader: CheckpointReader | None) -> None:
+    def _start_or_load(self, reader: CheckpointReader | None) -> None:
         """Enter a stage: the checkpoint's, or the first one of a new run."""
         engine = self.config.engine
         num_codes = self.config.tokenizer.codebook_size

@@ -87,7 +87,7 @@ def skip_one_step(
             trainer.run_step(stage, batches)
             after = _snapshot(trainer)
             moved = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
-            found.append((case.differences(before, between), trainer.guard.skipped, moved))
+            found.append((case.differences(before, between), trainer.guard.num_skipped, moved))
     return found
 
 

@@ -50,7 +50,7 @@ def _hurry() -> None:
     s3_client._MAX_WAIT_S = 0.02  # type: ignore[attr-defined]
     impatient = functools.partial(s3_client.make_client, read_timeout_s=0.4)
     s3.make_client = impatient  # type: ignore[attr-defined]
-    owner.HEARTBEAT_S, owner.GONE_S = 0.2, 1.0
+    owner.HEARTBEAT_S, owner.OWNER_TIMEOUT_S = 0.2, 1.0
 
 
 def _live(words: list[str], saves: int, tell: Any) -> None:
@@ -65,7 +65,7 @@ def _live(words: list[str], saves: int, tell: Any) -> None:
             step = reader.manifest.step
             found = reader.read("net.weights.a", (NUM_ELEMENTS,))
         assert torch.equal(found, _values(step)), "another step's tensors"
-    tell(resumed=step, passed_over=store.passed_over)
+    tell(resumed=step, skipped_checkpoints=store.skipped_checkpoints)
     state = {"config": to_dict(config), "origin": "", "metrics": {}}
     for number in range(step + 1, step + saves + 1):
         saver.save(number, state, _pieces(number))

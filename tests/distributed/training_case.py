@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from gear_dist.checkpoints.address import checkpoint_storage
-from gear_dist.checkpoints.contents import find_published
 from gear_dist.checkpoints.layout import split_key
+from gear_dist.checkpoints.listing import find_published
 from gear_dist.config.loading import load_config, save_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainProgress, TrainResult

@@ -20,7 +20,7 @@ def make_store(
     storage: Storage, asynchronous: bool = False, held: Ownership | None = None, **config: Any
 ) -> CheckpointManager:
     """A store of the run RUN, or of the one that holds the address; it takes the address."""
-    held = held or Ownership.take(storage, Owner.here(RUN))
+    held = held or Ownership.acquire(storage, Owner.here(RUN))
     retention = Retention(CheckpointConfig(**config))
     return CheckpointManager(storage, retention, held, asynchronous=asynchronous)
 

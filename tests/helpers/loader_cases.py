@@ -47,7 +47,7 @@ def make_loader(
     return ShardLoader(
         [open_corpus(address) for address in addresses],
         replace(SMALL, **data),
-        share=DataRank(batch_size, rank, world_size, accumulation),
+        data_rank=DataRank(batch_size, rank, world_size, accumulation),
         seed=seed,
         num_classes=num_classes,
     )

@@ -36,11 +36,15 @@ def _add_sample_corpus(subparsers: Any) -> None:
 
 
 def _sample_corpus(args: argparse.Namespace) -> int:
-    from gear_data_prep.demo.procedural_corpus import CLASSES, CorpusSettings, make_corpus
+    from gear_data_prep.demo.procedural_corpus import (
+        CLASSES,
+        SampleCorpusSettings,
+        make_sample_corpus,
+    )
 
-    settings = CorpusSettings(args.size, args.train, args.validation, args.seed)
+    settings = SampleCorpusSettings(args.size, args.train, args.validation, args.seed)
     start = time.monotonic()
-    made = make_corpus(args.folder, settings, workers=args.workers, overwrite=args.overwrite)
+    made = make_sample_corpus(args.folder, settings, workers=args.workers, overwrite=args.overwrite)
     counts = f"{args.train:,} + {args.validation:,} images of {len(CLASSES)} classes"
     how = f"written in {time.monotonic() - start:.1f} s" if made else "there already, reused"
     print(f"sample corpus: {counts} in {args.folder}: {how}", flush=True)

@@ -218,7 +218,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.sharding.pipeline import make_corpus
     from gear_data_prep.sources import make_spec, open_source
-    from gear_dist.data.contents import read_contents
+    from gear_dist.data.corpus_summary import read_contents
     from gear_dist.storage.open import open_storage
 
     start = time.monotonic()
@@ -315,7 +315,7 @@ def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
 
 def _empty_classes(storage: Any, contents: Any) -> list[str]:
     """A warning where classes have no image: a number that is none makes all below it classes."""
-    from gear_dist.data.contents import SHOWN_CLASSES, classes_without_images
+    from gear_dist.data.corpus_summary import SHOWN_CLASSES, classes_without_images
 
     empty = classes_without_images(storage, contents)
     if not empty:
@@ -331,7 +331,7 @@ def _empty_classes(storage: Any, contents: Any) -> list[str]:
 def _summarise(
     address: str, result: Any, contents: Any, empty_classes: list[str]
 ) -> dict[str, Any]:
-    from gear_dist.data.contents import SHOWN_CLASSES
+    from gear_dist.data.corpus_summary import SHOWN_CLASSES
 
     info, seconds = result.info, max(result.seconds, 1e-6)
     return {

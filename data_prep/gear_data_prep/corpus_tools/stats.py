@@ -7,7 +7,7 @@ import numpy as np
 
 from gear_data_prep.corpus_tools.duplicates import find_duplicates, find_shared
 from gear_data_prep.sharding.manifest_writer import load_quarantine
-from gear_dist.data.contents import read_contents
+from gear_dist.data.corpus_summary import read_contents
 from gear_dist.data.manifest import iterate_samples, load_manifest
 from gear_dist.storage.base import Storage
 

@@ -48,7 +48,7 @@ _RING = 0.6
 _CHUNK = 250
 
 
-class CorpusSettings(NamedTuple):
+class SampleCorpusSettings(NamedTuple):
     """What a corpus is a function of."""
 
     size: int = 32
@@ -74,8 +74,8 @@ class DrawnSample(NamedTuple):
     attributes: dict[str, int]
 
 
-def make_corpus(
-    folder: Path, settings: CorpusSettings, *, workers: int = 2, overwrite: bool = False
+def make_sample_corpus(
+    folder: Path, settings: SampleCorpusSettings, *, workers: int = 2, overwrite: bool = False
 ) -> bool:
     """Write the corpus, or recognise a finished one; whether it was written.
 
@@ -101,7 +101,7 @@ def make_corpus(
     return True
 
 
-def draw_sample(settings: CorpusSettings, split: str, index: int) -> DrawnSample:
+def draw_sample(settings: SampleCorpusSettings, split: str, index: int) -> DrawnSample:
     """Image `index` of a split; its class is CLASSES[index % 16]."""
     shape, texture = CLASSES[index % len(CLASSES)].split("_")
     random = np.random.Generator(np.random.Philox(key=_key(settings.seed, split, index)))
@@ -142,7 +142,7 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _check(settings: CorpusSettings, workers: int) -> None:
+def _check(settings: SampleCorpusSettings, workers: int) -> None:
     for name, value, low in (
         ("size", settings.size, 16),
         ("train", settings.train, len(CLASSES)),
@@ -154,7 +154,7 @@ def _check(settings: CorpusSettings, workers: int) -> None:
             raise ConfigError(f"--{name} {value} is too small: use at least {low}")
 
 
-def _recognise(folder: Path, settings: CorpusSettings, overwrite: bool) -> bool:
+def _recognise(folder: Path, settings: SampleCorpusSettings, overwrite: bool) -> bool:
     """Whether the finished corpus is there; clears or refuses what else the folder holds."""
     digest = _recorded_digest(folder / MARKER)
     if digest == settings.digest() and not overwrite:
@@ -181,7 +181,7 @@ def _recorded_digest(path: Path) -> str | None:
         return None
 
 
-def _write_images(folder: Path, settings: CorpusSettings, workers: int) -> None:
+def _write_images(folder: Path, settings: SampleCorpusSettings, workers: int) -> None:
     counts = {"train": settings.train, "val": settings.validation}
     for split, name in ((s, c) for s in counts for c in CLASSES):
         (folder / split / name).mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _write_images(folder: Path, settings: CorpusSettings, workers: int) -> None:
             pass
 
 
-def _write_chunk(chunk: tuple[Path, CorpusSettings, str, int, int]) -> None:
+def _write_chunk(chunk: tuple[Path, SampleCorpusSettings, str, int, int]) -> None:
     folder, settings, split, start, stop = chunk
     for index in range(start, stop):
         sample = draw_sample(settings, split, index)

@@ -11,8 +11,8 @@ import pytest
 from checkpoint_states import RUN, make_store, save, shards
 from fault_proxy import REFUSED, SILENT, TORN, FaultProxy, Rule, fault_proxy
 from gear_cluster.demo.object_store import StoreEndpoint
-from gear_dist.checkpoints.contents import look, read_manifest
 from gear_dist.checkpoints.layout import CheckpointManifest, PartRecord
+from gear_dist.checkpoints.listing import look, read_manifest
 from gear_dist.checkpoints.manager import UnusableCheckpointsError
 from gear_dist.checkpoints.saving import Saver
 from gear_dist.errors import DataError, StorageError
@@ -72,7 +72,7 @@ def test_a_torn_answer_is_asked_for_again(proxied: tuple[Storage, FaultProxy], p
     proxy.rules = [Rule("GET", path, TORN, times=1)]
     reader = store.open_newest()
     assert reader is not None
-    assert store.passed_over == []
+    assert store.skipped_checkpoints == []
     assert proxy.done[f"GET {TORN}"] == 1
 
 

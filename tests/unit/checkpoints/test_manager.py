@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from checkpoint_states import RUN, make_store, read, shards
-from gear_dist.checkpoints import slow_work
+from gear_dist.checkpoints import collective_progress
 from gear_dist.checkpoints.layout import MANIFEST, OWNER, POINTER
 from gear_dist.checkpoints.manager import CheckpointManager, UnusableCheckpointsError
 from gear_dist.checkpoints.owner import Owner, Ownership
@@ -82,12 +82,12 @@ def test_a_damaged_or_lost_part_is_passed_over(storage: Storage) -> None:
     data[-1] ^= 1
     storage.write(part, bytes(data))
     reader = store.open_newest()
-    assert folders[2] in store.passed_over[0]
+    assert folders[2] in store.skipped_checkpoints[0]
     assert reader is not None
     assert reader.manifest.step == 2
     storage.delete(f"{folders[1]}/part-00000.safetensors")
     reader = store.open_newest()
-    assert len(store.passed_over) == 2
+    assert len(store.skipped_checkpoints) == 2
     assert reader is not None
     assert reader.manifest.step == 1
     storage.write(f"{folders[0]}/manifest.json", b"{")
@@ -203,8 +203,8 @@ def test_a_save_that_moves_on_is_told_as_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
 ) -> None:
     """Beats come while the storage is active, and none once it has been still for long."""
-    monkeypatch.setattr(slow_work, "STALL_S", 0.5)
-    monkeypatch.setattr(slow_work, "ROUND_S", 0.05)
+    monkeypatch.setattr(collective_progress, "STALL_S", 0.5)
+    monkeypatch.setattr(collective_progress, "ROUND_S", 0.05)
     storage = SlowStorage(tmp_path)
     beats: list[bool] = []
     still = threading.Event()
@@ -216,7 +216,7 @@ def test_a_save_that_moves_on_is_told_as_life(
             still.set()  # from here on nothing moves
             threading.Timer(3.0, storage.go.set).start()
 
-    held = Ownership.take(storage, Owner.here(RUN))
+    held = Ownership.acquire(storage, Owner.here(RUN))
     retention = Retention(CheckpointConfig())
     store = CheckpointManager(storage, retention, held, asynchronous=asynchronous, beat=beat)
     store.save(1, {}, shards())

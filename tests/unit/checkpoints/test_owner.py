@@ -10,9 +10,9 @@ import pytest
 from checkpoint_states import RUN, make_store, save, shards
 from gear_dist.checkpoints import owner as owner_module
 from gear_dist.checkpoints.address import check_address
-from gear_dist.checkpoints.contents import look
 from gear_dist.checkpoints.layout import ALIVE, OWNER
-from gear_dist.checkpoints.owner import Claim, Owner, Ownership, TakenError, claim_address
+from gear_dist.checkpoints.listing import look
+from gear_dist.checkpoints.owner import Claim, Owner, Ownership, OwnershipError, claim_address
 from gear_dist.cli.main import main
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError, DataError
@@ -33,7 +33,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner_module, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(owner_module, "GONE_S", 1.0)
+    monkeypatch.setattr(owner_module, "OWNER_TIMEOUT_S", 1.0)
 
 
 def claim(storage: Storage, run: str = "", seed: int = 0, **details: Any) -> Ownership:
@@ -160,12 +160,12 @@ def test_a_second_run_is_told_whose_it_is(storage: Storage) -> None:
     save(make_store(storage, held=first), 1, CONFIG)
     before = keys(storage)
     for run, seed in (("", 5), ("99999999", 0), ("99999999", 5)):
-        with pytest.raises(TakenError, match=rf"process \d+.*take_over={first.owner.run}"):
+        with pytest.raises(OwnershipError, match=rf"process \d+.*take_over={first.owner.run}"):
             claim(storage, run, seed)
     assert keys(storage) == before
     over = claim(storage, "99999999", take_over=first.owner.run)
     assert over.owner.run == first.owner.run
-    with pytest.raises(TakenError):
+    with pytest.raises(OwnershipError):
         first.check()
     assert claim(storage, over.owner.run, take_over=over.owner.run).owner.run == over.owner.run
 
@@ -176,18 +176,18 @@ def test_the_same_run_goes_on_whatever_became_of_its_process_or_folder(storage: 
     save(make_store(storage, held=first), 1, CONFIG)
     again = claim(storage, first.owner.run, seed=0)
     assert again.owner.run == first.owner.run
-    with pytest.raises(TakenError, match="publishes and deletes nothing"):
+    with pytest.raises(OwnershipError, match="publishes and deletes nothing"):
         first.check()
     first._ended.set()  # as a kill would
     assert claim(storage).owner.run == first.owner.run
-    with pytest.raises(TakenError, match=r"run\.seed=5"):
+    with pytest.raises(OwnershipError, match=r"run\.seed=5"):
         claim(storage, seed=5)
 
 
 def test_a_living_owner_keeps_its_address(storage: Storage) -> None:
     first = claim(storage, shared=True)
     save(make_store(storage, held=first), 1, CONFIG)
-    with pytest.raises(TakenError, match="is in use by"):
+    with pytest.raises(OwnershipError, match="is in use by"):
         claim(storage)
     first.check()
     first.close()
@@ -205,7 +205,7 @@ def test_without_an_owner_the_checkpoints_say_whose_it_is(storage: Storage) -> N
     first = claim(storage)
     save(make_store(storage, held=first), 1, CONFIG)
     storage.delete(OWNER)
-    with pytest.raises(TakenError, match=first.owner.run):
+    with pytest.raises(OwnershipError, match=first.owner.run):
         claim(storage, "99999999")
     assert claim(storage).owner.run == first.owner.run
 
@@ -217,7 +217,7 @@ def test_of_two_that_begin_at_once_one_stays(storage: Storage) -> None:
     def begin() -> None:
         try:
             held.append(claim(storage))
-        except TakenError:
+        except OwnershipError:
             return
 
     threads = [threading.Thread(target=begin) for _ in range(4)]
@@ -230,7 +230,7 @@ def test_of_two_that_begin_at_once_one_stays(storage: Storage) -> None:
         try:
             one.check()
             stayed.append(one)
-        except TakenError:
+        except OwnershipError:
             continue
     assert len(stayed) == 1
 
@@ -238,7 +238,7 @@ def test_of_two_that_begin_at_once_one_stays(storage: Storage) -> None:
 def test_an_address_in_another_runs_is_refused(tmp_path: Path, object_store: object) -> None:
     for root in (str(tmp_path / "saved"), "s3://gear-tests-owners/above"):
         claim(open_storage(f"{root}/demo"), shared=True).close()
-        with pytest.raises(TakenError, match="lies in another run's"):
+        with pytest.raises(OwnershipError, match="lies in another run's"):
             claim(open_storage(f"{root}/demo/deeper/still"), shared=True)
         with pytest.raises(ConfigError, match="demo"):
             claim(open_storage(root), shared=True)

@@ -190,17 +190,17 @@ def test_no_secret_is_printed():
 def test_a_store_is_opened(tmp_path, monkeypatch):
     from gear_dist.data import manifest
 
-    assert doctor.check_store(str(tmp_path), "").status == "warn", "empty"
+    assert doctor.check_corpus_address(str(tmp_path), "").status == "warn", "empty"
     (tmp_path / "file").write_text("x")
-    assert doctor.check_store(str(tmp_path), "").status == "fail", "no manifest"
+    assert doctor.check_corpus_address(str(tmp_path), "").status == "fail", "no manifest"
     info = types.SimpleNamespace(num_samples=12, num_shards=3)
     loaded = types.SimpleNamespace(info=info)
     monkeypatch.setattr(manifest, "load_manifest", lambda _storage: loaded)
     assert (
-        doctor.check_store(str(tmp_path / "none"), "").fix
+        doctor.check_corpus_address(str(tmp_path / "none"), "").fix
         == f"gear-dist shard SOURCE {tmp_path}/none"
     )
-    check = doctor.check_store(str(tmp_path), "")
+    check = doctor.check_corpus_address(str(tmp_path), "")
     assert (check.status, check.detail) == ("ok", f"{tmp_path}: 12 images, 3 shards")
 
 
@@ -211,7 +211,7 @@ def test_a_store_that_refuses_gives_its_own_line(tmp_path, monkeypatch):
         raise DataError("s3://b: wrong credentials; set AWS_ACCESS_KEY_ID")
 
     monkeypatch.setattr(module, "open_storage", refuse)
-    check = doctor.check_store("s3://b", "")
+    check = doctor.check_corpus_address("s3://b", "")
     assert (check.status, check.detail) == (
         "fail",
         "s3://b: wrong credentials; set AWS_ACCESS_KEY_ID",

@@ -24,10 +24,10 @@ from hostile_run import (
     Case,
     Failure,
     HostileRunner,
+    classify_end,
     hostile_environment,
     hostile_runner,
     innermost,
-    judge,
 )
 from hostile_tree import make_tree
 
@@ -136,7 +136,7 @@ def test_writes_outside_the_folder_are_seen(runner: HostileRunner) -> None:
 )
 def test_the_judge(change: dict[str, Any], what: str) -> None:
     answer = {"code": 2, "trace": "", "out": "", "err": "gear-dist: a\n", "strays": []} | change
-    found = judge(("plan",), answer)
+    found = classify_end(("plan",), answer)
     assert (found[0] if found else "") == what
 
 

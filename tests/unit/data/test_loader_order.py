@@ -31,7 +31,7 @@ def rank_samples(
 ) -> list[Samples]:
     """Shard and row of what a rank sees, step by step."""
     lanes = []
-    for places in order.places(rank, world_size):
+    for places in order.lane_slices(rank, world_size):
         windows = order.windows(places, first_step)
         rows = (
             pair
@@ -64,34 +64,36 @@ def test_random_cases(case: int) -> None:
     def order() -> Order:
         return make_order(counts, lanes=lanes, global_batch=total, **options)
 
-    tally = order().tallies[0]
-    assert tally.steps == (counts.sum() // total if tail == "drop" else -(-counts.sum() // total))
-    if tally.steps == 0:
+    epoch_count = order().epoch_counts[0]
+    assert epoch_count.steps == (
+        counts.sum() // total if tail == "drop" else -(-counts.sum() // total)
+    )
+    if epoch_count.steps == 0:
         return
     plan = order()
-    ranks = [rank_samples(plan, rank, world_size, tally.steps) for rank in range(world_size)]
+    ranks = [rank_samples(plan, rank, world_size, epoch_count.steps) for rank in range(world_size)]
     assert {len(step) for rank in ranks for step in rank} == {per_rank}
     seen = Counter(pair for rank in ranks for step in rank for pair in step)
     assert all(0 <= row < counts[shard] for shard, row in seen)
     if tail == "drop":
         assert max(seen.values()) == 1
-        assert len(seen) == counts.sum() - tally.dropped
+        assert len(seen) == counts.sum() - epoch_count.dropped
     else:
         assert len(seen) == counts.sum()
-        assert sum(seen.values()) == counts.sum() + tally.repeated
-    whole = rank_samples(order(), 0, 1, tally.steps)
+        assert sum(seen.values()) == counts.sum() + epoch_count.repeated
+    whole = rank_samples(order(), 0, 1, epoch_count.steps)
     for number, step in enumerate(whole):
         joined = [pair for rank in ranks for pair in rank[number]]
         assert step == joined, "the number of ranks does not change the sequence"
-    rank, first = int(random.integers(world_size)), int(random.integers(tally.steps))
-    rest = rank_samples(order(), rank, world_size, tally.steps - first, first)
+    rank, first = int(random.integers(world_size)), int(random.integers(epoch_count.steps))
+    rest = rank_samples(order(), rank, world_size, epoch_count.steps - first, first)
     assert rest == ranks[rank][first:], "a resumed order is that of a straight run"
 
 
 def test_the_next_epoch_follows() -> None:
     counts = np.full(6, 20)
     order = make_order(counts, lanes=4, global_batch=8)
-    steps = order.tallies[0].steps
+    steps = order.epoch_counts[0].steps
     both = rank_samples(order, 0, 1, 2 * steps)
     assert rank_samples(order, 0, 1, steps, steps) == both[steps:]
     first, second = ([pair for step in part for pair in step] for part in (both[:15], both[15:]))
@@ -102,7 +104,7 @@ def test_the_next_epoch_follows() -> None:
 def test_every_sample_has_its_turn_though_each_epoch_drops_some() -> None:
     """The tail is another one each epoch, even with a single shard."""
     order = make_order(np.array([50]), global_batch=32, window_shards=0)
-    assert (order.tallies[0].steps, order.tallies[0].dropped) == (1, 18)
+    assert (order.epoch_counts[0].steps, order.epoch_counts[0].dropped) == (1, 18)
     seen = {pair for step in rank_samples(order, 0, 1, 12) for pair in step}
     assert len(seen) == 50
 
@@ -170,7 +172,7 @@ def test_a_plan_for_a_hundred_million_samples() -> None:
     tracemalloc.start()
     counts = np.full(100_000, 1000)
     order = make_order(counts, lanes=64, global_batch=4096)
-    for places in order.places(1, 8):
+    for places in order.lane_slices(1, 8):
         windows = order.windows(places, 20_000)
         next(windows)
         window = next(windows)
@@ -188,7 +190,7 @@ def test_a_mixture_gives_each_part_its_lanes() -> None:
         seed=0,
         window_shards=1,
     )
-    assert [tally.steps for tally in order.tallies] == [83, 22]
+    assert [epoch_count.steps for epoch_count in order.epoch_counts] == [83, 22]
     steps = rank_samples(order, 0, 1, 60)
     for step in steps:
         assert sum(shard >= 10 for shard, _ in step) == 4

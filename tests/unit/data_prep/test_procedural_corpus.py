@@ -7,11 +7,16 @@ import pytest
 from PIL import Image
 
 from gear_data_prep.demo import procedural_corpus
-from gear_data_prep.demo.procedural_corpus import CLASSES, CorpusSettings, draw_sample, make_corpus
+from gear_data_prep.demo.procedural_corpus import (
+    CLASSES,
+    SampleCorpusSettings,
+    draw_sample,
+    make_sample_corpus,
+)
 from gear_dist.cli.main import main
 from gear_dist.errors import ConfigError, DataError, StorageError
 
-SMALL = CorpusSettings(size=32, train=48, validation=16)
+SMALL = SampleCorpusSettings(size=32, train=48, validation=16)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -24,18 +29,18 @@ def test_same_bytes_for_any_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(procedural_corpus, "_CHUNK", 7)
-    assert make_corpus(tmp_path / "one", SMALL, workers=1)
-    assert make_corpus(tmp_path / "two", SMALL, workers=2)
+    assert make_sample_corpus(tmp_path / "one", SMALL, workers=1)
+    assert make_sample_corpus(tmp_path / "two", SMALL, workers=2)
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
     assert len(one) == 3 * 64 + 1
-    make_corpus(tmp_path / "other", SMALL._replace(seed=1), workers=1)
+    make_sample_corpus(tmp_path / "other", SMALL._replace(seed=1), workers=1)
     key = "train/circle_striped/000003.jpg"
     assert one[key] != contents(tmp_path / "other")[key]
 
 
 def test_tree(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "c", SMALL._replace(size=64), workers=1)
+    make_sample_corpus(tmp_path / "c", SMALL._replace(size=64), workers=1)
     for split, each in (("train", 3), ("val", 1)):
         folders = sorted((tmp_path / "c" / split).iterdir())
         assert [folder.name for folder in folders] == list(CLASSES)
@@ -85,7 +90,7 @@ def linear_accuracy(
 
 
 def test_no_linear_classifier_succeeds() -> None:
-    settings = CorpusSettings()
+    settings = SampleCorpusSettings()
     counts = {"train": 4000, "val": 1600}
     pixels = {
         split: np.stack([draw_sample(settings, split, i).pixels for i in range(count)])
@@ -102,20 +107,20 @@ def test_no_linear_classifier_succeeds() -> None:
 
 def test_finished_corpus_is_reused(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    assert make_corpus(folder, SMALL, workers=1)
+    assert make_sample_corpus(folder, SMALL, workers=1)
     image = folder / "train/circle_solid/000002.jpg"
     before = image.stat().st_mtime_ns
-    assert not make_corpus(folder, SMALL, workers=1)
+    assert not make_sample_corpus(folder, SMALL, workers=1)
     assert image.stat().st_mtime_ns == before
     other = SMALL._replace(train=32)
     with pytest.raises(DataError, match="--overwrite"):
-        make_corpus(folder, other, workers=1)
-    assert make_corpus(folder, other, workers=1, overwrite=True)
+        make_sample_corpus(folder, other, workers=1)
+    assert make_sample_corpus(folder, other, workers=1, overwrite=True)
     assert len(list(folder.glob("train/*/*.jpg"))) == 32
 
 
 def test_interrupted_corpus_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_corpus(tmp_path / "whole", SMALL, workers=1)
+    make_sample_corpus(tmp_path / "whole", SMALL, workers=1)
     real = procedural_corpus.encode_jpeg
     calls = iter(range(20))
 
@@ -126,22 +131,22 @@ def test_interrupted_corpus_is_completed(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(procedural_corpus, "encode_jpeg", stops)
     with pytest.raises(KeyboardInterrupt):
-        make_corpus(tmp_path / "c", SMALL, workers=1)
+        make_sample_corpus(tmp_path / "c", SMALL, workers=1)
     monkeypatch.undo()
     assert not (tmp_path / "c" / procedural_corpus.MARKER).exists()
-    assert make_corpus(tmp_path / "c", SMALL, workers=1)
+    assert make_sample_corpus(tmp_path / "c", SMALL, workers=1)
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 
 
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="other files"):
-        make_corpus(tmp_path, SMALL, workers=1, overwrite=True)
+        make_sample_corpus(tmp_path, SMALL, workers=1, overwrite=True)
     assert (tmp_path / "holiday.jpg").exists()
     with pytest.raises(ConfigError, match="--size 8"):
-        make_corpus(tmp_path / "c", SMALL._replace(size=8))
+        make_sample_corpus(tmp_path / "c", SMALL._replace(size=8))
     with pytest.raises(StorageError, match="cannot be written"):
-        make_corpus(tmp_path / "holiday.jpg" / "c", SMALL)
+        make_sample_corpus(tmp_path / "holiday.jpg" / "c", SMALL)
 
 
 def test_a_file_in_the_folders_place_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

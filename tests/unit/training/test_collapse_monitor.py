@@ -37,9 +37,9 @@ def test_a_single_zero_is_forgotten() -> None:
     first = monitor()
     for _ in range(5):
         assert first.check(record(grad_norm_tokenizer=0.0))
-        assert first.troubles
+        assert first.consecutive_signs
         assert first.check(record()) == []
-        assert not first.troubles
+        assert not first.consecutive_signs
 
 
 def test_a_discriminator_that_is_always_right_is_no_trouble() -> None:

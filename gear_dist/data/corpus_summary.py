@@ -14,7 +14,7 @@ SHOWN_CLASSES = 5
 """Names that a line shows; of more the rest is counted."""
 
 
-class Contents(NamedTuple):
+class CorpusSummary(NamedTuple):
     """Counts of one split."""
 
     num_samples: int
@@ -37,7 +37,7 @@ class Contents(NamedTuple):
         return ", ".join([*parts, f"{captions} with a caption"])
 
 
-def read_contents(storage: Storage, info: DatasetInfo) -> Contents:
+def read_contents(storage: Storage, info: DatasetInfo) -> CorpusSummary:
     """The counts of a corpus: those of its dataset.json, else of its samples table.
 
     Raises:
@@ -46,10 +46,10 @@ def read_contents(storage: Storage, info: DatasetInfo) -> Contents:
     counts = (info.num_without_class, info.num_without_caption)
     if min(counts) < 0:
         counts = _count(storage)
-    return Contents(info.num_samples, info.classes, *counts)
+    return CorpusSummary(info.num_samples, info.classes, *counts)
 
 
-def classes_without_images(storage: Storage, contents: Contents) -> list[str]:
+def classes_without_images(storage: Storage, contents: CorpusSummary) -> list[str]:
     """Names of the classes that no image of a corpus has; reads its samples table.
 
     Raises:
@@ -62,7 +62,7 @@ def classes_without_images(storage: Storage, contents: Contents) -> list[str]:
 
 
 def check_contents(
-    address: str, contents: Contents, data: DataConfig, num_classes: int | None
+    address: str, contents: CorpusSummary, data: DataConfig, num_classes: int | None
 ) -> list[str]:
     """Whether a run can be trained on a corpus.
 
@@ -91,7 +91,7 @@ def check_contents(
     return _check_captions(address, contents, data)
 
 
-def _check_classes(address: str, contents: Contents, num_classes: int) -> list[str]:
+def _check_classes(address: str, contents: CorpusSummary, num_classes: int) -> list[str]:
     if contents.num_without_class:
         raise DataError(
             f"{address}: {contents.num_without_class:,} of {contents.num_samples:,} images have no "
@@ -110,7 +110,7 @@ def _check_classes(address: str, contents: Contents, num_classes: int) -> list[s
     ]
 
 
-def _check_captions(address: str, contents: Contents, data: DataConfig) -> list[str]:
+def _check_captions(address: str, contents: CorpusSummary, data: DataConfig) -> list[str]:
     missing, total = contents.num_without_caption, contents.num_samples
     if missing == 0:
         return []

@@ -25,7 +25,7 @@ from gear_dist.storage.base import MissingObjectError, Storage
 _OWN_NAMES = (POINTER, OWNER, ALIVE)
 
 
-class Contents(NamedTuple):
+class CheckpointListing(NamedTuple):
     """A listing of a checkpoint address. Lists are oldest first, or by name."""
 
     published: list[Published]
@@ -65,7 +65,7 @@ def belongs(item: Published, run: str) -> bool:
     return (manifest.run, manifest.folder) in ((run, item.folder), ("", ""))
 
 
-def look(storage: Storage) -> Contents:
+def look(storage: Storage) -> CheckpointListing:
     """List an address, and read every manifest.
 
     Raises:
@@ -79,14 +79,16 @@ def look(storage: Storage) -> Contents:
             sizes.setdefault(top, {})[name] = item.bytes
         elif item.key not in _OWN_NAMES and not top.startswith(".") and top:
             foreign[top] = None
-    found = Contents([], [], {}, [], list(foreign), {f: list(names) for f, names in sizes.items()})
+    found = CheckpointListing(
+        [], [], {}, [], list(foreign), {f: list(names) for f, names in sizes.items()}
+    )
     for folder, names in sizes.items():
         _judge(storage, folder, names, found)
     found.published.sort(key=_age)
     return found
 
 
-def _judge(storage: Storage, folder: str, names: dict[str, int], found: Contents) -> None:
+def _judge(storage: Storage, folder: str, names: dict[str, int], found: CheckpointListing) -> None:
     if MANIFEST not in names:
         found.unfinished.append(folder)
         return

@@ -10,8 +10,8 @@ from PIL import Image
 from gear_dist.cli.main import main
 from gear_dist.cli.sample import _class_name, _warn_of_untrained, parse_classes
 from gear_dist.config.data import DataConfig
-from gear_dist.data.contents import Contents, check_contents, read_contents
 from gear_dist.data.corpus import open_corpus
+from gear_dist.data.corpus_summary import CorpusSummary, check_contents, read_contents
 from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import DATASET_KEY, dump_info, load_manifest
 from gear_dist.errors import DataError
@@ -83,7 +83,7 @@ def test_shard_says_what_it_made(tars, tmp_path, capsys):
 def test_shard_warns_of_a_corpus_without_classes_and_captions(bare, capsys):
     storage = FileStorage(Path(bare))
     counts = read_contents(storage, load_manifest(storage).info)
-    assert counts == Contents(6, (), 6, 6)
+    assert counts == CorpusSummary(6, (), 6, 6)
     assert main(["stats", bare]) == 0
     assert counts.describe() in capsys.readouterr().out
 
@@ -99,7 +99,7 @@ def test_corpora_that_did_not_count_are_counted(corpus):
     storage = FileStorage(Path(corpus))
     info = load_manifest(storage).info
     old = info._replace(num_without_class=-1, num_without_caption=-1)
-    expected = Contents(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
+    expected = CorpusSummary(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
     assert read_contents(storage, info) == read_contents(storage, old) == expected
 
 
@@ -120,7 +120,7 @@ def test_dataset_json_of_an_earlier_version_is_read(corpus, tmp_path):
 def test_stock_tars_are_counted_alike(tars):
     found = open_corpus(str(tars))
     counts = read_contents(found.storage, found.manifest.info)
-    assert counts == Contents(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
+    assert counts == CorpusSummary(NUM_SAMPLES, ("0", "1", "2"), WITHOUT_CLASS, WITHOUT_CAPTION)
 
 
 def test_one_image_without_a_class_is_refused_before_training(corpus, tars, capsys):
@@ -161,7 +161,7 @@ def test_missing_captions_are_refused_beyond_the_allowed_share(corpus, bare, cap
 
 
 def test_fewer_and_more_classes_than_the_generator_has(capsys):
-    contents = Contents(9, ("cat", "dog", "owl"), 0, 9)
+    contents = CorpusSummary(9, ("cat", "dog", "owl"), 0, 9)
     data = DataConfig()
     assert check_contents("a", contents, data, 3) == []
     (line,) = check_contents("a", contents, data, 1000)

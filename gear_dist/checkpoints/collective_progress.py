@@ -16,7 +16,7 @@ STALL_S = 60.0
 """Without progress for so long, work counts as stuck. Longer than a silent request may last."""
 
 
-class Patience:
+class StallTimer:
     """Feeds the hang watchdog while a counter grows."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
@@ -24,7 +24,7 @@ class Patience:
         self._count = -1
         self._since = 0.0
 
-    def see(self, count: int) -> None:
+    def update(self, count: int) -> None:
         """Take in how far the work is."""
         now = time.monotonic()
         if count != self._count:
@@ -33,10 +33,10 @@ class Patience:
             self._beat()
 
 
-def work_together(
+def run_with_progress(
     work: Callable[[], Result],
     activity: Callable[[], int],
-    see: Callable[[int], None],
+    report: Callable[[int], None],
     group: Any = None,
 ) -> list[Result]:
     """Every rank's result of its own work, by rank. Collective.
@@ -46,7 +46,7 @@ def work_together(
     Args:
         work: runs in a thread of its own.
         activity: grows while the work moves on.
-        see: takes the sum of all ranks' activity, about once a second.
+        report: takes the sum of all ranks' activity, about once a second.
         group: process group of all ranks; None: the default one.
 
     Raises:
@@ -70,13 +70,13 @@ def work_together(
     threading.Thread(target=run, name="checkpoint-work", daemon=True).start()
     while True:
         over = ended.wait(ROUND_S)
-        told = collectives.gather_objects(
+        statuses = collectives.gather_objects(
             (over, activity(), *(found if over else (None, None))), group
         )
-        see(sum(count for _, count, _, _ in told))
-        if all(over for over, _, _, _ in told):
+        report(sum(count for _, count, _, _ in statuses))
+        if all(over for over, _, _, _ in statuses):
             break
-    for error in (*own, *(error for _, _, _, error in told)):
+    for error in (*own, *(error for _, _, _, error in statuses)):
         if error is not None:
             raise error
-    return [result for _, _, result, _ in told]
+    return [result for _, _, result, _ in statuses]
