@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from gear_dist.checkpoints import slow_work
+from gear_dist.checkpoints import collective_progress
 from gear_dist.cli.main import main
 from gear_dist.distributed.hang_watchdog import HangWatchdog
 from gear_dist.storage.local import FileStorage
@@ -75,7 +75,7 @@ def _write_slowly(*, moves: bool) -> None:
 
 if __name__ == "__main__":
     where = sys.argv.pop(1)
-    slow_work.STALL_S = 3.0
+    collective_progress.STALL_S = 3.0
     _note_watches()
     if where == "step":
         _hang_at_a_step()
