@@ -26,6 +26,12 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def class_and_line(error: BaseException) -> str:
+    """The class and first line of an error."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 def first_line(error: object) -> str:
     """The first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()

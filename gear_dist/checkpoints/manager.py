@@ -36,6 +36,7 @@ from gear_dist.checkpoints.safetensors_writer import Sink, write_tensors
 from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.distributed import collectives
 from gear_dist.errors import DataError, UserError
+from gear_dist.formatting import class_and_line, first_line
 from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.base import MissingObjectError, Storage
 
@@ -254,9 +255,9 @@ class CheckpointManager:
         try:
             part, notice = self._write_and_agree(manifest, tensors)
         except OwnershipError as error:
-            problem, taken = _one_line(error), True
+            problem, taken = _reason(error), True
         except Exception as error:  # e.g. a lost peer; training will fail too
-            problem = _one_line(error)
+            problem = _reason(error)
         now = time.monotonic()
         blocked = (released or now) - started
         size = part.bytes if part else 0
@@ -314,7 +315,7 @@ class CheckpointManager:
         except OwnershipError:
             raise
         except Exception as error:
-            return f"old checkpoints stay: {_one_line(error)}"
+            return f"old checkpoints stay: {_reason(error)}"
         return ""
 
 
@@ -381,8 +382,5 @@ class _HashingSink:
         self.xxh3.update(data)
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    if isinstance(error, UserError) and text:
-        return text[0]
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+def _reason(error: Exception) -> str:
+    return first_line(error) if isinstance(error, UserError) else class_and_line(error)

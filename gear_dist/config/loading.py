@@ -396,8 +396,3 @@ def to_dict(config: Any) -> dict[str, Any]:
 def config_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-
-
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration; see `config_yaml`."""
-    path.write_text(config_yaml(config))

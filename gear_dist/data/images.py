@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import Image
 
 from gear_dist.config.colour import WHITE, Colour
+from gear_dist.formatting import first_line
 
 MAX_ASPECT = 50
 """Longer images are refused: resized by their short side they would be enormous."""
@@ -266,9 +267,9 @@ def _to_grey(image: Image.Image) -> Image.Image:
 def _undecodable(error: Exception) -> BadImageError:
     if isinstance(error, BadImageError):
         return error
-    why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     # PIL names the in-memory file by its address, which no two runs share.
-    return BadImageError(f"does not decode: {why.split(' <_io')[0]}")
+    why = first_line(error)[:120].split(" <_io")[0]
+    return BadImageError(f"does not decode: {why}")
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

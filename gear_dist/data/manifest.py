@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from gear_dist.errors import DataError
+from gear_dist.formatting import first_line
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.json_files import build_record, parse_json
 
@@ -235,7 +236,7 @@ def _load_table(storage: Storage, info: DatasetInfo, key: str, schema: pa.Schema
         # Python file while the interpreter ends takes the process down (pyarrow 26.0.1: exit 134).
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except pa.ArrowException as error:
-        _damaged(storage, key, str(error).splitlines()[0])
+        _damaged(storage, key, first_line(error))
     if table.schema != schema:
         _damaged(storage, key, "its columns are not those of this version")
     if any(column.null_count for column in table.columns):

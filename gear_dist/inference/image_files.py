@@ -13,6 +13,7 @@ from gear_dist.config.data import DataConfig
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES
 from gear_dist.errors import DataError
+from gear_dist.storage.file_kinds import is_hidden
 
 _NAMED = 20
 """Bad files that are named on the terminal; more are counted."""
@@ -35,14 +36,10 @@ def image_paths(folder: Path) -> list[Path]:
         raise DataError(f"--images {folder}: no such folder")
     found = folder.rglob("*")
     paths = sorted(p for p in found if p.suffix.lower()[1:] in IMAGE_SUFFIXES and p.is_file())
-    shown = [p for p in paths if not _is_hidden(p.relative_to(folder))]
+    shown = [p for p in paths if not any(map(is_hidden, p.relative_to(folder).parts))]
     if not shown:
         raise DataError(f"--images {folder}: no images ({', '.join(IMAGE_SUFFIXES)}) found")
     return shown
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def read_image(path: Path, data: DataConfig) -> torch.Tensor:

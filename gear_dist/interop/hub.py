@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.formatting import first_line
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _HUB_FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+)")
@@ -41,7 +42,7 @@ def _fetch(repository: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except expected as error:
-        detail = str(error).strip().splitlines()[0]
+        detail = first_line(error)
         raise DataError(
             f"{repository}/{file}: unavailable from the hub: {detail} Download the file where "
             "there is a connection and give its path"

@@ -1,4 +1,4 @@
-"""Recognises files that are no checkpoints (LFS pointer, web page, archive). No torch."""
+"""Recognises hidden files, and what is no checkpoint (LFS pointer, web page). No torch."""
 
 from pathlib import Path
 
@@ -33,3 +33,8 @@ def _is_text(start: bytes) -> bool:
     # Pickles of the oldest protocol are text as well, and end a line after their first words.
     words = start.decode("utf-8", "ignore")
     return len(words) > 8 and words.isascii() and words.replace("\n", "").isprintable()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own, such as what macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import training_case as case
 
-from gear_dist.config.loading import save_config
+from gear_dist.config.loading import config_yaml
 from gear_dist.runs.run_folder import RunFolder, Status
 from sample_shards import SampleShards
 
@@ -24,7 +24,7 @@ def run(tmp_path: Path, shards: SampleShards, teacher: Path, where: str) -> tupl
         "checkpoint.asynchronous=false",
     )
     path = tmp_path / "run.yaml"
-    save_config(config, path)
+    path.write_text(config_yaml(config))
     command = [sys.executable, str(Path(__file__).with_name("hang_case.py")), where]
     command += ["train", str(path)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -13,7 +13,7 @@ import training_case as case
 from safetensors.torch import load_file
 from worker_processes import run_workers
 
-from gear_dist.config.loading import save_config
+from gear_dist.config.loading import config_yaml
 from gear_dist.config.schema import RunConfig
 from gear_dist.runs.run_folder import RunFolder
 from loader_cases import numbered_samples, write_corpus
@@ -196,5 +196,5 @@ def test_a_damaged_checkpoint_is_passed_over(config: RunConfig, tmp_path: Path) 
 def _words(config: RunConfig, *overrides: str) -> list[str]:
     Path(config.run.root).mkdir(parents=True, exist_ok=True)
     path = Path(config.run.root) / f"{config.run.name}.yaml"
-    save_config(config, path)
+    path.write_text(config_yaml(config))
     return [str(path), *overrides]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from gear_dist.checkpoints.address import checkpoint_storage
 from gear_dist.checkpoints.layout import split_key
 from gear_dist.checkpoints.listing import find_published
-from gear_dist.config.loading import load_config, save_config
+from gear_dist.config.loading import config_yaml, load_config
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainProgress, TrainResult
 from gear_dist.training.trainer import train_worker
@@ -152,7 +152,7 @@ def with_overrides(config: RunConfig, *overrides: str) -> RunConfig:
     """The configuration with settings replaced, by way of a file as a user's would be."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
-        save_config(config, path)
+        path.write_text(config_yaml(config))
         return load_config(path, list(overrides))
 
 

@@ -53,11 +53,11 @@ def test_everything_copied_is_there_and_let_through(path: Path) -> None:
     allowed = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
     }
-    for line in instructions(path):
-        if line.startswith("COPY "):
-            sources = line.split()[1:-1]
-            assert set(sources) <= allowed
-            assert all((ROOT / source).exists() for source in sources)
+    copies = [line.split()[1:-1] for line in instructions(path) if line.startswith("COPY ")]
+    assert copies
+    for sources in copies:
+        assert set(sources) <= allowed
+        assert all((ROOT / source).exists() for source in sources)
 
 
 def test_ignore_file_lets_nothing_else_through() -> None:

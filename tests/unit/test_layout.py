@@ -76,9 +76,9 @@ def room_of(module: str) -> str:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_one_way(package):
-    for name, modules in IMPORTS.items():
-        if name.split(".")[0] != package or name in ABOVE_ALL:
-            continue
+    ours = {n: m for n, m in IMPORTS.items() if n.split(".")[0] == package and n not in ABOVE_ALL}
+    assert ours
+    for name, modules in ours.items():
         rooms = {module.split(".")[0] for module in modules}
         assert rooms - {package} <= MAY_IMPORT[package], name
         assert "gear_dist.cli.main" not in modules, f"{name}: cli stands above all"
@@ -126,3 +126,39 @@ def test_the_page_of_files_is_what_the_files_say():
 
 def test_the_readme_is_read_at_a_sitting():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def members() -> dict[str, set[str]]:
+    """Names inside each class of ours, by its name; of classes called the same, all."""
+    found: dict[str, set[str]] = {}
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            inside = found.setdefault(node.name, set())
+            for part in ast.walk(node):
+                if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
+                    inside.add(part.name)
+                elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+                    inside.add(part.target.id)
+                elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+                    inside.add(part.attr)
+    return found
+
+
+def test_methods_that_docstrings_name_are_there():
+    inside, missing, named = members(), [], 0
+    for name, path in MODULES.items():
+        for owner, member in re.findall(r"`([A-Z]\w+)\.(\w+)(?:\(\))?`", path.read_text()):
+            if owner in inside:
+                named += 1
+                missing += [f"{name}: `{owner}.{member}`"] * (member not in inside[owner])
+    assert named > 10
+    assert missing == []
+
+
+def test_files_that_the_kernels_page_lists_are_those_there_are():
+    text = (ROOT / "kernels/README.md").read_text()
+    listed = set(re.findall(r"(?<![\w/])(\w+\.py)", text.split("```")[1]))
+    modules = {path.name for path in (ROOT / "kernels/gear_kernels").glob("*.py")}
+    assert listed == modules - {"__init__.py"}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gear_dist.distributed.environment_variables import environment
 from gear_dist.distributed.private_ray import private_ray
 from gear_dist.errors import ConfigError
+from gear_dist.formatting import first_line
 from gear_dist.redaction import redact_text
 
 # Matches every line that Ray would print for its own processes and for workers.
@@ -68,7 +69,7 @@ def _connected(address: str, verbose: bool) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=verbose, logging_level=_level(verbose))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise ConfigError(f"RAY_ADDRESS={redact_text(address)}: cannot connect: {line}") from None
     try:
         yield

@@ -19,6 +19,7 @@ from gear_cluster.ray_train.coordinator import WorkerFailure
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainProgress
 from gear_dist.errors import UserError
+from gear_dist.formatting import class_and_line
 
 
 class WorkerJob(NamedTuple):
@@ -111,15 +112,9 @@ def run_worker(job: WorkerJob) -> None:
     except BaseException as error:
         with log.open("a") as file:
             traceback.print_exc(file=file)
-        failure = WorkerFailure(rank, summarize(error), str(log), _user_error(error))
+        failure = WorkerFailure(rank, class_and_line(error), str(log), _user_error(error))
         ray.get(job.coordinator.fail.remote(failure))
         raise
-
-
-def summarize(error: BaseException) -> str:
-    """Class and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _user_error(error: BaseException) -> UserError | None:

@@ -25,6 +25,7 @@ from gear_dist.data.images import (
     to_rgb,
     with_image,
 )
+from gear_dist.formatting import first_line
 
 CHECKS = ("header", "decode", "strict")
 _MAX_SCANS = 100
@@ -349,6 +350,5 @@ def _convert(
 
 
 def _line(error: Exception) -> str:
-    text = (str(error).splitlines() or [type(error).__name__])[0][:120]
     # PIL names the in-memory file by its address, which no two runs share.
-    return text.split(" <_io")[0]
+    return first_line(error)[:120].split(" <_io")[0]

@@ -28,6 +28,7 @@ from gear_dist.data.tar_samples import IMAGE_SUFFIXES as SUFFIXES
 from gear_dist.data.tar_samples import sample_key
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
+from gear_dist.storage.file_kinds import is_hidden
 from gear_dist.storage.local import FileStorage
 
 
@@ -280,14 +281,9 @@ def _unit(path: str, class_index: int, sizes: dict[str, int]) -> TreeImage:
     return TreeImage(path, class_index, (sizes[path], *sidecars))
 
 
-def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is a system's own, such as what macOS puts into archives."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
 def _listed(storage: Storage) -> Iterator[tuple[str, int]]:
     for item in storage.list():
-        if not any(map(_is_hidden, item.key.split("/"))):
+        if not any(map(is_hidden, item.key.split("/"))):
             yield item.key, item.bytes
 
 
@@ -325,7 +321,7 @@ def _walk(root: Path, dangling: list[str]) -> Iterator[tuple[str, int]]:
             )
         seen[number] = prefix
         for entry in os.scandir(folder):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if _is_circle(entry) or not os.path.exists(entry.path):
                 dangling.append(prefix + entry.name)

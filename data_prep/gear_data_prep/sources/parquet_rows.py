@@ -16,6 +16,7 @@ from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_re
 from gear_data_prep.sources.splits import check_validation_classes, group_by_split
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import ConfigError, DataError, UserError
+from gear_dist.formatting import first_line
 from gear_dist.storage.base import Storage
 from gear_dist.storage.local import FileStorage
 
@@ -204,7 +205,7 @@ def open_parquet_file(storage: Storage, key: str) -> Iterator[pq.ParquetFile]:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
         name = f"{storage.address}/{key}"
-        raise DataError(f"{name}: no parquet file, or damaged: {_line(error)}") from None
+        raise DataError(f"{name}: no parquet file, or damaged: {first_line(error)}") from None
 
 
 def _open_file(storage: Storage, key: str) -> Any:
@@ -427,7 +428,3 @@ def caption_texts(value: Any) -> tuple[Any, ...]:
     if isinstance(value, list):
         return tuple(text for item in value for text in caption_texts(item))
     return (value,)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

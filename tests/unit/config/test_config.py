@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gear_dist.config.compare import differing_settings
-from gear_dist.config.loading import config_from_dict, load_config, load_saved_config, save_config
+from gear_dist.config.loading import config_from_dict, config_yaml, load_config, load_saved_config
 from gear_dist.config.models import TeacherConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
@@ -40,7 +40,7 @@ def test_a_text_keeps_its_characters(tmp_path, text):
         assert (config.run.name, config.teacher.path) == (text, text)
         assert (config.more_teachers["b"].path, config.log.wandb_project) == (text, text)
         assert config.data.mixture == (text, text)
-        save_config(config, tmp_path / "saved.yaml")
+        (tmp_path / "saved.yaml").write_text(config_yaml(config))
         assert load_config(tmp_path / "saved.yaml") == config
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_looked_up_in_a_text(tmp_path, text):
         config_from_dict({"data": {"train": text}}),
     ):
         assert config.data.train == text
-        save_config(config, tmp_path / "saved.yaml")
+        (tmp_path / "saved.yaml").write_text(config_yaml(config))
         assert load_config(tmp_path / "saved.yaml") == config
         assert load_saved_config(tmp_path / "saved.yaml") == config
         assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["data"]["train"] == text
@@ -144,7 +144,7 @@ def test_teachers_beside_the_first_have_names(tmp_path):
         "more_teachers.c": TeacherConfig(block=2),
     }
     assert list(config.teachers)[1:] == ["more_teachers.a", "more_teachers.b", "more_teachers.c"]
-    save_config(config, tmp_path / "saved.yaml")
+    (tmp_path / "saved.yaml").write_text(config_yaml(config))
     assert load_config(tmp_path / "saved.yaml") == config
 
 

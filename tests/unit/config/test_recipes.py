@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gear_dist.config.loading import load_config, save_config
+from gear_dist.config.loading import config_yaml, load_config
 from gear_dist.config.models import DiscriminatorConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.planning.hardware import make_rates
@@ -143,7 +143,7 @@ def test_tiny_parts(part, tmp_path):
     assert config.alignment.enabled == (part != "llamagen")
     assert config.run.name == "-".join(filter(None, ("tiny", part)))
     assert config.tokenizer.quantizer == (part if part in ("lfq", "ibq") else "vq")
-    save_config(config, tmp_path / "saved.yaml")
+    (tmp_path / "saved.yaml").write_text(config_yaml(config))
     assert load_config(tmp_path / "saved.yaml") == config
 
 
@@ -151,5 +151,5 @@ def test_tiny_parts(part, tmp_path):
 def test_what_make_runs(name, tmp_path):
     config = recipe(name, overrides=["data.train=somewhere"])
     config.check_trainable()
-    save_config(config, tmp_path / "saved.yaml")
+    (tmp_path / "saved.yaml").write_text(config_yaml(config))
     assert load_config(tmp_path / "saved.yaml") == config

@@ -27,13 +27,15 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def images(tmp_path):
-    """Five pictures, macOS's companion of one, a hidden folder, and one that is no picture."""
+    """Five pictures, what macOS puts beside them, a hidden folder, and one that is no picture."""
     folder = tmp_path / "images"
     (folder / ".thumbnails").mkdir(parents=True)
     for i in range(5):
         Image.new("RGB", (20, 18), (i * 40, 9, 200)).save(folder / f"{i}.png")
     (folder / "._0.png").write_bytes(b"\0\5\x16\7" + bytes(90))
     Image.new("RGB", (20, 18)).save(folder / ".thumbnails" / "0.png")
+    (folder / "__MACOSX").mkdir()
+    Image.new("RGB", (20, 18)).save(folder / "__MACOSX" / "1.png")
     (folder / "2b.jpg").write_bytes(b"no picture")
     return folder
 
