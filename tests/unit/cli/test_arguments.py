@@ -9,6 +9,7 @@ import pytest
 from gear_dist.cli import main as cli
 from gear_dist.cli.arguments import OneLineParser, number, path_argument, whole
 from gear_dist.errors import ConfigError, one_line
+from refusals import refused
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), (" 7 ", 7), ("+3", 3), ("1_000", 1000)])
@@ -53,7 +54,7 @@ def test_subcommands_of_a_parser_raise_as_well() -> None:
     parser = OneLineParser(prog="p")
     child = parser.add_subparsers(required=True).add_parser("child")
     child.add_argument("--n", type=whole(1))
-    with pytest.raises(ConfigError, match="--n"):
+    with refused(ConfigError, "--n x", "p child --help"):
         parser.parse_args(["child", "--n", "x"])
 
 

@@ -1,7 +1,5 @@
 """Settings: layers, overrides, and the one clear line that a wrong one gets."""
 
-import re
-
 import pytest
 import yaml
 
@@ -10,6 +8,7 @@ from gear_dist.config.loading import config_from_dict, config_yaml, load_config,
 from gear_dist.config.models import TeacherConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
+from refusals import refused
 
 
 def test_later_layers_win(tmp_path):
@@ -164,55 +163,55 @@ def test_later_files_win_and_a_base_counts_once(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.image_siz=64", ["unknown setting data.image_siz", "data.image_size"]),
-        ("image_size=64", ["unknown setting image_size", "data.image_size"]),
-        ("data=64", ["data is a section", "data.NAME=VALUE"]),
+        ("data.image_siz=64", ["data.image_siz", "data.image_size"]),
+        ("image_size=64", ["setting image_size", "data.image_size"]),
+        ("data=64", ["data.NAME=VALUE"]),
         ("data.image_size", ["key=value"]),
-        ("data.image_size=big", ["data.image_size=big", "whole number"]),
-        ("run.seed=1e3", ["run.seed=1e3", "whole number"]),
-        ("run.seed=7.0", ["run.seed=7.0", "whole number"]),
-        ("optimizer.eps=small", ["optimizer.eps=small", "a number"]),
+        ("data.image_size=big", ["data.image_size=big", "whole"]),
+        ("run.seed=1e3", ["run.seed=1e3", "whole"]),
+        ("run.seed=7.0", ["run.seed=7.0", "whole"]),
+        ("optimizer.eps=small", ["optimizer.eps=small", "number"]),
         ("engine.deterministic=2", ["engine.deterministic=2", "true or false"]),
         ("engine.zero_stage=4", ["engine.zero_stage=4", "0, 1, 2, 3"]),
-        ("data.mixture=s3://x", ["use data.mixture=[s3://x]"]),
-        ("tokenizer.channel_multipliers=[a]", ["tokenizer.channel_multipliers=a", "whole number"]),
+        ("data.mixture=s3://x", ["data.mixture=s3://x", "data.mixture=[s3://x]"]),
+        ("tokenizer.channel_multipliers=[a]", ["tokenizer.channel_multipliers=a", "whole"]),
         ("optimizer.betas=[0.9]", ["optimizer.betas=['0.9']", "2 values"]),
         ("run.name=???", ["run.name=???"]),
         ("run.seed=???", ["run.seed=???"]),
         ("stages.joint.steps=-1", ["stages.joint.steps=-1"]),
-        ("run.launcher=slurm", ["run.launcher", "slurm", "ray", "local"]),
-        ("data.image_size=250", ["data.image_size=250", "divisible", "downsampling 16"]),
+        ("run.launcher=slurm", ["run.launcher=slurm", "ray", "local"]),
+        ("data.image_size=250", ["data.image_size=250", "16", "tokenizer.channel_multipliers"]),
         ("tokenizer.codebook_size=0", ["tokenizer.codebook_size=0", "at least 1"]),
         ("tokenizer.channels=100", ["tokenizer.channels=100", "norm_groups=32"]),
         ("tokenizer.channel_multipliers=[]", ["tokenizer.channel_multipliers=[]"]),
-        ("tokenizer.entropy_temperature=0", ["tokenizer.entropy_temperature", "> 0"]),
+        ("tokenizer.entropy_temperature=0", ["tokenizer.entropy_temperature=0.0", "> 0"]),
         ("tokenizer.attention_levels=[5]", ["tokenizer.attention_levels=[5]", "-5 to 4"]),
-        ("tokenizer.quantizer=lfq", ["16384 is not 2^tokenizer.code_width=2^8", "code_width=14"]),
+        ("tokenizer.quantizer=lfq", ["tokenizer.codebook_size=16384", "tokenizer.code_width=14"]),
         ("generator.tap_layer=13", ["generator.tap_layer=13", "num_layers=12"]),
         ("generator.width=770", ["generator.width=770", "num_heads=12"]),
         ("generator.class_dropout=1.0", ["generator.class_dropout=1.0", "0 <= value < 1"]),
-        ("alignment.soft_temperature=0", ["alignment.soft_temperature", "> 0"]),
-        ("discriminator.norm=layer", ["discriminator.norm", "layer", "batch", "group"]),
+        ("alignment.soft_temperature=0", ["alignment.soft_temperature=0.0", "> 0"]),
+        ("discriminator.norm=layer", ["discriminator.norm=layer", "batch", "group"]),
         ("discriminator.norm_groups=0", ["discriminator.norm_groups=0", "at least 1"]),
         ("discriminator.lecam_weight=-1", ["discriminator.lecam_weight=-1", "at least 0"]),
         ("discriminator.lecam_decay=1.0", ["discriminator.lecam_decay=1.0", "0 <= value < 1"]),
         ("optimizer.clip_norm=-1", ["optimizer.clip_norm=-1", "at least 0"]),
         ("sampling.top_p=0", ["sampling.top_p=0", "(0, 1]"]),
-        ("engine.zero_stage=4", ["engine.zero_stage", "4"]),
+        ("engine.zero_stage=4", ["engine.zero_stage=4"]),
         ("data.flip=2", ["data.flip=2", "0 to 1"]),
         ("optimizer.generator_lr=inf", ["optimizer.generator_lr=inf", "finite"]),
         ("optimizer.generator_lr=nan", ["optimizer.generator_lr=nan", "finite"]),
         ("optimizer.betas=[0.9,inf]", ["optimizer.betas=inf", "finite"]),
         ("run.seed=1180591620717411303424", ["run.seed=1180591620717411303424"]),
-        ("run.name=a/b", ["run.name='a/b'", "plain folder name"]),
+        ("run.name=a/b", ["run.name='a/b'", "folder"]),
         ("log.every_steps=0", ["log.every_steps=0", "at least 1"]),
         ("teacher.block=-1", ["teacher.block=-1", "at least 0"]),
         ("more_teachers.b.alpha=2", ["more_teachers.b.alpha=2", "0 to 1"]),
-        ("more_teachers.b.name=vit", ["more_teachers.b.name", "vit", "dinov3"]),
-        ("more_teachers.b.pth=x", ["setting more_teachers.b.pth", "mean more_teachers.b.path?"]),
-        ("more_teacher.b.path=x", ["setting more_teacher.b.path", "mean more_teachers.NAME.path?"]),
-        ("more_teachers.b=x", ["more_teachers.b is a section", "more_teachers.b.NAME=VALUE"]),
-        ("more_teachers=x", ["more_teachers is a section"]),
+        ("more_teachers.b.name=vit", ["more_teachers.b.name=vit", "dinov3"]),
+        ("more_teachers.b.pth=x", ["more_teachers.b.pth", "more_teachers.b.path"]),
+        ("more_teacher.b.path=x", ["more_teacher.b.path", "more_teachers.NAME.path"]),
+        ("more_teachers.b=x", ["more_teachers.b.NAME=VALUE"]),
+        ("more_teachers=x", ["more_teachers.NAME=VALUE"]),
         ("optimizer.tokenizer_lr=.inf", ["optimizer.tokenizer_lr", ".inf"]),
         ("sampling.guidance=.nan", ["sampling.guidance"]),
         (f"run.seed={10**30}", ["run.seed", "64 bits"]),
@@ -227,50 +226,46 @@ def test_later_files_win_and_a_base_counts_once(tmp_path):
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(override, words):
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, *words):
         load_config(None, [override])
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
 
 
 def test_groups_must_divide_the_channels_that_have_group_norm():
     words = ["discriminator.width=12", "discriminator.norm_groups=16"]
     load_config(None, words)
-    with pytest.raises(ConfigError, match=r"a layer of 24 channels.*discriminator\.norm_groups=16"):
+    with refused(ConfigError, *words, "24 channels"):
         load_config(None, [*words, "discriminator.norm=group"])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- a\n- b\n", ["expected sections"]),
-        ("data: {image_size: [\n", ["not readable YAML"]),
-        ("run: {seed: 1}\nrun: {seed: 2}\n", ["line 2: run is there twice"]),
-        ("data: &a [*a]\n", ["not readable YAML", "deep"]),
-        ("data:\n\timage_size: 32\n", ["not readable YAML"]),
-        ("run:\n  seed: 1\n  name: a: b\n", ["line 3"]),
-        ("run.name: a\n", ["write run: {name: ...}"]),
-        ("run: {name: [a, b]}\n", ["run.name", "single value"]),
+        ("- a\n- b\n", ["run.yaml", "sections"]),
+        ("data: {image_size: [\n", ["run.yaml", "YAML", "line 2"]),
+        ("run: {seed: 1}\nrun: {seed: 2}\n", ["run.yaml", "line 2", "twice"]),
+        ("data: &a [*a]\n", ["run.yaml", "YAML", "50 deep"]),
+        ("data:\n\timage_size: 32\n", ["run.yaml", "YAML", "line 2"]),
+        ("run:\n  seed: 1\n  name: a: b\n", ["run.yaml", "YAML", "line 3"]),
+        ("run.name: a\n", ["run.yaml", "run.name", "run: {name: ...}"]),
+        ("run: {name: [a, b]}\n", ["run.yaml", "run.name=['a', 'b']"]),
         ("run: {name: '???'}\n", ["run.name=???"]),
         ('run: {name: "a\\0b"}\n', ["run.name"]),
-        ("base: {a: b}\n", ["base="]),
-        ("base: run.yaml\n", ["circle"]),
-        ("base: 5\n", ["no such configuration file"]),
-        ("base: [5]\n", ["no such configuration file"]),
-        ("stages: 5\n", ["stages"]),
-        ('run: {seed: "${nope}"}\n', ["nope"]),
+        ("base: {a: b}\n", ["run.yaml", "base={'a': 'b'}"]),
+        ("base: run.yaml\n", ["run.yaml", "circle"]),
+        ("base: 5\n", ["/5"]),
+        ("base: [5]\n", ["/5"]),
+        ("stages: 5\n", ["run.yaml", "stages.NAME=VALUE"]),
+        ('run: {seed: "${nope}"}\n', ["run.yaml", "run.seed=${nope}"]),
         ('data: {train: "\\0"}\n', ["data.train"]),
-        ("base: nowhere.yaml\n", ["nowhere.yaml", "no such configuration file"]),
-        ("dta: {image_size: 32}\n", ["unknown setting dta.image_size", "data.image_size"]),
+        ("base: nowhere.yaml\n", ["/nowhere.yaml"]),
+        ("dta: {image_size: 32}\n", ["run.yaml", "dta.image_size", "data.image_size"]),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, words):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, *words):
         load_config(path)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud83d"])
@@ -282,28 +277,34 @@ def test_a_file_that_no_system_has_is_refused(name):
 def test_base_files_behind_links_in_a_circle_are_refused(tmp_path):
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     (tmp_path / "run.yaml").write_text("base: loop.yaml\n")
-    with pytest.raises(ConfigError, match=r"loop\.yaml"):
+    with refused(ConfigError, tmp_path / "loop.yaml"):
         load_config(tmp_path / "run.yaml")
 
 
 def test_a_batch_that_does_not_divide():
     config = load_config(None, ["engine.global_batch=10", "engine.accumulation=2"])
     assert config.engine.micro_batch(5) == 1
-    with pytest.raises(ConfigError, match=r"engine\.global_batch=10 is not divisible.*3 x 2"):
+    with refused(ConfigError, "engine.global_batch=10", "engine.accumulation", "3 x 2"):
         config.engine.micro_batch(3)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "setting"),
+    ("overrides", "settings"),
     [
-        ([], "data.train"),
-        (["data.train=x"], "stages"),
-        (["data.train=x", "stages.joint.steps=1"], "losses.lpips_vgg16_path"),
+        ([], ["data.train"]),
+        (["data.train=x"], ["stages", "0 steps", "stages.tokenizer.steps"]),
+        (
+            ["data.train=x", "stages.joint.steps=1"],
+            ["losses.lpips_weight=1.0", "losses.lpips_vgg16_path", "losses.lpips_heads_path"],
+        ),
         (
             ["data.train=x", "stages.joint.steps=1", "generator.class_dropout=0"],
-            r"sampling\.guidance=2\.0 needs a null class",
+            ["sampling.guidance=2.0", "generator.class_dropout=0", "sampling.guidance=1"],
         ),
-        (["data.train=x", "stages.generator.steps=1"], "nothing trains one"),
+        (
+            ["data.train=x", "stages.generator.steps=1"],
+            ["stages.generator.steps", "stages.tokenizer.steps", "stages.joint.steps"],
+        ),
         (
             [
                 "data.train=x",
@@ -311,32 +312,31 @@ def test_a_batch_that_does_not_divide():
                 "stages.init_from=there",
                 "stages.init_networks=[generator]",
             ],
-            r"stages\.init_from to a folder that has one",
+            ["stages.generator.steps", "stages.init_from"],
         ),
     ],
 )
-def test_a_run_that_cannot_start_says_what_it_wants(overrides, setting):
-    with pytest.raises(ConfigError, match=setting):
+def test_a_run_that_cannot_start_says_what_it_wants(overrides, settings):
+    with refused(ConfigError, *settings):
         load_config(None, overrides).check_trainable()
 
 
 def test_only_a_tokenizer_that_is_trained_needs_the_files_of_lpips():
     words = ["data.train=x", "stages.generator.steps=1", "stages.init_from=there"]
     load_config(None, words).check_trainable()
-    with pytest.raises(ConfigError, match=r"losses\.lpips_vgg16_path"):
+    with refused(ConfigError, "losses.lpips_weight=1.0", "losses.lpips_vgg16_path"):
         load_config(None, [*words, "stages.joint.steps=1"]).check_trainable()
 
 
 def test_numbers_in_lists_are_finite_too():
-    with pytest.raises(ConfigError, match=r"data\.mixture_weights.*finite"):
+    with refused(ConfigError, "data.mixture_weights=inf"):
         load_config(None, ["data.mixture=[a]", "data.mixture_weights=[1,inf]"])
 
 
 def test_an_unknown_rate_names_all_three():
-    with pytest.raises(ConfigError) as caught:
+    networks = ("tokenizer", "discriminator", "generator")
+    with refused(ConfigError, "optimizer.lr", *(f"optimizer.{name}_lr" for name in networks)):
         load_config(None, ["optimizer.lr=1"])
-    for network in ("tokenizer", "discriminator", "generator"):
-        assert f"optimizer.{network}_lr" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_an_unknown_rate_names_all_three():
     ],
 )
 def test_an_old_name_is_answered_with_the_new_one(old, new):
-    with pytest.raises(ConfigError, match=re.escape(new)):
+    with refused(ConfigError, old.partition("=")[0], new):
         load_config(None, [old])
 
 
@@ -362,7 +362,7 @@ def test_what_a_run_has_saved_under_old_names_is_read(tmp_path):
 
 
 def test_an_empty_address_in_a_mixture_is_told_by_its_setting():
-    with pytest.raises(ConfigError, match=r"data\.mixture"):
+    with refused(ConfigError, "data.mixture=['']"):
         load_config(None, ['data.mixture=[""]'])
 
 
@@ -378,5 +378,5 @@ def test_an_empty_address_in_a_mixture_is_told_by_its_setting():
     ],
 )
 def test_nested_lists_and_huge_images_are_refused_by_their_setting(override):
-    with pytest.raises(ConfigError, match=re.escape(override.partition("=")[0])):
+    with refused(ConfigError, override.partition("=")[0] + "="):
         load_config(None, [override])
