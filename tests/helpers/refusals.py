@@ -7,17 +7,20 @@ English around them may then be mended without a test in the way.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import pytest
 
 from gear_dist.errors import ConfigError, DataError, NumericError, StorageError, UserError
+
+Kind = TypeVar("Kind", bound=Exception)
 
 # Scripts of users tell the kinds of error by these numbers.
 EXIT_CODES = {UserError: 1, ConfigError: 2, DataError: 3, NumericError: 4, StorageError: 5}
 
 
 @contextmanager
-def refused(kind: type[Exception], *needles: object) -> Iterator[pytest.ExceptionInfo[Exception]]:
+def refused(kind: type[Kind], *needles: object) -> Iterator[pytest.ExceptionInfo[Kind]]:
     """Passes if the block raises `kind` itself, in one line of plain text that has every needle.
 
     A subclass is not enough: its callers tell it from its parent. A needle is found as a word or
