@@ -19,6 +19,7 @@ from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.cli.main import main
 from gear_dist.errors import DataError, StorageError
 from gear_dist.storage.s3_client import make_client
+from refusals import refused
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_secrets_stay_secret(folder: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_env_without_a_store(folder: Path) -> None:
-    with pytest.raises(DataError, match="gear-dist store start"):
+    with refused(DataError, folder, "gear-dist store start"):
         run_command("env", "--folder", str(folder))
 
 
@@ -140,7 +141,7 @@ def test_one_server_for_simultaneous_starts(folder: Path) -> None:
 
 def test_server_that_does_not_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_rclone", lambda: "/bin/false")
-    with pytest.raises(StorageError, match="does not start"):
+    with refused(StorageError, folder, "start", "no log"):
         object_store.ensure_running(folder)
     assert not (folder / "server.pid").exists()
 
@@ -159,7 +160,7 @@ def test_a_server_that_does_not_answer_in_time_is_ended(
 ) -> None:
     monkeypatch.setattr(object_store, "START_SECONDS", 0.3)
     monkeypatch.setattr(object_store, "_answers", lambda *_: False)
-    with pytest.raises(StorageError, match="does not start"):
+    with refused(StorageError, folder, "start", "no answer"):
         object_store.ensure_running(folder)
     assert not processes_of(folder)
     assert not (folder / "server.pid").exists()
@@ -213,7 +214,7 @@ def test_a_listing_reads_no_contents(folder: Path) -> None:
 def test_damaged_credentials(folder: Path) -> None:
     folder.mkdir()
     (folder / "credentials.json").write_text("{")
-    with pytest.raises(DataError, match=r"credentials.json: .*remove it"):
+    with refused(DataError, folder / "credentials.json", "line 1"):
         object_store.ensure_running(folder)
 
 

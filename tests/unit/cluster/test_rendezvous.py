@@ -15,6 +15,7 @@ from gear_dist.config.loading import load_config
 from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.runs.run_folder import RunFolder
+from refusals import refused
 
 PROGRAM = """
 import sys
@@ -109,7 +110,7 @@ def test_data_are_looked_at_before_anyone_is_waited_for(
     for name, value in announced(free_port()).items():
         monkeypatch.setenv(name, value)
     words = ["run.launcher=local", f"run.root={tmp_path}", f"data.train={tmp_path}/none"]
-    with pytest.raises(DataError, match="no sharded corpus is there"):
+    with refused(DataError, tmp_path / "none", "manifest/dataset.json", "gear-dist shard"):
         launch(load_config(None, words))
 
 
@@ -133,9 +134,8 @@ def test_variables_that_say_nothing_are_named(
 ) -> None:
     for known, usual in (announced(29500) | {name: value}).items():
         monkeypatch.setenv(known, usual)
-    with pytest.raises(ConfigError, match=name) as caught:
+    with refused(ConfigError, f"{name}={value}" if value else name, "unset WORLD_SIZE"):
         read_processes()
-    assert "unset WORLD_SIZE" in str(caught.value)
 
 
 def test_a_rank_left_behind_does_not_silence_ray(
