@@ -38,11 +38,14 @@ class SoftTokens(NamedTuple):
         )
 
     def read(self, table_KD: Tensor, kernels: str) -> Tensor:
-        """softmax(affinity / temperature) @ table: (B, L, D)."""
+        """softmax(affinity / temperature) @ table: (B, L, D), in autocast's dtype where it is on.
+
+        The table alone is rounded to that dtype: latents, affinities and softmax stay fp32.
+        """
         batch, length, _ = self.latents_BLC.shape
         soft_ND = self.codes.soft_readout(
             self.latents_BLC.flatten(0, 1),
-            table_KD,
+            _as_autocast(table_KD),
             self.log_sum_exp_BL.flatten(),
             temperature=self.temperature,
             implementation=kernels,
@@ -64,6 +67,17 @@ class StraightThroughTokens(NamedTuple):
         """(hard + softmax(affinity / temperature) - sg softmax) @ table: rows of it, (B, L, D)."""
         soft_BLD = self.soft.read(table_KD, kernels)
         return F.embedding(self.indices_BL, table_KD) + (soft_BLD - soft_BLD.detach())
+
+
+def _as_autocast(operand: Tensor) -> Tensor:
+    """The operand of a fused product as autocast would round it; float64 stays, as in linear.
+
+    Autocast does not know the fused operations: without this they multiply fp32 weights in fp32.
+    """
+    device = operand.device.type
+    if not torch.is_autocast_enabled(device) or operand.dtype == torch.float64:
+        return operand
+    return operand.to(torch.get_autocast_dtype(device))
 
 
 Tokens = Tensor | SoftTokens | StraightThroughTokens
@@ -211,13 +225,11 @@ class OutputHead(nn.Linear):
         return self._cross_entropy(hidden_BLD, targets_BL)
 
     def _cross_entropy(self, hidden_BLD: Tensor, targets_BL: Tensor) -> Tensor:
-        hidden_ND, weight, device = hidden_BLD.flatten(0, 1), self.weight, hidden_BLD.device.type
-        if torch.is_autocast_enabled(device):
-            # The fused loss is no operation that autocast knows: without this it runs in fp32.
-            dtype = torch.get_autocast_dtype(device)
-            hidden_ND, weight = hidden_ND.to(dtype), weight.to(dtype)
         return vocabulary_cross_entropy(
-            hidden_ND, weight, targets_BL.flatten(), implementation=self.kernels
+            _as_autocast(hidden_BLD.flatten(0, 1)),
+            _as_autocast(self.weight),
+            targets_BL.flatten(),
+            implementation=self.kernels,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -99,6 +99,39 @@ def test_quantizing_is_fp32_under_autocast(family, images):
             assert torch.equal(ours, theirs)
 
 
+def read_table(
+    quantized, *, dtype: torch.dtype = torch.float32, autocast: bool = False, cast: bool = False
+) -> list[torch.Tensor]:
+    """Soft read-out of a table, under autocast or of a cast one; gradients of latents and table."""
+    generator = torch.Generator().manual_seed(2)
+    embedding = TokenEmbedding(CODES, 24, "torch")
+    torch.nn.init.normal_(embedding.weight, generator=generator)
+    embedding.to(dtype)
+    probe = torch.randn(2, 64, 24, generator=generator)
+    latents = quantized.latents_NC.detach().to(dtype).view(2, 64, -1).requires_grad_()
+    tokens = SoftTokens(latents, quantized.codes, quantized.soft_log_sum_exp_N.view(2, -1), 0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = tokens.read(embedding.weight.bfloat16(), "torch") if cast else embedding(tokens)
+    return [out, *torch.autograd.grad((out * probe).sum(), [latents, embedding.weight])]
+
+
+def test_the_soft_read_out_multiplies_in_autocasts_dtype(family, images):
+    """The table alone is rounded, to the last bit as by a cast; gradients come back in fp32."""
+    quantized = build(family)(images[:, :, :16, :16]).quantized
+    found = read_table(quantized, autocast=True)
+    assert [value.dtype for value in found] == [torch.bfloat16, torch.float32, torch.float32]
+    for value, wanted in zip(found, read_table(quantized, cast=True), strict=True):
+        assert value.abs().max() > 0
+        assert torch.equal(value, wanted)
+
+
+def test_the_soft_read_out_keeps_fp32_without_autocast_and_fp64_under_it(family, images):
+    quantized = build(family)(images[:, :, :16, :16]).quantized
+    plain, double = read_table(quantized), read_table(quantized, dtype=torch.float64, autocast=True)
+    assert {value.dtype for value in plain} == {torch.float32}
+    assert {value.dtype for value in double} == {torch.float64}
+
+
 def test_lookup_free_bits_zero_is_minus_one():
     quantize = build("lfq", code_width=3, codebook_size=8).quantize
     z = torch.tensor([0.0, 2.0, -1.0]).view(1, 3, 1, 1)
