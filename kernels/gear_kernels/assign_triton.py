@@ -12,9 +12,8 @@ from torch import Tensor
 
 from gear_kernels import assign_torch
 from gear_kernels.assignment import Statistics
-from gear_kernels.dispatch import Affinity
+from gear_kernels.dispatch import GRADIENT_WIDTH, Affinity
 from gear_kernels.tiles_triton import (
-    GRADIENT_WIDTH,
     Problem,
     load_log_probabilities,
     load_matrix,

@@ -13,6 +13,12 @@ from torch import Tensor
 IMPLEMENTATIONS = ("auto", "triton", "torch", "reference")
 MAX_TRITON_WIDTH = 256
 """Widest codes that the Triton kernels take."""
+GRADIENT_WIDTH = 32
+"""Widest codes whose gradients Triton takes, and that `auto` leaves to it at all.
+
+Wider ones are dominated by products with C: exact float32 products are plain multiply-adds in
+Triton, done again for each pass and each block of table columns, and the library does them once.
+"""
 
 
 class Affinity(StrEnum):
@@ -65,6 +71,8 @@ def resolve(implementation: str, device: torch.device | str) -> str:
 def resolve_for(implementation: str, *tensors: Tensor, code_width: int = 0) -> str:
     """`resolve` for these inputs; `auto` leaves to the torch path what Triton does not take.
 
+    And codes wider than GRADIENT_WIDTH, see there.
+
     Raises:
         ValueError: see `resolve`; Triton asked for by name with float64 inputs or wider codes
             than its tiles hold.
@@ -79,7 +87,8 @@ def resolve_for(implementation: str, *tensors: Tensor, code_width: int = 0) -> s
         reason = f"takes codes of at most {MAX_TRITON_WIDTH} entries, not {code_width}"
     if reason and implementation == "triton":
         raise ValueError(f"implementation='triton' {reason}: use 'auto' or 'torch'")
-    return "torch" if reason else "triton"
+    wide = implementation == "auto" and code_width > GRADIENT_WIDTH
+    return "torch" if reason or wide else "triton"
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

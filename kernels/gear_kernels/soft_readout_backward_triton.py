@@ -14,9 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gear_kernels import soft_readout_torch
-from gear_kernels.dispatch import Affinity
+from gear_kernels.dispatch import GRADIENT_WIDTH, Affinity
 from gear_kernels.tiles_triton import (
-    GRADIENT_WIDTH,
     Problem,
     ReadoutTile,
     load_log_probabilities,

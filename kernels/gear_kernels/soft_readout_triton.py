@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gear_kernels.dispatch import Affinity
+from gear_kernels.dispatch import GRADIENT_WIDTH, Affinity
 from gear_kernels.soft_readout_backward_triton import score_gradients
 from gear_kernels.tiles_triton import (
-    GRADIENT_WIDTH,
     Problem,
     ReadoutTile,
     load_matrix,

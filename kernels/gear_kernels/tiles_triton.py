@@ -11,11 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gear_kernels.dispatch import Affinity, interpreting
-
-# Wider codes' gradients are dominated by products with C, which the library's do faster than tiles
-# that spill registers: they take the blocked torch path.
-GRADIENT_WIDTH = 32
+from gear_kernels.dispatch import GRADIENT_WIDTH, Affinity, interpreting
 
 
 @triton.jit

@@ -165,7 +165,12 @@ def test_a_graph_holds_no_large_tensor(
     assert largest_value(joint, "reference") >= TOKENS * CODES
 
 
-def test_a_graph_for_cuda_takes_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("width", "chosen"), [(8, "triton"), (32, "triton"), (33, "torch"), (256, "torch")]
+)
+def test_a_graph_for_cuda_takes_triton_for_narrow_codes(
+    width: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a device: the forward of `auto`, traced with CUDA tensors that hold nothing."""
     monkeypatch.setattr(dispatch, "triton_installed", lambda: True)
     seen: list[str] = []
@@ -175,12 +180,12 @@ def test_a_graph_for_cuda_takes_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         return graph.forward
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        shapes = (TOKENS, WIDTH), (CODES, WIDTH), (CODES, COLUMNS), (TOKENS, COLUMNS), (CODES,)
+        shapes = (TOKENS, width), (CODES, width), (CODES, COLUMNS), (TOKENS, COLUMNS), (CODES,)
         problem = Problem(*(torch.empty(*shape, device="cuda") for shape in shapes))
         compiled = torch.compile(joint, fullgraph=True, backend=keep)
         outputs = compiled(problem, Settings("auto", SQUARED))
     assert len(seen) == 2
-    assert all("'triton'" in arguments for arguments in seen)
+    assert all(f"'{chosen}'" in arguments for arguments in seen)
     assert {item.device.type for item in outputs} == {"cuda"}
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_cases import Case, make_problem
+from torch._subclasses import FakeTensorMode
 
 from gear_kernels import (
     Affinity,
@@ -35,6 +36,18 @@ def test_resolve() -> None:
         resolve("fast", "cpu")
     with pytest.raises(ValueError, match="needs a CUDA device, not 'cpu'"):
         resolve("triton", "cpu")
+
+
+def test_auto_leaves_wide_codes_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, imitated; by its name Triton takes all that its tiles hold."""
+    monkeypatch.setattr(dispatch, "triton_installed", lambda: True)
+    with FakeTensorMode():
+        latents = torch.empty(4, 256, device="cuda")
+    for width in (8, 32, 33, 256):
+        found = dispatch.resolve_for("auto", latents, code_width=width)
+        assert found == ("triton" if width <= 32 else "torch"), width
+        assert dispatch.resolve_for("triton", latents, code_width=width) == "triton"
+    assert dispatch.resolve_for("auto", latents) == "triton"
 
 
 def test_resolve_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
