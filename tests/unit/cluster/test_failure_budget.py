@@ -255,7 +255,7 @@ def test_an_attempt_is_judged_by_who_asked_and_who_died(tmp_path: Path) -> None:
     assert kind(RUNNING, None, FailedError(r1=died("", preempted=True))) == "restart"
     data = WorkerFailure(0, "DataError", "log", DataError("shard 3: gone"))
     with refused(DataError) as caught:
-        judge(RUNNING._replace(failure=data), drained, FailedError(), 2, logs)
+        classify_end(RUNNING._replace(failure=data), drained, FailedError(), 2, logs)
     assert str(caught.value) == "shard 3: gone"
     assert kind(RUNNING._replace(failure=data), None, killed) == "crashed"
 
