@@ -169,7 +169,11 @@ def read_owner(storage: Storage, key: str = OWNER) -> Owner | None:
 
 
 def claim_address(
-    storage: Storage, claim: Claim, differing: Callable[[dict[str, Any]], list[str]]
+    storage: Storage,
+    claim: Claim,
+    differing: Callable[[dict[str, Any]], list[str]],
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Ownership:
     """Make an address this run's, unless it is or holds something else's.
 
@@ -178,6 +182,7 @@ def claim_address(
 
     Args:
         differing: settings by which a checkpoint's configuration is that of another run.
+        say: takes a line before a wait.
 
     Raises:
         ConfigError: the address is another run's, or holds what no run has written.
@@ -188,7 +193,7 @@ def claim_address(
     if contents.foreign:
         _refuse_others(storage, contents.foreign)
     owner = read_owner(storage)
-    run = _choose_run(storage, claim, contents, owner, differing)
+    run = _choose_run(storage, claim, contents, owner, differing, say)
     if others := contents.others(run):
         _refuse_others(storage, others)
     here = Owner.here(run, claim.name, claim.folder)
@@ -204,6 +209,7 @@ def _choose_run(
     contents: CheckpointListing,
     owner: Owner | None,
     differing: Callable[[dict[str, Any]], list[str]],
+    say: Callable[[str], None],
 ) -> str:
     """The id under which the address is claimed."""
     present = contents.runs()
@@ -213,7 +219,7 @@ def _choose_run(
     if holder in ("", claim.run):
         return claim.run or secrets.token_hex(4)
     whose = owner or f"run {holder}"
-    if owner and _is_alive(storage, owner):
+    if owner and _is_alive(storage, owner, say):
         _refuse_owner(storage, f"is in use by {whose}", holder)
     if holder not in present and not contents.unreadable:
         return claim.run or secrets.token_hex(4)  # it ended before its first checkpoint
@@ -256,9 +262,11 @@ def _check_above(storage: Storage, claim: Claim) -> None:
             )
 
 
-def _is_alive(storage: Storage, owner: Owner) -> bool:
+def _is_alive(storage: Storage, owner: Owner, say: Callable[[str], None]) -> bool:
     """Whether an owner writes heartbeats. Waits for one where there was one before."""
     before = _read_heartbeat(storage)
+    if before and before.get("attempt") == owner.attempt:
+        say(f"{storage.address} was used by {owner}: waiting up to {OWNER_TIMEOUT_S:.0f} s for it")
     deadline = time.monotonic() + OWNER_TIMEOUT_S
     while before and before.get("attempt") == owner.attempt and time.monotonic() < deadline:
         time.sleep(OWNER_TIMEOUT_S / 10)

@@ -22,11 +22,16 @@ from gear_dist.storage.base import Storage
 from gear_dist.storage.open import open_storage
 
 
-def open_manager(config: RunConfig, beat: Callable[[], None] = lambda: None) -> CheckpointManager:
+def open_manager(
+    config: RunConfig,
+    beat: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> CheckpointManager:
     """The run's checkpoints; what its killed writers left there is removed. Collective.
 
     Args:
         beat: called while a checkpoint is written or read.
+        say: takes a line before a wait for another run's heartbeat. On rank 0.
 
     Raises:
         ConfigError: the place is another run's, or holds something else.
@@ -34,7 +39,7 @@ def open_manager(config: RunConfig, beat: Callable[[], None] = lambda: None) -> 
     """
     storage = checkpoint_storage(config.run, config.checkpoint, config.data.endpoint)
     held: list[Ownership] = []
-    collectives.on_rank_0(lambda: held.append(_take_address(config, storage)))
+    collectives.on_rank_0(lambda: held.append(_take_address(config, storage, say)))
     return CheckpointManager(
         storage,
         Retention(config.checkpoint),
@@ -44,7 +49,7 @@ def open_manager(config: RunConfig, beat: Callable[[], None] = lambda: None) -> 
     )
 
 
-def _take_address(config: RunConfig, storage: Storage) -> Ownership:
+def _take_address(config: RunConfig, storage: Storage, say: Callable[[str], None]) -> Ownership:
     """Make the address the run's, and the run known to its folder. On rank 0."""
     check_address(config.run, config.checkpoint, config.data)
     folder = RunFolder(config.run.folder)
@@ -55,7 +60,9 @@ def _take_address(config: RunConfig, storage: Storage) -> Ownership:
         config.checkpoint.take_over,
         shared=bool(config.checkpoint.address),
     )
-    held = claim_address(storage, claim, lambda settings: differing_settings(settings, config))
+    held = claim_address(
+        storage, claim, lambda settings: differing_settings(settings, config), say=say
+    )
     folder.write_id(held.owner.run)
     storage.remove_leftovers(is_written_by(held.owner.run))
     return held

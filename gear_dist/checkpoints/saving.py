@@ -36,6 +36,8 @@ class Saver:
         self._taken = False
         self._failed = 0
         self._record: dict[str, float] = {}
+        self.published_step = -1
+        """Of the newest checkpoint that this process has published."""
 
     def save(self, step: int, state: dict[str, Any], shards: Iterable[TensorShard]) -> None:
         """Publish a checkpoint, or begin to. For errors see `check`."""
@@ -62,6 +64,7 @@ class Saver:
                 self._problem = f"no checkpoint of step {result.step}: {result.problem}"
                 message = f"WARNING: {self._problem}; earlier ones stay"
             else:
+                self.published_step = result.step
                 self._published(f"{self._manager.address}/{result.folder}", result.step)
             self._say(message)
             if result.notice:

@@ -91,7 +91,7 @@ def _build_trainer(
     prepare_deepspeed(recorder.device)
     collectives.on_rank_0(lambda: RunFolder.create(requested.run.folder, requested))
     recorder.take_folder()
-    checkpoints = open_manager(requested, hang.beat)
+    checkpoints = open_manager(requested, hang.beat, lambda line: recorder.say("", line))
     closing.callback(checkpoints.close)
     reader = open_resumed(checkpoints, requested, hang.beat)
     collectives.on_rank_0(lambda: RunFolder(requested.run.folder).write_config(requested))
@@ -269,7 +269,8 @@ class Trainer:
     def _stop(self, stage: Stage) -> None:
         """Save the checkpoint first, the grace period may be short; then the weights for users."""
         self._log(stage)
-        if self._may_checkpoint():
+        self.saver.wait()
+        if self._may_checkpoint() and self.saver.published_step != self.step:
             self.save()
             self.saver.wait()
         self.recorder.publish(self.networks.averaged_state_dicts(), stage.name)

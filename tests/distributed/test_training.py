@@ -46,6 +46,14 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(config: RunConfig) -> N
         assert dict(zip(variants, by_rank, strict=True)) == {v: [] for v in variants}
 
 
+def test_a_stop_at_a_step_with_a_checkpoint_saves_once(config: RunConfig) -> None:
+    saving = case.with_overrides(config, "checkpoint.every_steps=1")
+    results = run_workers(2, case.train_until, 2, saving, 2)
+    assert [(result.state, result.step) for result in results] == [("interrupted", 2)] * 2
+    steps = [path.name.split("-")[1] for path in (saving.run.folder / "checkpoints").glob("step-*")]
+    assert sorted(steps) == ["00000001", "00000002"]
+
+
 def test_bf16_keeps_fp32_masters_averages_and_codebook(config: RunConfig) -> None:
     """At every ZeRO stage; losses stay near fp32's, and are not fp32's."""
     settings = [(p, s) for p in ("fp32", "bf16") for s in range(4)]

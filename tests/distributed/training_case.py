@@ -80,6 +80,11 @@ def train(config: RunConfig, rank: int, world_size: int, stop_at: int | None = N
     return train_worker(config, StoppingContext(rank, world_size, stop_at if rank == 0 else None))
 
 
+def train_until(rank: int, world_size: int, config: RunConfig, stop_at: int) -> TrainResult:
+    """Worker: train until a stop that only rank 0 knows of."""
+    return train(config, rank, world_size, stop_at)
+
+
 def newest_state(config: RunConfig) -> dict[str, Any]:
     """Everything in the newest checkpoint: whole tensors by name, and the facts."""
     storage = checkpoint_storage(config.run, config.checkpoint, config.data.endpoint)

@@ -54,6 +54,8 @@ def ray_cluster(num_workers: int, verbose: bool) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     _check_address(address)
     num_cpus = max(os.cpu_count() or 1, num_workers, 2)
+    shown = f"connecting to Ray at {redact_text(address)}" if address else "starting Ray"
+    print(f"{shown}; the first step takes a while", flush=True)
     # Read when Ray is imported first, which is below.
     with (
         environment({} if verbose else SKIP_OUTPUT),

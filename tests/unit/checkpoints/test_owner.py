@@ -194,6 +194,12 @@ def test_a_living_owner_keeps_its_address(storage: Storage) -> None:
     save(make_store(storage, held=first), 1, CONFIG)
     with refused(OwnershipError, "in use", f"checkpoint.take_over={first.owner.run}"):
         claim(storage)
+    lines: list[str] = []
+    with refused(OwnershipError, "in use"):
+        claim_address(storage, Claim("", "demo", ""), lambda settings: [], say=lines.append)
+    (line,) = lines  # before it waits for a heartbeat
+    assert first.owner.run in line
+    assert storage.address in line
     first.check()
     first.close()
     assert not storage.exists(ALIVE)
