@@ -170,7 +170,7 @@ def test_room_must_be_seen_twice_to_grow(nodes, monkeypatch: pytest.MonkeyPatch)
     assert adviser.check(RUNNING) is None
     ask = adviser.check(RUNNING)
     assert ask is not None
-    assert (ask.cause, ask.reason) == ("growth", "there is room for 4 workers")
+    assert (ask.cause, ask.reason) == ("growth", "capacity for 4 workers is available")
     full = GrowthPolicy(sizes, 4, grace_s=9.0)
     assert [full.check(RUNNING) for _ in range(3)] == [None] * 3
 
