@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gear_dist.data.tar_members import TarDamageError, walk_members
 from image_files import tar_bytes
+from refusals import refused
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
@@ -69,7 +70,7 @@ def _claiming(size_field: bytes) -> bytes:
     ],
 )
 def test_damage_has_a_reason(data: bytes) -> None:
-    with pytest.raises(TarDamageError, match="byte"):
+    with refused(TarDamageError, "byte"):
         walk(data)
 
 
@@ -79,7 +80,7 @@ def test_a_large_extended_header_is_refused() -> None:
     huge = tarfile.TarInfo("pax")
     huge.type, huge.size = tarfile.XHDTYPE, 1 << 21
     hostile = huge.tobuf(tarfile.USTAR_FORMAT) + b"\0" * (1 << 21) + bytes(data)
-    with pytest.raises(TarDamageError, match="extended header of 2097152 bytes"):
+    with refused(TarDamageError, "header", "2097152 bytes"):
         walk(hostile)
 
 

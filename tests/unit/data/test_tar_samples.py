@@ -21,6 +21,7 @@ from gear_dist.data.tar_samples import group_samples
 from gear_dist.errors import DataError
 from image_files import encode
 from loader_cases import make_loader, take
+from refusals import refused
 
 Parts = tuple[str, dict[str, bytes]]
 
@@ -193,7 +194,7 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
         list(webdataset.WebDataset(str(tar), shardshuffle=False))
     shard = index_samples(tar.read_bytes())
     assert shard.image(0) == encode(0)
-    with pytest.raises(UnreadableSampleError, match=r"1\.JPG"):
+    with refused(UnreadableSampleError, "1.JPG"):
         shard.image(1)
     options = ["--validation-share", "0", "--max-bad-share", "1"]
     assert data_prep(["shard", str(tar), str(tmp_path / "out"), *options]) == 0
@@ -222,7 +223,7 @@ def test_empty_and_cut_tars_are_told_of(tmp_path: Path) -> None:
         ("2.tar", "broken-tar"),
     ]
     assert len(by_webdataset(tmp_path / "out/train/shards/000000.tar")) == 9
-    with pytest.raises(DataError, match=r"1\.tar"):
+    with refused(DataError, tmp_path / "in/1.tar"):
         open_corpus(str(tmp_path / "in"))
 
 
