@@ -17,6 +17,7 @@ from gear_data_prep.sources.fetch import Fetcher, FetchError, FetchLimits
 from gear_dist.data.manifest import load_manifest
 from gear_dist.storage.open import open_storage
 from image_files import contents, encode
+from refusals import has_word, refused
 from web_site import Site, serve_site
 
 
@@ -35,27 +36,28 @@ def test_fetch(site: Site, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "either"),
     [
-        ("nothing", "HTTP 404"),
-        ("loop", "more than 5 redirects"),
-        ("file", "no http or https URL"),
-        ("long", "longer than 200000 bytes"),
-        ("endless", "slower than 2 s|longer than"),
-        ("slow", "timed out|slower than"),
-        ("cut", "connection failed"),
+        ("nothing", ["HTTP 404"]),
+        ("loop", ["5 redirects"]),
+        ("file", ["http or https URL"]),
+        ("long", ["200000 bytes"]),
+        ("endless", ["200000 bytes", "2 s"]),
+        ("slow", ["timed out", "2 s"]),
+        ("cut", ["connection"]),
     ],
 )
-def test_failures_have_a_reason_and_an_end(site: Site, path: str, words: str) -> None:
-    with pytest.raises(FetchError, match=words):
+def test_failures_have_a_reason_and_an_end(site: Site, path: str, either: list[str]) -> None:
+    with refused(FetchError) as caught:
         Fetcher(LIMITS, 2).fetch(f"{site.url}/{path}")
+    assert any(has_word(str(caught.value), words) for words in either), str(caught.value)
 
 
 @pytest.mark.parametrize(
     "url", ["ftp://x/y", "x", "", "http://", "http://[::", "file:///etc/passwd"]
 )
 def test_no_urls(url: str) -> None:
-    with pytest.raises(FetchError, match="URL"):
+    with refused(FetchError, "URL"):
         Fetcher(LIMITS, 2).fetch(url)
 
 
@@ -65,7 +67,7 @@ def test_no_urls(url: str) -> None:
 )  # fmt: skip
 def test_private_hosts_are_refused_before_they_are_asked(site: Site, host: str) -> None:
     port = site.url.rpartition(":")[2]
-    with pytest.raises(FetchError, match=r"not a public one \(allow: --allow-private\)"):
+    with refused(FetchError, "host", "--allow-private"):
         Fetcher(LIMITS._replace(private=False), 2).fetch(f"http://{host}:{port}/image/1")
     assert not site.handler.seen
 
@@ -75,7 +77,7 @@ def test_redirects_to_private_hosts_are_refused(
 ) -> None:
     real = public_address.is_public
     monkeypatch.setattr(public_address, "is_public", lambda ip: ip == "127.0.0.1" or real(ip))
-    with pytest.raises(FetchError, match="not a public one"):
+    with refused(FetchError, "host", "--allow-private"):
         Fetcher(LIMITS._replace(private=False), 2).fetch(f"{site.url}/private")
     assert site.handler.seen["/private"] == 1
 

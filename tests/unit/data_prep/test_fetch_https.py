@@ -22,6 +22,7 @@ from gear_data_prep.sources.fetch import Fetcher, FetchError, FetchLimits
 from gear_dist.data.manifest import load_manifest
 from gear_dist.storage.open import open_storage
 from image_files import encode
+from refusals import refused
 
 HOST = "images.test"
 LIMITS = FetchLimits(timeout_s=20, total_s=60, attempts=1, rate=0)
@@ -194,7 +195,7 @@ def test_every_hop_is_vetted(
     servers: dict[str, Server], lookups: list[str], open_loopback: None, target: str
 ) -> None:
     port = servers["good"].server_port
-    with pytest.raises(FetchError, match="--allow-private"):
+    with refused(FetchError, "host", "--allow-private"):
         Fetcher(LIMITS, 1).fetch(f"https://{HOST}:{port}/to/{target.format(port)}")
 
 
@@ -204,7 +205,7 @@ def test_a_host_with_one_private_address_is_refused(
     port = servers["plain"].server_port
     answers = [(socket.AF_INET, 1, 6, "", (ip, port)) for ip in ("127.0.0.1", "10.0.0.1")]
     monkeypatch.setattr(public_address.socket, "getaddrinfo", lambda *_, **__: answers)
-    with pytest.raises(FetchError, match="--allow-private"):
+    with refused(FetchError, "host", "--allow-private"):
         Fetcher(LIMITS, 1).fetch(f"http://{HOST}:{port}/image/1")
     assert not servers["plain"].hosts
 

@@ -15,6 +15,7 @@ from gear_data_prep.demo.procedural_corpus import (
 )
 from gear_dist.cli.main import main
 from gear_dist.errors import ConfigError, DataError, StorageError
+from refusals import refused
 
 SMALL = SampleCorpusSettings(size=32, train=48, validation=16)
 
@@ -113,7 +114,7 @@ def test_finished_corpus_is_reused(tmp_path: Path) -> None:
     assert not make_sample_corpus(folder, SMALL, workers=1)
     assert image.stat().st_mtime_ns == before
     other = SMALL._replace(train=32)
-    with pytest.raises(DataError, match="--overwrite"):
+    with refused(DataError, folder, "settings", "--overwrite"):
         make_sample_corpus(folder, other, workers=1)
     assert make_sample_corpus(folder, other, workers=1, overwrite=True)
     assert len(list(folder.glob("train/*/*.jpg"))) == 32
@@ -140,12 +141,12 @@ def test_interrupted_corpus_is_completed(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match="other files"):
+    with refused(DataError, tmp_path, "files"):
         make_sample_corpus(tmp_path, SMALL, workers=1, overwrite=True)
     assert (tmp_path / "holiday.jpg").exists()
-    with pytest.raises(ConfigError, match="--size 8"):
+    with refused(ConfigError, "--size 8", 16):
         make_sample_corpus(tmp_path / "c", SMALL._replace(size=8))
-    with pytest.raises(StorageError, match="cannot be written"):
+    with refused(StorageError, tmp_path / "holiday.jpg/c", "written"):
         make_sample_corpus(tmp_path / "holiday.jpg" / "c", SMALL)
 
 

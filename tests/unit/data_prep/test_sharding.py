@@ -22,8 +22,10 @@ from gear_data_prep.sources.files import SourceOptions
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.tar_members import list_members
 from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.storage.base import MissingObjectError
 from gear_dist.storage.checksums import crc64nvme_hex
 from gear_dist.storage.open import open_storage
+from refusals import refused
 from sample_shards import SampleShards
 
 
@@ -260,7 +262,7 @@ def test_too_many_bad_images_stop_it(
     assert "cat/deep/3.JPEG: empty file" in shown
     assert "--max-bad-share" in shown
     assert len(shown.splitlines()) == 1
-    with pytest.raises(DataError, match="has not finished"):
+    with refused(DataError, out / "train", "manifest/dataset.json", "finished", "gear-dist shard"):
         load_manifest(open_storage(f"{out}/train"))
     assert (out / "train/manifest/quarantine.json").exists()
     write_image(small_tree / "cat/deep/3.JPEG", 3)
@@ -276,7 +278,7 @@ def test_nothing_but_bad_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda tree: shutil.rmtree(tree), "no such folder"),
+        (lambda tree: shutil.rmtree(tree), "no such"),
         (lambda tree: shutil.rmtree(tree / "dog") or shutil.rmtree(tree / "cat"), "no images"),
         (lambda tree: [p.rename(tree / p.name) for p in tree.glob("dog/*")], None),
     ],
@@ -286,7 +288,7 @@ def test_sources_that_are_no_image_folder(small_tree: Path, make, word: str | No
     if word is None:
         assert read_image_folder(small_tree, 0.1).classes == ("cat",)
         return
-    with pytest.raises(DataError, match=word):
+    with refused(DataError, small_tree, word, "CLASS/NAME.jpg"):
         read_image_folder(small_tree, 0.1)
 
 
@@ -322,7 +324,7 @@ def test_vanished_file(small_tree: Path, tmp_path: Path) -> None:
     (small_tree / "dog/7.png").unlink()
     settings = pipeline.CorpusSettings(PlanSettings())
     storage = open_storage(str(tmp_path / "out"))
-    with pytest.raises(DataError, match=r"dog/7.png: no such file"):
+    with refused(MissingObjectError, small_tree / "dog/7.png"):
         pipeline.make_corpus(storage, source, "train", settings, spec=spec)
 
 
@@ -337,7 +339,9 @@ def test_dead_workers_are_replaced(
     options = ("--shard-samples", "9", "--validation-share", "0")
     assert shard(small_tree, tmp_path / "out", *options, workers=2) == 5
     assert list((tmp_path / "out/train/shards").iterdir())
-    with pytest.raises(DataError, match="has not finished"):
+    with refused(
+        DataError, tmp_path / "out/train", "manifest/dataset.json", "finished", "gear-dist shard"
+    ):
         load_manifest(open_storage(f"{tmp_path}/out/train"))
     monkeypatch.undo()
     assert shard(small_tree, tmp_path / "out", *options) == 0

@@ -15,6 +15,7 @@ from gear_data_prep.__main__ import main as data_prep
 from gear_dist.data.manifest import load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.open import open_storage
+from refusals import refused
 from sample_shards import SampleShards
 
 OPTIONS = ("--shard-samples", "6")
@@ -77,7 +78,9 @@ def test_killed_and_run_again_on_a_folder(
     words = ["shard", str(sample_tree), str(tmp_path), *OPTIONS, "--workers", str(workers)]
     kill_when(words, tmp_path, num_shards)
     wait_for_orphans(tmp_path)
-    with pytest.raises(DataError, match="has not finished"):
+    with refused(
+        DataError, tmp_path / "train", "manifest/dataset.json", "finished", "gear-dist shard"
+    ):
         load_manifest(open_storage(f"{tmp_path}/train"))
     survivors = {p: p.stat().st_mtime_ns for p in tmp_path.glob("train/shards/*.tar")}
     assert data_prep(words) == 0
@@ -99,7 +102,9 @@ def test_killed_and_run_again_on_s3(
     # The server keeps a bucket as a folder, which can be watched without slowing it down.
     (stored,) = tmp_path_factory.getbasetemp().glob("object_store0/buckets/gear-tests")
     kill_when(words, stored / "killed", 10)
-    with pytest.raises(DataError, match="has not finished"):
+    with refused(
+        DataError, f"{address}/train", "manifest/dataset.json", "finished", "gear-dist shard"
+    ):
         load_manifest(open_storage(f"{address}/train"))
     assert data_prep(words) == 0
     assert contents(address) == undisturbed
