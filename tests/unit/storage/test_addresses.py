@@ -12,6 +12,7 @@ from gear_dist.storage.local import FileStorage
 from gear_dist.storage.open import open_storage
 from gear_dist.storage.paths import local_path
 from image_files import encode
+from refusals import refused
 
 TINY = str(Path(__file__).parents[3] / "configs" / "tiny.yaml")
 
@@ -51,7 +52,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     for use in (open_storage, lambda address: join_address(address, "x"), split_address):
         with pytest.raises(ConfigError):
             use(text)
-    with pytest.raises(ConfigError, match=r"^run\.root"):
+    with refused(ConfigError, "run.root", repr(text)):
         local_path(text, "run.root")
 
 
@@ -115,13 +116,13 @@ def test_settings_that_are_folders_refuse_object_stores(setting: str, tmp_path: 
     "setting", ["data.train", "data.validation", "checkpoint.address", "run.resume"]
 )
 def test_settings_that_are_addresses_name_a_bucket(setting: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{setting}"):
+    with refused(ConfigError, setting, "'s3://'", "s3://BUCKET/PREFIX"):
         load_config(None, [f"{setting}=s3://"])
     load_config(None, [f"{setting}=s3://bucket/x"])
 
 
 def test_a_run_root_of_an_empty_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.root"):
+    with refused(ConfigError, "run.root=''"):
         load_config(None, ["run.root="])
 
 

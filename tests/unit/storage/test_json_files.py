@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 from gear_dist.storage.json_files import build_record, parse_json
+from refusals import refused
 
 
 class _Inner(NamedTuple):
@@ -60,7 +61,10 @@ def test_a_record_comes_back() -> None:
     ],
 )
 def test_another_type_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(change)).replace("inner", "name|more")):
+    [key] = change
+    if key == "inner":
+        key = "more" if "more" in change[key][0] else "name"
+    with refused(ValueError, key):
         build_record(_Record, {**GOOD, **change})
 
 

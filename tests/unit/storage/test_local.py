@@ -14,10 +14,11 @@ import pytest
 
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage.atomic import atomic_file, write_file
-from gear_dist.storage.base import ObjectInfo
+from gear_dist.storage.base import MissingObjectError, ObjectInfo
 from gear_dist.storage.checksums import crc64nvme_hex
 from gear_dist.storage.local import FileStorage
 from gear_dist.storage.open import open_storage
+from refusals import refused
 
 
 @pytest.fixture
@@ -60,28 +61,28 @@ def test_addresses(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(plain)).read("k") == b"1"
     for address, word in (
         ("gs://bucket/x", "gs://"),
-        ("file://folder", "file:///"),
-        ("s3:///x", "s3://BUCKET"),
+        ("file://folder", "file:///ABSOLUTE/FOLDER"),
+        ("s3:///x", "s3://BUCKET/PREFIX"),
         ("", "empty"),
     ):
-        with pytest.raises(ConfigError, match=word):
+        with refused(ConfigError, repr(address), word):
             open_storage(address)
 
 
 @pytest.mark.parametrize("key", ["", "/etc/x", "../x", "a/../../x", "a//b", "."])
 def test_keys_stay_below_the_root(storage: FileStorage, key: str) -> None:
-    with pytest.raises(ValueError, match="bad object key"):
+    with refused(ValueError, repr(key)):
         storage.write(key, b"")
 
 
 def test_missing_and_short(storage: FileStorage) -> None:
     storage.write("file", b"abc")
     for read in (storage.read, storage.size):
-        with pytest.raises(DataError, match="none: no such file"):
+        with refused(MissingObjectError, storage.root / "none"):
             read("none")
-        with pytest.raises(DataError, match="file/below: no such file"):
+        with refused(MissingObjectError, storage.root / "file/below"):
             read("file/below")
-    with pytest.raises(DataError, match="beyond its end"):
+    with refused(DataError, storage.root / "file", "bytes 1 to 4"):
         storage.read_range("file", 1, 3)
 
 
@@ -106,9 +107,8 @@ def test_full_disk(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"root/k: the disk is full") as caught:
+    with refused(StorageError, storage.root / "k", "disk"):
         storage.write("k", b"new")
-    assert caught.value.exit_code == 5
     monkeypatch.undo()
     assert storage.read("k") == b"old"
     assert files_below(storage.root) == ["k"]
@@ -116,7 +116,7 @@ def test_full_disk(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_refused_write(storage: FileStorage) -> None:
     storage.write("file", b"")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with refused(StorageError, storage.root / "file/below", "written"):
         storage.write("file/below", b"")
 
 
@@ -222,7 +222,7 @@ def test_a_pipe_or_device_is_never_replaced(tmp_path: Path) -> None:
     """As root, a rename onto /dev/null would take it from the whole machine."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(StorageError, match="name a file"):
+    with refused(StorageError, pipe, "pipe, not a file"):
         write_file(pipe, b"x")
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
