@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import DataError, StorageError
 from gear_dist.inference.weights import check_fit, read_weights, write_weights
+from refusals import refused
 
 
 def test_the_library_reads_every_kind_of_tensor_back(tmp_path):
@@ -72,7 +73,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     try:
-        with pytest.raises(StorageError, match=r"weights\.safetensors"):
+        with refused(StorageError, path):
             write_weights(path, {"a": torch.zeros(1 << 20)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

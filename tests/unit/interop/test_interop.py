@@ -27,6 +27,7 @@ from gear_dist.training.init_from import load_init_from, open_init_from
 from gear_dist.training.networks import load_network
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
 from reference_numbers import assert_close, read_reference
+from refusals import refused
 
 FAMILIES = ("vq", "lfq", "ibq")
 GENERATOR_WORDS = ["generator.num_heads=4", "generator.tap_layer=2"]
@@ -174,10 +175,11 @@ def test_projectors_go_where_their_generator_goes(tmp_path):
     without = start("alignment.soft_weight=0", "alignment.hard_weight=0")
     for config in (alone, without):
         assert "projectors" not in open_init_from(config).weights
-    with pytest.raises(ConfigError, match=r"alignment\.projector_width=7 \(\d+ there\)"):
+    there = start().alignment.projector_width
+    with refused(ConfigError, "stages.init_from", "alignment.projector_width=7", there):
         open_init_from(start("alignment.projector_width=7"))
     other_teacher = build_aligned_generator(start(), [21])
-    with pytest.raises(ConfigError, match=r"not those of this teacher"):
+    with refused(ConfigError, "projectors", "teacher", "stages.init_networks"):
         load_network(other_teacher, load_init_from(start())["generator"])
     written = export_model(open_model(tmp_path / "model"), tmp_path / "out")
     assert "projectors.safetensors" in {path.name for path in written}
@@ -194,12 +196,12 @@ def test_projectors_that_belong_to_nothing_are_dropped_or_refused(vq, tmp_path):
     assert dropped == ("projectors", "alignment heads without their generator")
     assert "projectors" in report.missing
     torch.save(heads, tmp_path / "heads.pt")
-    with pytest.raises(DataError, match=r"heads\.pt: only alignment heads"):
+    with refused(DataError, tmp_path / "heads.pt", "no generator"):
         import_checkpoints([str(tmp_path / "heads.pt")], tmp_path / "none")
     heads["projectors"] = {k: v[..., :-1] for k, v in heads["projectors"].items()}
     torch.save(content | heads, tmp_path / "narrow.pt")
     words = joint_words()
-    with pytest.raises(DataError, match=r"narrow\.pt: does not fit the projectors"):
+    with refused(DataError, tmp_path / "narrow.pt", "projectors", "shape"):
         import_checkpoints([str(tmp_path / "narrow.pt")], tmp_path / "none", overrides=words)
     heads["projectors"] = {"proj.weight": torch.zeros(2, 2)}
     other = str(tmp_path / "other.pt")
@@ -277,9 +279,8 @@ def without(key):
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(vq, tmp_path, change, words):
     torch.save({"model": change(vq)}, tmp_path / "bad.pt")
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, tmp_path / "bad.pt", *words):
         import_checkpoints([str(tmp_path / "bad.pt")], tmp_path / "model")
-    assert all(word in str(caught.value) for word in [*words, "bad.pt"]), str(caught.value)
     assert not (tmp_path / "model").exists()
 
 
@@ -300,7 +301,7 @@ def test_an_incomplete_average_is_refused(tmp_path):
     lfq = files.reference_state("tokenizer_lfq")
     average = without("decoder.conv_in.bias")(lfq)
     path = files.lightning_file(tmp_path / "lfq.ckpt", lfq, average)
-    with pytest.raises(DataError, match=r"lacks 1 tensors.*decoder\.conv_in\.bias.*--weights live"):
+    with refused(DataError, path, "1 tensors", "decoder.conv_in.bias", "--weights live"):
         import_checkpoints([str(path)], tmp_path / "model")
     import_checkpoints([str(path)], tmp_path / "model", copy="live")
 
@@ -325,7 +326,7 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_with_the_reason(vq, tm
 
 def test_a_pickle_that_would_run_code_runs_none(vq, tmp_path):
     torch.save({"model": vq, "extra": MakesFolder(tmp_path / "made")}, tmp_path / "bad.pt")
-    with pytest.raises(DataError, match="could run code: refused"):
+    with refused(DataError, tmp_path / "bad.pt", "posix.mkdir", "code"):
         import_checkpoints([str(tmp_path / "bad.pt")], tmp_path / "model")
     assert not (tmp_path / "made").exists()
 
@@ -346,38 +347,38 @@ class MakesFolder:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("cut.pt", b"PK\x03\x04 cut short", "not a readable checkpoint"),
-        ("text.pt", b"hello", "not a readable checkpoint"),
-        ("words.pt", b"hello world, this is a text\n", "a text, not a checkpoint"),
-        ("lfs.pt", LFS_POINTER, r"a Git LFS pointer, not a checkpoint: run `git lfs pull`"),
-        ("lfs.safetensors", LFS_POINTER, "a Git LFS pointer, not a checkpoint"),
-        ("login.pt", b"\n<!DOCTYPE html><html><title>Sign in", "a web page, not a checkpoint"),
-        ("packed.pt", b"\x1f\x8b\x08\0" + bytes(20), "a compressed archive"),
-        ("nothing.pt", b"", "an empty file"),
-        ("cut.safetensors", b"\x10\x00", "not readable safetensors"),
+        ("cut.pt", b"PK\x03\x04 cut short", "readable"),
+        ("text.pt", b"hello", "readable"),
+        ("words.pt", b"hello world, this is a text\n", "text"),
+        ("lfs.pt", LFS_POINTER, "git lfs pull"),
+        ("lfs.safetensors", LFS_POINTER, "git lfs pull"),
+        ("login.pt", b"\n<!DOCTYPE html><html><title>Sign in", "web page"),
+        ("packed.pt", b"\x1f\x8b\x08\0" + bytes(20), "archive"),
+        ("nothing.pt", b"", "empty"),
+        ("cut.safetensors", b"\x10\x00", "readable safetensors"),
     ],
 )
 def test_a_damaged_file_is_named(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=words) as caught:
+    with refused(DataError, tmp_path / name, words) as caught:
         import_checkpoints([str(tmp_path / name)], tmp_path / "model")
     assert "weights_only" not in str(caught.value), "torch's advice would run what the file holds"
 
 
 def test_pieces_that_do_not_belong_together(vq, tmp_path):
     one = files.llamagen_tokenizer_file(tmp_path / "one.pt", vq)
-    with pytest.raises(ConfigError, match="folders of their own"):
+    with refused(ConfigError, one, "tokenizer", "folders"):
         import_checkpoints([str(one), str(one)], tmp_path / "model")
     config = load_config(None, ["tokenizer.codebook_size=16", "generator.num_layers=4"])
     torch.save(build_generator(config).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(DataError, match=r"generator has 16 codes, and the tokenizer.*64"):
+    with refused(DataError, tmp_path / "other.pt", "16 codes", one, 64):
         import_checkpoints([str(one), str(tmp_path / "other.pt")], tmp_path / "model")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(DataError, match="holds a list"):
+    with refused(DataError, tmp_path / "list.pt", "list"):
         import_checkpoints([str(tmp_path / "list.pt")], tmp_path / "model")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
-    with pytest.raises(ConfigError, match="not empty"):
+    with refused(ConfigError, f"--out {tmp_path / 'full'}", "empty"):
         import_checkpoints([str(one)], tmp_path / "full")
 
 
@@ -389,7 +390,7 @@ def test_a_text_to_image_generator_is_named(tmp_path):
         "tok_embeddings.weight": torch.zeros(2, 2),
     }
     torch.save({"ema": state}, tmp_path / "t2i.pt")
-    with pytest.raises(DataError, match="text-to-image generator, which is not supported yet"):
+    with refused(DataError, tmp_path / "t2i.pt", "text-to-image"):
         import_checkpoints([str(tmp_path / "t2i.pt")], tmp_path / "model")
 
 
@@ -405,9 +406,9 @@ def test_a_hub_file_comes_from_the_cache_when_offline(vq, tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     import_checkpoints(["someone/tokenizers/vq.pt"], tmp_path / "model")
     assert equal(load_file(tmp_path / "model" / "tokenizer.safetensors"), vq)
-    with pytest.raises(DataError, match=r"someone/tokenizers/other\.pt: unavailable from the hub"):
+    with refused(DataError, "someone/tokenizers/other.pt", "hub", "connection"):
         import_checkpoints(["someone/tokenizers/other.pt"], tmp_path / "other")
-    with pytest.raises(ConfigError, match="OWNER/REPOSITORY/FILE"):
+    with refused(ConfigError, "nowhere.pt", "OWNER/REPOSITORY/FILE", ".safetensors"):
         import_checkpoints(["nowhere.pt"], tmp_path / "other")
 
 
@@ -420,5 +421,6 @@ def test_keys_that_are_no_names_are_not_weights(tmp_path):
 def test_whole_numbers_are_not_trained_weights(tmp_path):
     state = files.reference_state("tokenizer_vq")
     state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].to(torch.int32)
-    with pytest.raises(DataError, match="quantised"):
-        import_checkpoints([str(files.gear_file(tmp_path / "gear.pt", state))], tmp_path / "model")
+    path = files.gear_file(tmp_path / "gear.pt", state)
+    with refused(DataError, path, "encoder.conv_in.weight", "quantised"):
+        import_checkpoints([str(path)], tmp_path / "model")

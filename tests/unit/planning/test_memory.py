@@ -11,6 +11,7 @@ from gear_dist.planning.memory import (
     estimate_memory,
     format_estimate,
 )
+from refusals import refused
 
 COUNTS = ParameterCounts(1000, 100, 2000, teacher=500, lpips=30)
 ACTIVATIONS = {
@@ -94,7 +95,7 @@ def test_the_total_counts_the_largest_update_once():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match=r"engine\.global_batch=256 is not divisible"):
+    with refused(ConfigError, "engine.global_batch=256", "engine.accumulation", "3 x 1"):
         estimate(world_size=3)
 
 

@@ -39,6 +39,7 @@ from gear_dist.report.pictures import embed_picture, spread
 from gear_dist.report.templating import load_template
 from gear_dist.runs.lock import run_lock
 from gear_dist.runs.run_folder import RunFolder
+from refusals import refused
 
 DEMO = ["losses.lpips_weight=0", "losses.gradient_weight=1", "stages.joint.steps=100"]
 
@@ -291,7 +292,7 @@ def test_the_command_writes_and_prints_the_path(folder, capsys):
     assert capsys.readouterr().out.strip() == str(folder.report_path)
     assert folder.report_path.stat().st_size > 5000
     args = parser.parse_args(["report", str(folder.path / "absent")])
-    with pytest.raises(DataError, match="no such run folder"):
+    with refused(DataError, folder.path / "absent", "no such"):
         args.run(args)
 
 

@@ -2,12 +2,11 @@
 
 import xml.etree.ElementTree as ElementTree
 
-import pytest
-
 from gear_dist.errors import ConfigError
 from gear_dist.reproduce.arms import ARMS, WARM_UP
 from gear_dist.reproduce.page import draw_curves, draw_reached, draw_table
 from gear_dist.reproduce.study import Point, Run, Study, run_study
+from refusals import refused
 
 
 def run_of(*frechets: float, teraflops: float = 1.0) -> list[Point]:
@@ -71,7 +70,7 @@ def test_arms_start_from_the_warm_up_or_from_the_same_seed(tmp_path) -> None:
 
 
 def test_an_arm_without_the_one_that_it_starts_from_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="gear is started from: add it"):
+    with refused(ConfigError, "--arms", "gear", "started"):
         run_study(make_study(tmp_path, ("fresh-on-gear",)), print)
 
 

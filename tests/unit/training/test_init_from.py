@@ -14,6 +14,7 @@ from gear_dist.inference.weights import join_states, save_run_weights, split_sta
 from gear_dist.interop.import_public import import_checkpoints
 from gear_dist.training.init_from import load_init_from, open_init_from
 from gear_dist.training.networks import load_network
+from refusals import refused
 
 FAMILIES = ("vq", "lfq", "ibq")
 
@@ -63,9 +64,10 @@ def test_losses_of_the_tokenizer_stay_the_users(imported):
 
 def test_another_architecture_is_refused_by_its_settings(imported):
     folder, _ = imported
-    with pytest.raises(ConfigError, match=r"tokenizer\.num_res_blocks=3 \([12] there\)"):
+    there = start(folder).tokenizer.num_res_blocks
+    with refused(ConfigError, f"stages.init_from={folder}", "tokenizer.num_res_blocks=3", there):
         open_init_from(start(folder, "tokenizer.num_res_blocks=3"))
-    with pytest.raises(ConfigError, match=r"discriminator\.norm=group \(batch there\)"):
+    with refused(ConfigError, f"stages.init_from={folder}", "discriminator.norm=group", "batch"):
         open_init_from(start(folder, "discriminator.norm=group", "discriminator.norm_groups=4"))
 
 
@@ -73,24 +75,24 @@ def test_networks_can_be_left_out(imported):
     folder, _ = imported
     config = start(folder, "stages.init_networks=[tokenizer]", "discriminator.width=16")
     assert load_init_from(config).keys() == {"tokenizer"}
-    with pytest.raises(ConfigError, match=r"init_networks=\['tokeniser'\]: use some of tokenizer"):
+    with refused(ConfigError, "stages.init_networks=['tokeniser']", "tokenizer", "projectors"):
         start(folder, "stages.init_networks=[tokeniser]")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"stages\.init_from=.*absent: no such folder"):
+    with refused(DataError, f"stages.init_from={tmp_path / 'absent'}", "no such"):
         load_init_from(start(tmp_path / "absent"))
-    with pytest.raises(DataError, match="neither a run folder"):
+    with refused(DataError, tmp_path, "config.yaml", "config.json", "gear-dist import"):
         load_init_from(start(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="has no tokenizer"):
+    with refused(DataError, tmp_path, "no tokenizer"):
         load_init_from(start(tmp_path))
 
 
 def test_damaged_weights_are_refused(imported):
     folder, _ = imported
     (folder / "tokenizer.safetensors").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"tokenizer\.safetensors: not readable"):
+    with refused(DataError, folder / "tokenizer.safetensors", "readable"):
         load_init_from(start(folder))
 
 
@@ -137,5 +139,5 @@ def test_projectors_are_new_where_there_are_none_and_dropped_where_no_teacher_is
         load_network(target, state)
         assert torch.equal(target.generator.weight, given.generator.weight)
         assert all(map(torch.equal, projectors, target.projectors.parameters()))
-    with pytest.raises(ConfigError, match=r"leave projectors out of stages\.init_networks"):
+    with refused(ConfigError, "projectors", "alignment.projector_width", "stages.init_networks"):
         load_network(Heads(4), given.state_dict())

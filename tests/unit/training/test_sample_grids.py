@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from gear_dist.config.loading import load_config
@@ -10,6 +9,7 @@ from gear_dist.errors import DataError
 from gear_dist.runs.loggers import MetricsLog
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.training.sample_grids import GridPainter
+from refusals import refused
 from sample_shards import SampleShards
 
 
@@ -28,7 +28,7 @@ def test_a_wrong_validation_corpus_is_told_before_training(
         ],
     )
     folder = RunFolder.create(config.run.folder, config)
-    with pytest.raises(DataError, match="nowhere"):
+    with refused(DataError, nowhere, "manifest/dataset.json", "gear-dist shard"):
         GridPainter(config, folder, MetricsLog([]), torch.device("cpu"), num_classes=16)
 
 
