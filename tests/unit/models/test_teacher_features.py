@@ -12,6 +12,7 @@ from gear_dist.models.teachers.encoder import (
     resample_positions,
 )
 from reference_numbers import assert_close, read_reference
+from refusals import refused
 
 
 def test_input_matches_reference():
@@ -30,7 +31,7 @@ def test_spatial_normalisation_matches_reference(mode: str):
 def test_no_normalisation_changes_nothing_and_unknown_one_is_refused():
     features = torch.randn(2, 4, 3)
     assert torch.equal(normalise_features(features, "none"), features)
-    with pytest.raises(ValueError, match="use none, demean or zscore"):
+    with refused(ValueError, "'whiten'", "none", "demean", "zscore"):
         normalise_features(features, "whiten")
 
 
@@ -48,5 +49,5 @@ def test_position_embeddings_are_resampled_to_the_grid(mode: str):
     assert rows[0, 0] < rows[1, 0] < rows[2, 0]  # rows stay rows: raster order
     torch.testing.assert_close(rows[1, 0], torch.tensor(2.5))
     assert resample_positions(positions, 6, num_other=1) is positions
-    with pytest.raises(ConfigError, match="37 position embeddings are no square grid"):
+    with refused(ConfigError, "teacher", "37 position embeddings", "square"):
         resample_positions(positions, 3)
