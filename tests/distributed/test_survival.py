@@ -69,7 +69,7 @@ def test_a_node_that_is_to_go_and_a_new_one(tmp_path: Path) -> None:
             run.read_until(lambda line: "is draining: stopping with a" in line)
             run.read_until(reached(1, world=1))
             nodes.start_node()
-            run.read_until(lambda line: line.startswith("there is room for 2 workers: attempt 3"))
+            run.read_until(lambda line: line.startswith("capacity for 2 workers is available: attempt 3"))
             run.read_until(reached(1, world=2))
             run.process.send_signal(signal.SIGTERM)
             code, out = run.finish()
@@ -98,7 +98,7 @@ def test_real_training_with_fewer_and_more_workers(tmp_path: Path) -> None:
             run.read_until(lambda line: "is draining: attempt 2" in line)
             run.read_until(reached(8))
             nodes.start_node()
-            run.read_until(lambda line: line.startswith("there is room for 2 workers: attempt 3"))
+            run.read_until(lambda line: line.startswith("capacity for 2 workers is available: attempt 3"))
             run.read_until(reached(9))
             run.process.send_signal(signal.SIGTERM)
             code, out = run.finish()
@@ -137,7 +137,7 @@ def test_a_lost_node(tmp_path: Path) -> None:
         with driver(counting(tmp_path), nodes.environment, timeout_s=300) as run:
             run.read_until(reached(7))
             kill_group(lost)
-            run.read_until(lambda line: "waiting for room for 2 workers" in line)
+            run.read_until(lambda line: "waiting for capacity for 2 workers" in line)
             nodes.start_node()
             code, out = run.finish()
     assert code == 0, out
