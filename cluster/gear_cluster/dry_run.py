@@ -44,7 +44,8 @@ def dry_run(config: RunConfig) -> None:
     epochs = config.stages.total_steps * config.engine.global_batch / num_samples
     print(f"{config.stages.total_steps:,} steps, {steps:,} per epoch, {epochs:,.1f} epochs")
     if config.alignment.enabled and config.stages.has_generator:
-        load_teachers(config)
+        size = config.data.image_size
+        load_teachers(config.teachers, image_size=size, grid_size=config.grid_size)
     if config.stages.has_tokenizer:
         load_lpips(config.losses)
     _print_memory(config, world_size, on_cuda=device == "cuda")

@@ -115,7 +115,8 @@ def build_empty(network: str, config: RunConfig, teacher_widths: Sequence[int] =
         if network == "generator":
             return build_generator(config)
         if network == "projectors":
-            return build_aligned_generator(config, teacher_widths).projectors
+            generator = build_generator(config)
+            return build_aligned_generator(generator, config.alignment, teacher_widths).projectors
         assert network == "discriminator", network
         return PatchDiscriminator(config.discriminator)
 

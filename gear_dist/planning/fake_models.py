@@ -61,7 +61,9 @@ def build_skeleton(config: RunConfig) -> Skeleton:
     """
     teachers: list[Teacher] = []
     if config.alignment.enabled and config.stages.has_generator:
-        teachers = untrained_teachers(config)
+        teachers = untrained_teachers(
+            config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
+        )
     modules = build_modules(config, tuple(teacher.width for teacher in teachers))
     perceives = config.losses.lpips_weight > 0 and config.stages.has_tokenizer
     return Skeleton(modules, teachers, LPIPS() if perceives else None)

@@ -14,7 +14,7 @@ from gear_dist.distributed.device import choose_precision
 from gear_dist.errors import ConfigError
 from gear_dist.inference.weights import LECAM_PREFIX, PROJECTORS_PREFIX, NetworkStates
 from gear_dist.models.discriminator.patchgan import build_discriminator
-from gear_dist.models.generator import build_aligned_generator
+from gear_dist.models.generator import build_aligned_generator, build_generator
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 from gear_dist.training.ema import ExponentialMovingAverage
 from gear_dist.training.engine import TrainingEngine
@@ -171,7 +171,9 @@ def build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[st
     return {
         "tokenizer": tokenizer,
         "discriminator": build_discriminator(config.discriminator),
-        "generator": build_aligned_generator(config, teacher_widths),
+        "generator": build_aligned_generator(
+            build_generator(config), config.alignment, teacher_widths
+        ),
     }
 
 

@@ -13,7 +13,7 @@ from gear_dist.data.pixels import to_model_range
 from gear_dist.distributed.device import choose_precision
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.generator import ClassCondition
-from gear_dist.models.teachers import load_teachers
+from gear_dist.models.teachers import Teacher, load_teachers
 from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.nan_guard import NanGuard
 from gear_dist.training.networks import Networks
@@ -48,8 +48,12 @@ class TrainStep:
         self._lpips = load_lpips(config.losses) if config.stages.has_tokenizer else None
         if self._lpips is not None:
             self._lpips.to(device)
-        aligns = config.alignment.enabled and config.stages.has_generator
-        self.teachers = [teacher.to(device) for teacher in load_teachers(config)] if aligns else []
+        teachers: list[Teacher] = []
+        if config.alignment.enabled and config.stages.has_generator:
+            teachers = load_teachers(
+                config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
+            )
+        self.teachers = [teacher.to(device) for teacher in teachers]
 
     def run(
         self,

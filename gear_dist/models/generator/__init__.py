@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import AlignmentConfig
 from gear_dist.models.generator.aligned import (
     AlignedGenerator,
     AlignedOutput,
@@ -36,10 +37,11 @@ def build_generator(config: RunConfig) -> Generator:
     )
 
 
-def build_aligned_generator(config: RunConfig, teacher_widths: Sequence[int]) -> AlignedGenerator:
-    """The generator with one projector a teacher."""
-    generator = build_generator(config)
-    width, hidden = config.generator.width, config.alignment.projector_width
+def build_aligned_generator(
+    generator: Generator, alignment: AlignmentConfig, teacher_widths: Sequence[int]
+) -> AlignedGenerator:
+    """A generator with one projector a teacher, randomly initialised."""
+    width, hidden = generator.config.width, alignment.projector_width
     return AlignedGenerator(
         generator, [build_projector(width, hidden, teacher) for teacher in teacher_widths]
     )

@@ -5,10 +5,10 @@ Importing it does not import torch, so that the command line stays quick.
 
 import importlib
 import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gear_dist.config.models import TeacherConfig
-from gear_dist.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from gear_dist.models.teachers.base import Teacher
@@ -62,22 +62,26 @@ def load_teacher(
     return teacher
 
 
-def load_teachers(config: RunConfig) -> "list[Teacher]":
-    """All teachers of a run, in the order of their projectors; see `load_teacher`."""
+def load_teachers(
+    sections: Mapping[str, TeacherConfig], *, image_size: int, grid_size: int
+) -> "list[Teacher]":
+    """All teachers of a run, in the order of their projectors; see `load_teacher`.
+
+    Args:
+        sections: by name, as `RunConfig.teachers` has them.
+    """
     teachers = [
-        load_teacher(
-            section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
-        )
-        for setting, section in config.teachers.items()
+        load_teacher(section, image_size=image_size, grid_size=grid_size, setting=setting)
+        for setting, section in sections.items()
     ]
-    _share_passes(config, teachers)
+    _share_passes(sections.values(), teachers)
     return teachers
 
 
-def _share_passes(config: RunConfig, teachers: "list[Teacher]") -> None:
+def _share_passes(sections: Iterable[TeacherConfig], teachers: "list[Teacher]") -> None:
     """Teachers of one model at several blocks are read from one pass, the deepest one's."""
     by_model: dict[tuple[str, str], list[Any]] = {}
-    for section, teacher in zip(config.teachers.values(), teachers, strict=True):
+    for section, teacher in zip(sections, teachers, strict=True):
         if hasattr(teacher, "share"):
             by_model.setdefault((section.name, section.path), []).append(teacher)
     for same in by_model.values():
@@ -87,7 +91,9 @@ def _share_passes(config: RunConfig, teachers: "list[Teacher]") -> None:
                 teacher.share(deepest)
 
 
-def untrained_teachers(config: RunConfig) -> "list[Teacher]":
+def untrained_teachers(
+    sections: Mapping[str, TeacherConfig], *, image_size: int, grid_size: int
+) -> "list[Teacher]":
     """The same teachers with no weights of use: for their sizes. Reads config.json at most.
 
     Raises:
@@ -95,11 +101,11 @@ def untrained_teachers(config: RunConfig) -> "list[Teacher]":
     """
     teachers = [
         teacher_class(section.name).untrained(
-            section, image_size=config.data.image_size, grid_size=config.grid_size, setting=setting
+            section, image_size=image_size, grid_size=grid_size, setting=setting
         )
-        for setting, section in config.teachers.items()
+        for setting, section in sections.items()
     ]
-    _share_passes(config, teachers)
+    _share_passes(sections.values(), teachers)
     return teachers
 
 

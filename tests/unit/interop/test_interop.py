@@ -156,7 +156,7 @@ def test_a_joint_checkpoint_gives_every_network_that_a_later_stage_starts_from(h
             assert equal(load_file(model.weights[name]), state), name
     start = load_config(None, [f"stages.init_from={tmp_path / 'model'}", "data.image_size=16"])
     torch.manual_seed(0)
-    generator = build_aligned_generator(start, [20])
+    generator = build_aligned_generator(build_generator(start), start.alignment, [20])
     load_network(generator, load_init_from(start)["generator"])
     assert equal(generator.generator.state_dict(), average["generator"])
     assert equal(generator.projectors[0].state_dict(), live["projector"])
@@ -178,7 +178,8 @@ def test_projectors_go_where_their_generator_goes(tmp_path):
     there = start().alignment.projector_width
     with refused(ConfigError, "stages.init_from", "alignment.projector_width=7", there):
         open_init_from(start("alignment.projector_width=7"))
-    other_teacher = build_aligned_generator(start(), [21])
+    config = start()
+    other_teacher = build_aligned_generator(build_generator(config), config.alignment, [21])
     with refused(ConfigError, "projectors", "teacher", "stages.init_networks"):
         load_network(other_teacher, load_init_from(start())["generator"])
     written = export_model(open_model(tmp_path / "model"), tmp_path / "out")

@@ -195,7 +195,9 @@ def test_one_model_at_several_blocks_runs_once(saved):
         words += [f"{name}.name={made.teacher}", f"{name}.path={folder}"]
         words += [f"{name}.block={block}", f"{name}.normalisation=none"]
     config = load_config(None, words)
-    teachers = load_teachers(config)
+    teachers = load_teachers(
+        config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
+    )
     passes = []
     deepest = teachers[1]
     first = deepest.backbone.get_submodule(deepest.blocks)[0]
@@ -227,7 +229,9 @@ def test_several_teachers_in_the_order_of_their_names(tmp_path):
             "more_teachers.first.block=1",
         ],
     )
-    teachers = load_teachers(config)
+    teachers = load_teachers(
+        config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
+    )
     assert [type(teacher) for teacher in teachers] == [
         teacher_class(name) for name in ("clip", "dinov3", "vjepa2")
     ]

@@ -157,4 +157,6 @@ def test_errors_name_the_section_of_the_teacher(folders):
     words = ["teacher.name=clip", f"teacher.path={folders / 'clip'}"]
     config = load_config(None, [*words, "more_teachers.other.path=./absent"])
     with refused(ConfigError, "more_teachers.other.path=./absent", "config.json"):
-        load_teachers(config)
+        load_teachers(
+            config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
+        )

@@ -241,7 +241,9 @@ def test_planning_leaves_nothing_fake_in_teachers(tmp_path):
         [teacher] = build_skeleton(config).teachers
         teacher(torch.zeros(1, 3, 64, 64))
     assert type(run_tower(made, torch.zeros(1, 3, 64, 64)).last_hidden_state) is torch.Tensor
-    [teacher] = load_teachers(config)
+    [teacher] = load_teachers(
+        config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
+    )
     assert type(teacher(torch.zeros(1, 3, 64, 64))) is torch.Tensor
 
 
