@@ -18,7 +18,6 @@ from gear_dist.cli.arguments import (
     whole,
 )
 from gear_dist.config.models import SamplingConfig
-from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.runs.run_folder import RunFolder
@@ -117,11 +116,11 @@ def _class_index(word: str, by_name: dict[str, int], num_classes: int) -> int:
     return index
 
 
-def sampling_from(args: argparse.Namespace, config: RunConfig) -> SamplingConfig:
+def sampling_from(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
     """The run's sampling settings with the command's in their place."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
     changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(config.sampling, **changes)
+    return dataclasses.replace(sampling, **changes)
 
 
 def class_names(model: ModelFolder) -> list[str]:
@@ -156,7 +155,7 @@ def run_sample(args: argparse.Namespace) -> int:
 
     model = open_model(args.model)
     config = model.config
-    sampling = sampling_from(args, config)
+    sampling = sampling_from(args, config.sampling)
     names = class_names(model)
     classes = parse_classes(args.classes, config.generator.num_classes, names)
     _warn_of_untrained(classes, names)
@@ -188,7 +187,7 @@ def run_reconstruct(args: argparse.Namespace) -> int:
         files = ImageFiles(paths, config.data, args.max_bad_share)
         images = torch.stack([image for _, image in files])
     elif config.data.train or config.data.validation:
-        images = first_images(config, args.count)
+        images = first_images(config.data, args.count)
     else:
         raise ConfigError(f"{model.path} names no corpus: give --images FOLDER")
     rebuilt = pair.reconstruct(images)

@@ -4,10 +4,10 @@ On one machine, without engines, a tensor in memory at a time.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -49,7 +49,8 @@ def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterat
     ):
         reader.verify(range(reader.manifest.world_size))
         config, shapes = _read_info(reader)
-        files = _write(reader, config, shapes, copy, Path(scratch))
+        metadata = {"config": to_dict(config), "step": reader.manifest.step}
+        files = _write(reader, metadata, shapes, copy, Path(scratch))
         yield ModelFolder(Path(scratch), config, files)
 
 
@@ -75,10 +76,10 @@ def _read_info(reader: CheckpointReader) -> tuple[RunConfig, Shapes]:
 
 
 def _write(
-    reader: CheckpointReader, config: RunConfig, shapes: Shapes, copy: Copy, folder: Path
+    reader: CheckpointReader, metadata: Mapping[str, Any], shapes: Shapes, copy: Copy, folder: Path
 ) -> dict[str, Path]:
     """Files of the published networks."""
-    metadata = metadata_texts({"config": to_dict(config), "step": reader.manifest.step})
+    texts = metadata_texts(metadata)
     stored = {
         network: {name: _stored(reader, network, name, copy) for name in names}
         for network, names in shapes.items()
@@ -94,7 +95,7 @@ def _write(
         }
         files[network] = path = folder / f"{network}.safetensors"
         with atomic_file(path) as stream:
-            write_tensors(stream, tensors.items(), metadata, _loader(reader, keys, tensors))
+            write_tensors(stream, tensors.items(), texts, _loader(reader, keys, tensors))
     return files
 
 

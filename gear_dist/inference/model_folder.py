@@ -61,21 +61,6 @@ def _weights(folder: Path) -> dict[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
-def model_config_json(config: RunConfig, networks: Mapping[str, Any]) -> str:
-    """config.json of a model with these networks: what `load_config` builds them from."""
-    settings = to_dict(config)
-    node: dict[str, Any] = {"data": {"image_size": config.data.image_size}}
-    # A generator alone still needs the number of codes and the tokens' grid.
-    wanted = {"tokenizer", *networks} if "generator" in networks else set(networks)
-    node |= {section: settings[section] for section in SECTIONS if section in wanted}
-    if "generator" in networks:
-        node["sampling"] = settings["sampling"]
-    if "projectors" in networks:
-        section, names = architecture_settings("projectors")
-        node[section] = {name: settings[section][name] for name in names}
-    return to_json(node, indent=2) + "\n"
-
-
 def create_model_folder(path: Path) -> None:
     """Make the folder of a new model.
 
@@ -88,5 +73,18 @@ def create_model_folder(path: Path) -> None:
 
 
 def write_model_config(path: Path, config: RunConfig, networks: Mapping[str, Any]) -> None:
-    """Write config.json; last of all files, because it makes the folder a model folder."""
-    write_file(path / CONFIG_NAME, model_config_json(config, networks).encode())
+    """Write config.json, what `load_config` builds these networks from.
+
+    Last of all files, because it makes the folder a model folder.
+    """
+    settings = to_dict(config)
+    node: dict[str, Any] = {"data": {"image_size": config.data.image_size}}
+    # A generator alone still needs the number of codes and the tokens' grid.
+    wanted = {"tokenizer", *networks} if "generator" in networks else set(networks)
+    node |= {section: settings[section] for section in SECTIONS if section in wanted}
+    if "generator" in networks:
+        node["sampling"] = settings["sampling"]
+    if "projectors" in networks:
+        section, names = architecture_settings("projectors")
+        node[section] = {name: settings[section][name] for name in names}
+    write_file(path / CONFIG_NAME, (to_json(node, indent=2) + "\n").encode())

@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gear_dist.checkpoints.safetensors_writer import write_tensors
-from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import DataError
 from gear_dist.models.discriminator.patchgan import PatchDiscriminator
@@ -78,9 +77,8 @@ def metadata_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
 
 
-def save_run_weights(folder: Path, states: NetworkStates, config: RunConfig, step: int) -> None:
-    """Write every network of a run; the metadata holds the configuration and the step."""
-    metadata = {"config": to_dict(config), "step": step}
+def save_run_weights(folder: Path, states: NetworkStates, metadata: Mapping[str, Any]) -> None:
+    """Write every network of a run; the metadata is that of each, see `write_weights`."""
     for name, state in split_states(states).items():
         write_weights(folder / f"{name}.safetensors", state, metadata)
 

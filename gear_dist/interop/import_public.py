@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gear_dist.config.loading import load_config
+from gear_dist.config.models import TokenizerConfig
 from gear_dist.config.schema import RunConfig, architecture_settings
 from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.errors import ConfigError, DataError
@@ -150,7 +151,7 @@ def _configuration(
     config = load_config(None, [*words, *overrides])
     if any(word.startswith("data.image_size=") for word in overrides):
         return config
-    size = _image_size(found, config)
+    size = _image_size(found, config.tokenizer, config.data.image_size)
     return load_config(None, [*words, f"data.image_size={size}", *overrides])
 
 
@@ -171,12 +172,12 @@ def _match_codes(
         )
 
 
-def _image_size(found: Mapping[str, Found], config: RunConfig) -> int:
+def _image_size(found: Mapping[str, Found], tokenizer: TokenizerConfig, configured: int) -> int:
     """Pixels that a stored rotary table stands for, else the published 256 or the configured."""
     table = found["generator"].extras.get("freqs_cis") if "generator" in found else None
     if table is None:
-        return config.data.image_size
-    return math.isqrt(table[0] - 1) * config.tokenizer.downsampling
+        return configured
+    return math.isqrt(table[0] - 1) * tokenizer.downsampling
 
 
 def _write(out: Path, item: Found, source: str) -> ImportedNetwork:

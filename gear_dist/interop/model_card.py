@@ -1,9 +1,10 @@
 """README.md of a model folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gear_dist.config.compare import flatten
+from gear_dist.config.models import TeacherConfig
 from gear_dist.config.schema import RunConfig
 
 _HEAD = """---
@@ -50,15 +51,15 @@ def export_card(
     evaluation: Mapping[str, Any] | None,
 ) -> str:
     """The card of a model that this project trained or passes on."""
-    stages = config.stages
+    stages, alignment = config.stages, config.alignment
     trained = [
         f"- steps: {step or 'not recorded'}",
         f"- stages: tokenizer {stages.tokenizer.steps}, joint {stages.joint.steps}, generator "
         f"{stages.generator.steps} steps, batch {config.engine.global_batch}",
         f"- corpus: {data.get('num_samples', 'not recorded')} images, "
         f"{len(data.get('classes', [])) or 'not recorded'} classes",
-        f"- alignment: {_teachers(config)}, soft {config.alignment.soft_weight}, hard "
-        f"{config.alignment.hard_weight}, estimator {config.alignment.estimator}",
+        f"- alignment: {_teachers(config.teachers.values())}, soft {alignment.soft_weight}, hard "
+        f"{alignment.hard_weight}, estimator {alignment.estimator}",
     ]
     figures = [
         f"- {key}: {value:.4g}"
@@ -80,8 +81,8 @@ def export_card(
     return _HEAD + "\n".join(f"\n{part}" for part in parts) + "\n"
 
 
-def _teachers(config: RunConfig) -> str:
-    names = [teacher.name for teacher in config.teachers.values()]
+def _teachers(sections: Iterable[TeacherConfig]) -> str:
+    names = [teacher.name for teacher in sections]
     return f"teacher{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 

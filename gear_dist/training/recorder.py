@@ -101,7 +101,8 @@ class RunRecorder:
         if not self._is_main:
             return
         try:
-            save_run_weights(self._folder.weights, states, self._config, self.step)
+            metadata = {"config": self._settings, "step": self.step}
+            save_run_weights(self._folder.weights, states, metadata)
         except StorageError as error:
             self.say(stage, f"WARNING: the weights of step {self.step} were not written: {error}")
         # Drawing grids must not change the run's random state.

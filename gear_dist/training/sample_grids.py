@@ -2,6 +2,7 @@
 
 import torch
 
+from gear_dist.config.data import DataConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import build_loader
 from gear_dist.inference.pipeline import GearPipeline
@@ -51,7 +52,7 @@ class GridPainter:
         self.labels = grid_labels(num_classes or config.generator.num_classes)
         """Classes of the sample grids, in the grid's order."""
         # Read at once: a wrong data.validation should not wait for the end of the first stage.
-        self._images = first_images(config, NUM_RECONSTRUCTIONS)
+        self._images = first_images(config.data, NUM_RECONSTRUCTIONS)
 
     def paint(self, states: NetworkStates, step: int) -> None:
         """Originals over reconstructions, and samples where there is a generator."""
@@ -70,13 +71,12 @@ class GridPainter:
         self._log.log_grid("samples", path, step)
 
 
-def first_images(config: RunConfig, count: int) -> torch.Tensor:
+def first_images(data: DataConfig, count: int) -> torch.Tensor:
     """The first images of the validation corpus (else the training one), centre crops.
 
     Returns:
         uint8 (B, 3, H, W), B at most `count`.
     """
-    data = config.data
     loader = build_loader(
         data,
         data.validation or data.train,

@@ -42,7 +42,7 @@ def write_run(folder: Path, config: RunConfig, *networks: str) -> RunFolder:
         "tokenizer": tokenizer.state_dict(),
         "generator": {f"generator.{key}": value for key, value in generator.state_dict().items()},
     }
-    save_run_weights(run.weights, {name: states[name] for name in networks}, config, 1)
+    save_run_weights(run.weights, {name: states[name] for name in networks}, {"step": 1})
     return run
 
 

@@ -117,7 +117,7 @@ def test_published_networks_join_to_what_they_were_split_from():
 
 
 def test_a_run_publishes_each_network(tmp_path):
-    save_run_weights(tmp_path, states_of_a_run(), RunConfig(), 3)
+    save_run_weights(tmp_path, states_of_a_run(), {"step": 3})
     names = sorted(path.stem for path in tmp_path.glob("*.safetensors"))
     assert names == ["discriminator", "generator", "projectors", "tokenizer"]
 
