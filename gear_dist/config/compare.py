@@ -8,7 +8,7 @@ from typing import Any
 
 from gear_dist.config.loading import new_name, to_dict
 from gear_dist.config.models import TeacherConfig
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.schema import RunConfig, architecture_settings
 
 MORE_TEACHERS = "more_teachers."
 
@@ -31,6 +31,18 @@ def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
         f"{key}={now} (the run has {then})"
         for key, (then, now) in pairs.items()
         if _defines_another_run(key, then, now)
+    ]
+
+
+def differing_architecture(network: str, ours: RunConfig, theirs: RunConfig) -> list[str]:
+    """Settings that shape a network of `INIT_NETWORKS` and differ, each with both values."""
+    section, names = architecture_settings(network)
+    mine, other = (to_dict(getattr(config, section)) for config in (ours, theirs))
+    return [
+        f"{section}.{name}={mine[name]} ({other[name]} there)"
+        for name in names
+        # No weight depends on which layer is read.
+        if name != "tap_layer" and mine[name] != other[name]
     ]
 
 

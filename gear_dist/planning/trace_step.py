@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig
+from gear_dist.distributed.device import choose_precision
 from gear_dist.models.generator import ClassCondition
 from gear_dist.models.teachers import Teacher
 from gear_dist.models.tokenizers import Tokenizer
@@ -137,19 +139,19 @@ class _MeteredNetworks(Networks):
 
     meter: _Meter
 
-    def __init__(self, stage: StageName, config: RunConfig, modules: dict[str, nn.Module]):
-        self.config = config
+    def __init__(self, stage: StageName, engine: EngineConfig, modules: dict[str, nn.Module]):
         self.device = _CPU
+        self.precision = choose_precision(engine.precision, _CPU)
         self.engines = {}
         self.frozen_tokenizer = None
         if stage == "generator":
             tokenizer = modules["tokenizer"].eval().requires_grad_(False)
             assert isinstance(tokenizer, Tokenizer)
             self.frozen_tokenizer = tokenizer
-        bf16 = config.engine.precision == "bf16"
+        bf16 = self.precision == "bf16"
         for name in TRAINED[stage]:
             module = modules[name]
-            bf16_weights = bf16 and name == "generator" and config.engine.zero_stage > 0
+            bf16_weights = bf16 and name == "generator" and engine.zero_stage > 0
             if bf16_weights:
                 _to_bf16(module)
             autocast = bf16 and not bf16_weights
@@ -184,7 +186,7 @@ def count_stage(
     with fake_tensors():
         built = build_skeleton(config)
         # Weights in bf16 are other tensors: they are made before what is there is noted.
-        networks = _MeteredNetworks(stage, config, built.modules)
+        networks = _MeteredNetworks(stage, config.engine, built.modules)
         weights = built.weights()
         tally = OperationTally(rates, weights)
         numerics = CudaNumerics(bf16) if on_cuda else nullcontext()

@@ -4,12 +4,12 @@
 and the weights are read.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gear_dist.config.loading import to_dict
-from gear_dist.config.schema import RunConfig, architecture_settings
+from gear_dist.config.compare import differing_architecture
+from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import AlignmentConfig, StagesConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.storage.paths import local_path
@@ -28,11 +28,13 @@ def open_init_from(config: RunConfig) -> ModelFolder | None:
     if not local_path(stages.init_from, "stages.init_from").is_dir():
         raise DataError(f"stages.init_from={stages.init_from}: no such folder")
     model = open_model(stages.init_from)
-    weights = _taken(model, config)
+    weights = _taken(model, stages, config.alignment)
     model = model._replace(weights=weights)
     if "tokenizer" in stages.init_networks:
         model.require("tokenizer")
-    differing = [text for name in weights for text in _differences(name, config, model.config)]
+    differing = [
+        text for name in weights for text in differing_architecture(name, config, model.config)
+    ]
     if differing:
         raise ConfigError(
             f"stages.init_from={stages.init_from} has other networks: {', '.join(differing)}; "
@@ -41,20 +43,12 @@ def open_init_from(config: RunConfig) -> ModelFolder | None:
     return model
 
 
-def _taken(model: ModelFolder, config: RunConfig) -> dict[str, Path]:
+def _taken(model: ModelFolder, stages: StagesConfig, alignment: AlignmentConfig) -> dict[str, Path]:
     """Files of the networks that the run takes over, projectors with their generator alone."""
-    wanted = set(config.stages.init_networks)
-    if "generator" not in wanted & set(model.weights) or not config.alignment.enabled:
+    wanted = set(stages.init_networks)
+    if "generator" not in wanted & set(model.weights) or not alignment.enabled:
         wanted.discard("projectors")
     return {name: file for name, file in model.weights.items() if name in wanted}
-
-
-def _differences(network: str, ours: RunConfig, theirs: RunConfig) -> Iterator[str]:
-    section, names = architecture_settings(network)
-    mine, other = (to_dict(getattr(config, section)) for config in (ours, theirs))
-    for name in names:
-        if name != "tap_layer" and mine[name] != other[name]:
-            yield f"{section}.{name}={mine[name]} ({other[name]} there)"
 
 
 def load_init_from(config: RunConfig) -> dict[str, Any]:

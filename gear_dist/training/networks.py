@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gear_dist.checkpoints.reader import CheckpointReader
 from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig, OptimizerConfig
 from gear_dist.distributed import collectives
 from gear_dist.distributed.device import choose_precision
 from gear_dist.errors import ConfigError
@@ -30,6 +31,7 @@ class Networks:
     """Engines of the networks that a stage trains, and the frozen tokenizer where it does not.
 
     Attributes:
+        precision: 'bf16' or 'fp32'.
         engines: by network name.
         averages: exponential moving averages, by network name.
         frozen_tokenizer: the tokenizer of the generator stage, else None.
@@ -38,26 +40,27 @@ class Networks:
     def __init__(
         self,
         stage: StageName,
-        config: RunConfig,
+        modules: dict[str, nn.Module],
         states: NetworkStates,
         *,
-        teacher_widths: tuple[int, ...],
+        engine: EngineConfig,
+        optimizer: OptimizerConfig,
         world_size: int,
         device: torch.device,
     ):
-        """Build the stage's networks from earlier stages' states, else at random.
+        """Take the stage's networks, with the weights that earlier stages have left.
 
         Args:
+            modules: all of the run, new: see `build_modules`.
             states: what the stage before left (see `averaged_state_dicts`); networks that are
-                missing there are new.
-            teacher_widths: feature widths of the teachers, one projector each.
+                missing there stay as they are.
         """
-        self.config = config
         self.device = device
+        self.precision = choose_precision(engine.precision, device)
         self.engines: dict[str, TrainingEngine] = {}
         self.averages: dict[str, ExponentialMovingAverage] = {}
         self.frozen_tokenizer: Tokenizer | None = None
-        modules = build_modules(config, teacher_widths)
+        self._optimizer = optimizer
         for name, module in modules.items():
             if name in states:
                 load_network(module, states[name])
@@ -69,27 +72,27 @@ class Networks:
             self.engines[name] = TrainingEngine(
                 name,
                 modules[name],
-                config.engine,
-                config.optimizer,
+                engine,
+                optimizer,
                 world_size=world_size,
                 device=device,
                 bf16_weights=name == "generator",
             )
             if name in AVERAGED:
-                decay = config.optimizer.ema_decay
-                self.averages[name] = ExponentialMovingAverage(self.engines[name], decay)
+                average = ExponentialMovingAverage(self.engines[name], optimizer.ema_decay)
+                self.averages[name] = average
 
     @torch.no_grad()
     def frozen_indices(self, images: Tensor) -> Tensor:
         """Indices (B, L) by the frozen tokenizer, in the precision that the joint stage has."""
         assert self.frozen_tokenizer is not None
-        bf16 = choose_precision(self.config.engine.precision, self.device) == "bf16"
+        bf16 = self.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.frozen_tokenizer.encode(images)
 
     def learning_rate(self, name: str) -> float:
         """The network's base rate."""
-        return getattr(self.config.optimizer, f"{name}_lr")
+        return getattr(self._optimizer, f"{name}_lr")
 
     def step(self, rate_factor: float) -> None:
         """Step every engine, after all backwards of a micro-batch."""
@@ -162,7 +165,11 @@ class Networks:
 
 
 def build_modules(config: RunConfig, teacher_widths: tuple[int, ...]) -> dict[str, nn.Module]:
-    """All three networks in one fixed order, so that the seed gives the same in every stage."""
+    """All three networks, at random in one fixed order: the seed gives the same in every stage.
+
+    Args:
+        teacher_widths: feature widths of the teachers, one projector each.
+    """
     tokenizer = build_tokenizer(
         config.tokenizer,
         soft_temperature=config.alignment.soft_temperature,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gear_dist.config.models import GeneratorConfig
 from gear_dist.config.schema import RunConfig
-from gear_dist.config.training import AlignmentConfig
+from gear_dist.config.training import AlignmentConfig, LossConfig
 from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
 from gear_dist.losses.alignment import alignment_loss
 from gear_dist.losses.entropy import entropy_loss
@@ -57,16 +57,21 @@ def soft_tokens(quantized: Quantized, batch_size: int, temperature: float) -> So
 
 
 def _reconstruction_terms(
-    out: TokenizerOutput, images: Tensor, config: RunConfig, lpips: LPIPS | None
+    out: TokenizerOutput,
+    images: Tensor,
+    losses: LossConfig,
+    *,
+    entropy_weight: float,
+    lpips: LPIPS | None,
 ) -> tuple[Tensor, Metrics]:
     """Pixel, quantizer and entropy terms: their weighted sum, and each by name."""
-    losses, quantized = config.losses, out.quantized
+    quantized = out.quantized
     terms = {
         "l1": l1_loss(out.reconstruction, images),
         "vq": quantized.vq_loss,
         "commit": quantized.commit_loss,
         "entropy": entropy_loss(
-            quantized.token_entropy, quantized.mean_probabilities_K, config.tokenizer.entropy_weight
+            quantized.token_entropy, quantized.mean_probabilities_K, entropy_weight
         ),
     }
     total = losses.l1_weight * terms["l1"] + terms["vq"] + terms["commit"] + terms["entropy"]
@@ -122,7 +127,10 @@ def tokenizer_step(
             discriminator's batch statistics.
     """
     out: TokenizerOutput = tokenizer(batch.images)
-    total, terms = _reconstruction_terms(out, batch.images, config, lpips)
+    entropy_weight = config.tokenizer.entropy_weight
+    total, terms = _reconstruction_terms(
+        out, batch.images, config.losses, entropy_weight=entropy_weight, lpips=lpips
+    )
     with ExitStack() as held:
         critic = held.enter_context(discriminator.frozen(training=True))
         terms["gan"] = adversarial_loss(critic(out.reconstruction)[0])
@@ -165,14 +173,19 @@ def kept_condition(batch: MicroBatch, generator: GeneratorConfig) -> Condition:
 
 
 def generator_step(
-    generator: TrainingEngine, indices_BL: Tensor, batch: MicroBatch, config: RunConfig
+    generator: TrainingEngine,
+    indices_BL: Tensor,
+    condition: Condition,
+    features: Sequence[Tensor],
+    *,
+    hard_weight: float,
 ) -> Metrics:
     """Update 3: next-token cross-entropy and hard alignment, on detached indices."""
-    out = generator(indices_BL[:, :-1], kept_condition(batch, config.generator), indices_BL)
+    out = generator(indices_BL[:, :-1], condition, indices_BL)
     loss, terms = out.cross_entropy, {"cross_entropy": out.cross_entropy}
-    if config.alignment.hard_weight > 0:
-        terms["align_hard"] = alignment_loss(out.projected, batch.features)
-        loss = loss + config.alignment.hard_weight * terms["align_hard"]
+    if hard_weight > 0:
+        terms["align_hard"] = alignment_loss(out.projected, features)
+        loss = loss + hard_weight * terms["align_hard"]
     generator.backward(loss)
     terms["generator_loss"] = loss
     return {name: value.detach() for name, value in terms.items()}
@@ -213,5 +226,11 @@ def train_micro_batch(
             lecam_weight=config.discriminator.lecam_weight,
         )
     if "generator" in engines:
-        metrics |= generator_step(engines["generator"], indices_BL, batch, config)
+        metrics |= generator_step(
+            engines["generator"],
+            indices_BL,
+            kept_condition(batch, config.generator),
+            batch.features,
+            hard_weight=config.alignment.hard_weight,
+        )
     return metrics, indices_BL

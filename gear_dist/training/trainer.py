@@ -31,7 +31,7 @@ from gear_dist.training.init_from import load_init_from
 from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.metrics import MetricWindow, Speedometer
 from gear_dist.training.nan_guard import NanGuard
-from gear_dist.training.networks import Networks
+from gear_dist.training.networks import Networks, build_modules
 from gear_dist.training.recorder import RunRecorder
 from gear_dist.training.rng_state import reseed, restore_rng_state, rng_shards
 from gear_dist.training.stages import Stage, plan_stages
@@ -224,11 +224,13 @@ class Trainer:
     def _build_networks(self, stage: Stage, states: NetworkStates) -> Networks:
         """Networks of a stage, seeded alike on all ranks; dropouts differ by rank after."""
         torch.manual_seed(self.config.run.seed)
+        teacher_widths = tuple(teacher.width for teacher in self.train_step.teachers)
         networks = Networks(
             stage.name,
-            self.config,
+            build_modules(self.config, teacher_widths),
             states,
-            teacher_widths=tuple(teacher.width for teacher in self.train_step.teachers),
+            engine=self.config.engine,
+            optimizer=self.config.optimizer,
             world_size=collectives.world_size(),
             device=self.device,
         )

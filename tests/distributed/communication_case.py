@@ -14,7 +14,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.models.teachers.convnet import WIDTH
 from gear_dist.planning.cost_model import saved_for_backward
 from gear_dist.training.engine import TrainingEngine, prepare_deepspeed
-from gear_dist.training.networks import Networks
+from gear_dist.training.networks import Networks, build_modules
 from gear_dist.training.steps import MicroBatch, train_micro_batch
 
 WORKERS = 2
@@ -36,7 +36,15 @@ def counted_config(zero_stage: int, precision: str, accumulation: int, **engine:
 def _networks(config: RunConfig, world_size: int) -> Networks:
     prepare_deepspeed(CPU)
     torch.manual_seed(0)
-    return Networks("joint", config, {}, teacher_widths=(WIDTH,), world_size=world_size, device=CPU)
+    return Networks(
+        "joint",
+        build_modules(config, (WIDTH,)),
+        {},
+        engine=config.engine,
+        optimizer=config.optimizer,
+        world_size=world_size,
+        device=CPU,
+    )
 
 
 def _batch() -> MicroBatch:

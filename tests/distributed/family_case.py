@@ -13,7 +13,7 @@ import torch
 
 from gear_dist.config.schema import RunConfig
 from gear_dist.training.engine import prepare_deepspeed
-from gear_dist.training.networks import Networks
+from gear_dist.training.networks import Networks, build_modules
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "lfq": {"quantizer": "lfq", "code_width": 6, "codebook_size": 64},
@@ -52,7 +52,13 @@ def several_steps_each(
         config = family_config(family, zero_stage)
         torch.manual_seed(0)
         networks = Networks(
-            "joint", config, {}, teacher_widths=(20,), world_size=world_size, device=device
+            "joint",
+            build_modules(config, (20,)),
+            {},
+            engine=config.engine,
+            optimizer=config.optimizer,
+            world_size=world_size,
+            device=device,
         )
         before = case.live_states(networks)
         numbers = case.take_steps(

@@ -18,7 +18,7 @@ from gear_dist.config.training import (
 )
 from gear_dist.models.generator import ClassCondition
 from gear_dist.training.engine import prepare_deepspeed
-from gear_dist.training.networks import Networks, NetworkStates
+from gear_dist.training.networks import Networks, NetworkStates, build_modules
 from gear_dist.training.stages import Stage
 from gear_dist.training.steps import MicroBatch, train_micro_batch
 from reference_numbers import part, read_reference
@@ -122,9 +122,10 @@ def build_networks(config: RunConfig, world_size: int) -> Networks:
     prepare_deepspeed(torch.device("cpu"))
     return Networks(
         "joint",
-        config,
+        build_modules(config, (20,)),
         reference_states("before"),
-        teacher_widths=(20,),
+        engine=config.engine,
+        optimizer=config.optimizer,
         world_size=world_size,
         device=torch.device("cpu"),
     )

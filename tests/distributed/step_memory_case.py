@@ -8,7 +8,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.config.training import AlignmentConfig, EngineConfig, LossConfig
 from gear_dist.models.generator import ClassCondition
 from gear_dist.training.engine import prepare_deepspeed
-from gear_dist.training.networks import Networks
+from gear_dist.training.networks import Networks, build_modules
 from gear_dist.training.steps import MicroBatch, train_micro_batch
 from largest_tensor import LargestTensor
 
@@ -47,7 +47,15 @@ def largest_tensor_of_a_step(rank: int, images: int, kernels: str, engine: dict)
     prepare_deepspeed(CPU)
     config = step_config(images, kernels, **engine)
     torch.manual_seed(0)
-    networks = Networks("joint", config, {}, teacher_widths=(FEATURES,), world_size=1, device=CPU)
+    networks = Networks(
+        "joint",
+        build_modules(config, (FEATURES,)),
+        {},
+        engine=config.engine,
+        optimizer=config.optimizer,
+        world_size=1,
+        device=CPU,
+    )
     batch = MicroBatch(
         torch.rand(images, 3, 2 * GRID, 2 * GRID) * 2 - 1,
         ClassCondition(torch.arange(images) % 4),
