@@ -6,7 +6,8 @@ of a network.
 
 from typing import Literal, NamedTuple
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.models import TokenizerConfig
+from gear_dist.config.training import AlignmentConfig
 from gear_dist.planning.fake_models import ModelStats
 from gear_dist.planning.memory import NetworkStateBytes
 from gear_dist.training.stages import TRAINED, StageName
@@ -35,7 +36,12 @@ class Collective(NamedTuple):
 
 
 def count_communication(
-    config: RunConfig, stage: StageName, stats: ModelStats, states: NetworkStateBytes
+    stage: StageName,
+    stats: ModelStats,
+    states: NetworkStateBytes,
+    *,
+    tokenizer: TokenizerConfig,
+    alignment: AlignmentConfig,
 ) -> list[Collective]:
     """All collectives of a step that carry more than a few numbers. Empty for one worker.
 
@@ -46,17 +52,19 @@ def count_communication(
         return []
     found = []
     for name in TRAINED[stage]:
-        found += _engine(config, name, getattr(stats.counts, name), states)
+        found += _engine(name, getattr(stats.counts, name), states)
     if "tokenizer" in TRAINED[stage]:
-        found += _losses(config, stage, stats, states)
+        frozen = {"discriminator": stats.counts.discriminator}
+        if stage == "joint" and alignment.reaches_tokenizer:
+            frozen["generator"] = stats.tapped
+        found += _frozen_passes(frozen, states)
+        found += _losses(stats, tokenizer.codebook_size, states.engine.accumulation)
     return found
 
 
-def _engine(
-    config: RunConfig, name: str, count: int, states: NetworkStateBytes
-) -> list[Collective]:
+def _engine(name: str, count: int, states: NetworkStateBytes) -> list[Collective]:
     """Gradients and weights. From stage 2 on DeepSpeed reduces every micro-batch's gradients."""
-    zero, micro_batches = config.engine.zero_stage, config.engine.accumulation
+    zero, micro_batches = states.engine.zero_stage, states.engine.accumulation
     size = states.weight_bytes(name) * count
     every = "every micro-batch"
     if zero <= 1:
@@ -75,25 +83,26 @@ def _engine(
     return found
 
 
-def _losses(
-    config: RunConfig, stage: StageName, stats: ModelStats, states: NetworkStateBytes
-) -> list[Collective]:
-    """Frozen passes of the tokenizer's update under ZeRO-3, batch norm, the average entropy."""
+def _frozen_passes(counts: dict[str, int], states: NetworkStateBytes) -> list[Collective]:
+    """Weights of other networks that the tokenizer's update runs through, gathered by ZeRO-3."""
+    if states.engine.zero_stage != 3:
+        return []
     found = []
-    micro_batches = config.engine.accumulation
-    if config.engine.zero_stage == 3:
-        frozen = {"discriminator": stats.counts.discriminator}
-        if stage == "joint" and config.alignment.reaches_tokenizer:
-            frozen["generator"] = stats.tapped
-        for name, count in frozen.items():
-            size = states.weight_bytes(name) * count
-            weights = Collective(name, "weights, frozen pass", "all_gather", size, 1)
-            found.append(_times(weights, 2 * micro_batches))
+    for name, count in counts.items():
+        size = states.weight_bytes(name) * count
+        weights = Collective(name, "weights, frozen pass", "all_gather", size, 1)
+        found.append(_times(weights, 2 * states.engine.accumulation))
+    return found
+
+
+def _losses(stats: ModelStats, num_codes: int, micro_batches: int) -> list[Collective]:
+    """Batch norm and the average entropy, of the tokenizer's update."""
+    found = []
     if stats.norm_channels:
         statistics = _FP32 * sum(2 * channels + 1 for channels in stats.norm_channels)
         norms = Collective("discriminator", "batch norm", "all_reduce", statistics, 1)
         found.append(_times(norms, 2 * _DISCRIMINATOR_PASSES * micro_batches))
-    entropy = _FP32 * config.tokenizer.codebook_size
+    entropy = _FP32 * num_codes
     average = Collective("tokenizer", "average code probabilities", "all_reduce", entropy, 1)
     found.append(_times(average, micro_batches))
     return found

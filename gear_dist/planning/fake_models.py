@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import AlignmentConfig
 from gear_dist.losses.perceptual import LPIPS
 from gear_dist.models.discriminator.patchgan import SyncBatchNorm
 from gear_dist.models.generator.rotary import rotary_table
@@ -93,7 +94,9 @@ def count_networks(config: RunConfig) -> ModelStats:
                 for norm in modules["discriminator"].modules()
                 if isinstance(norm, SyncBatchNorm)
             ),
-            tapped=_count_tapped(modules["generator"], config),
+            tapped=_count_tapped(
+                modules["generator"], config.alignment, config.generator.tap_layer
+            ),
         )
 
 
@@ -101,10 +104,9 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _count_tapped(generator: nn.Module, config: RunConfig) -> int:
-    if config.alignment.estimator != "soft":
+def _count_tapped(generator: nn.Module, alignment: AlignmentConfig, tap_layer: int) -> int:
+    if alignment.estimator != "soft":
         return _count(generator)
-    tap_layer = config.generator.tap_layer
     beyond = ("generator.norm.", "generator.output.")
     total = 0
     for name, parameter in generator.named_parameters():

@@ -6,7 +6,7 @@ counted (gear_dist.planning). No torch.
 
 from typing import Literal, NamedTuple
 
-from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig, OptimizerConfig
 from gear_dist.formatting import format_bytes
 from gear_dist.training.deepspeed_config import bucket_elements
 from gear_dist.training.stages import AVERAGED, TRAINED, StageName
@@ -71,30 +71,25 @@ class MemoryEstimate(NamedTuple):
 
 
 def estimate_memory(
-    config: RunConfig,
+    states: "NetworkStateBytes",
     stage: StageName,
     counts: ParameterCounts,
     activations: dict[str, ActivationBytes],
     *,
-    world_size: int,
-    precision: Precision,
     on_cuda: bool,
 ) -> MemoryEstimate:
-    """Estimate the memory of one worker of `world_size` in a stage.
+    """Estimate the memory of one worker in a stage.
 
     Args:
-        config: the run; `engine.precision=auto` must be resolved into `precision`.
+        states: what ZeRO shards, of which worker.
         stage: whose networks are in memory.
         counts: parameters of each network.
         activations: of a micro-batch, by the network that the update trains.
-        world_size: workers that share what ZeRO shards.
-        precision: of the generator's engine; the tokenizer and discriminator keep fp32 weights.
         on_cuda: decides the default size of communication buckets.
 
     Raises:
         ConfigError: the global batch does not divide evenly.
     """
-    states = NetworkStateBytes(config, world_size, precision)
     rows = []
     for name in TRAINED[stage]:
         kept = activations.get(name, ActivationBytes(0, 0))
@@ -107,7 +102,7 @@ def estimate_memory(
     if "generator" in TRAINED[stage] and counts.teacher:
         rows.append(MemoryRow("teacher (frozen)", _FP32 * counts.teacher))
     sizes = {name: getattr(counts, name) for name in TRAINED[stage]}
-    buckets = _bucket_bytes(config, list(sizes.values()), on_cuda)
+    buckets = _bucket_bytes(states.engine, list(sizes.values()), on_cuda)
     gathered = max(states.gathered(name, count) for name, count in sizes.items())
     largest = max(row.activations + row.temporary for row in rows)
     return MemoryEstimate(
@@ -116,32 +111,36 @@ def estimate_memory(
         gathered_bytes=gathered,
         total_bytes=sum(row.fixed for row in rows) + buckets + gathered + largest,
         host_bytes=sum(row.host for row in rows),
-        world_size=world_size,
-        micro_batch=config.engine.micro_batch(world_size),
-        zero_stage=config.engine.zero_stage,
-        precision=precision,
+        world_size=states.world_size,
+        micro_batch=states.engine.micro_batch(states.world_size),
+        zero_stage=states.engine.zero_stage,
+        precision=states.precision,
     )
 
 
 class NetworkStateBytes(NamedTuple):
     """Bytes of a network's states on one worker, by what ZeRO shards."""
 
-    config: RunConfig
+    engine: EngineConfig
+    optimizer: OptimizerConfig
     world_size: int
+    """Workers that share what ZeRO shards."""
     precision: Precision
+    """Of the generator's engine, `engine.precision` resolved; the tokenizer and discriminator keep
+    fp32 weights."""
 
     def weight_bytes(self, name: str) -> int:
         """Of one weight as the network computes with it: only the generator's can be bf16, and
         only beside sharded fp32 ones."""
         mixed = name == "generator" and self.precision == "bf16"
-        return _BF16 if mixed and self.config.engine.zero_stage >= 1 else _FP32
+        return _BF16 if mixed and self.engine.zero_stage >= 1 else _FP32
 
     def row(self, name: str, count: int) -> MemoryRow:
         """All states of a network that is trained."""
-        stage = self.config.engine.zero_stage
+        stage = self.engine.zero_stage
         gradients = self._share(_FP32 * count, stage >= 2)
         # From stage 1 on DeepSpeed keeps a sharded fp32 copy of the weights, in fp32 runs too.
-        per_parameter = _FP32 * (_MOMENTS[self.config.optimizer.name] + (stage >= 1))
+        per_parameter = _FP32 * (_MOMENTS[self.optimizer.name] + (stage >= 1))
         optimizer = self._share(per_parameter * count, stage >= 1)
         average = self._share(_FP32 * count, stage >= 1) if name in AVERAGED else 0
         row = MemoryRow(
@@ -151,26 +150,25 @@ class NetworkStateBytes(NamedTuple):
             optimizer=optimizer,
             average=average,
         )
-        if self.config.engine.optimizer_offload == "none":
+        if self.engine.optimizer_offload == "none":
             return row
         partition = self._share(_FP32 * count, True)
         return row._replace(optimizer=0, average=0, host=optimizer + average + partition)
 
     def gathered(self, name: str, count: int) -> int:
         """Whole weights that ZeRO-3 keeps from forward to backward."""
-        engine = self.config.engine
-        if engine.zero_stage < 3:
+        if self.engine.zero_stage < 3:
             return 0
-        return self.weight_bytes(name) * min(count, engine.keep_gathered_elements)
+        return self.weight_bytes(name) * min(count, self.engine.keep_gathered_elements)
 
     def _share(self, size: int, sharded: bool) -> int:
         return -(-size // self.world_size) if sharded else size
 
 
-def _bucket_bytes(config: RunConfig, counts: list[int], on_cuda: bool) -> int:
-    if config.engine.zero_stage == 0:
+def _bucket_bytes(engine: EngineConfig, counts: list[int], on_cuda: bool) -> int:
+    if engine.zero_stage == 0:
         return 0
-    elements = bucket_elements(config.engine, on_cuda)
+    elements = bucket_elements(engine, on_cuda)
     return sum(2 * _FP32 * min(elements, count) for count in counts)
 
 

@@ -123,7 +123,7 @@ def plan_costs(
     planner = _Planner(
         config=config,
         stats=count_networks(config),
-        states=NetworkStateBytes(config, world_size, precision),
+        states=NetworkStateBytes(engine, config.optimizer, world_size, precision),
         micro_batch=config.engine.micro_batch(world_size),
         num_nodes=-(-world_size // rates.gpus_per_node),
         rates=rates,
@@ -152,11 +152,17 @@ class _Planner(NamedTuple):
     on_cuda: bool
 
     def stage(self, name: StageName, steps: int) -> StagePlan:
-        config, world_size = self.config, self.states.world_size
+        config = self.config
         cost = count_stage(
             name, config, images=self.micro_batch, on_cuda=self.on_cuda, rates=self.rates
         )
-        communication = count_communication(config, name, self.stats, self.states)
+        communication = count_communication(
+            name,
+            self.stats,
+            self.states,
+            tokenizer=config.tokenizer,
+            alignment=config.alignment,
+        )
         time = self._time(name, cost.total, communication)
         images_per_s = config.engine.global_batch / time.apart_s
         per_node = images_per_s / self.num_nodes
@@ -164,13 +170,7 @@ class _Planner(NamedTuple):
             stage=name,
             steps=steps,
             memory=estimate_memory(
-                config,
-                name,
-                self.stats.counts,
-                cost.activations,
-                world_size=world_size,
-                precision=self.states.precision,
-                on_cuda=self.on_cuda,
+                self.states, name, self.stats.counts, cost.activations, on_cuda=self.on_cuda
             ),
             cost=cost,
             communication=communication,

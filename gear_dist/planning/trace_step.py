@@ -194,18 +194,18 @@ def count_stage(
             meter = networks.meter = _Meter(tally, saved)
             lpips = meter.wrap("lpips forward", built.lpips) if built.lpips else None
             teachers = built.teachers if stage != "tokenizer" else []
-            batch = _batch(config, images, teachers, meter)
+            batch = _batch(images, config.data.image_size, teachers, meter, bf16=bf16)
             adversarial_from = config.discriminator.start_step
             train_micro_batch(networks, batch, config, adversarial_from, lpips)  # type: ignore[arg-type]
     return StageCost(meter.passes, meter.activations)
 
 
-def _batch(config: RunConfig, images: int, teachers: list[Teacher], meter: _Meter) -> MicroBatch:
+def _batch(
+    images: int, side: int, teachers: list[Teacher], meter: _Meter, *, bf16: bool
+) -> MicroBatch:
     """As `Trainer` prepares it: images, conditions, the teachers' features."""
-    side = config.data.image_size
     pixels = torch.zeros(images, 3, side, side)
     condition = ClassCondition(torch.zeros(images, dtype=torch.int64))
-    bf16 = config.engine.precision == "bf16"
     with meter.measure("teacher forward"), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         features = [teacher(pixels) for teacher in teachers]
     return MicroBatch(pixels, condition, features, torch.ones(images))

@@ -31,9 +31,16 @@ def counted():
 
 
 def planned_bytes(config, precision):
-    states = NetworkStateBytes(config, case.WORKERS, precision)
+    states = NetworkStateBytes(config.engine, config.optimizer, case.WORKERS, precision)
     total = {}
-    for item in count_communication(config, "joint", count_networks(config), states):
+    found = count_communication(
+        "joint",
+        count_networks(config),
+        states,
+        tokenizer=config.tokenizer,
+        alignment=config.alignment,
+    )
+    for item in found:
         total[item.collective] = total.get(item.collective, 0) + item.payload_bytes
     return total
 
@@ -78,7 +85,7 @@ def test_zero_3_gathers_less_where_it_may_keep_more(counted):
 def test_states_hold_what_is_planned(counted, stage, precision):
     config = config_of(stage, precision)
     counts = count_networks(config).counts
-    states = NetworkStateBytes(config, case.WORKERS, precision)
+    states = NetworkStateBytes(config.engine, config.optimizer, case.WORKERS, precision)
     for rank in counted[stage, precision]:
         for network, held in rank.states.items():
             row = states.row(network, getattr(counts, network))
@@ -126,7 +133,7 @@ def test_activations_kept_are_as_many_as_planned(kept_activations, index):
     config, found = kept_activations[index]
     images = config.engine.global_batch
     cost = count_stage("joint", config, images=images, on_cuda=False, rates=make_rates({}))
-    states = NetworkStateBytes(config, 1, "fp32")
+    states = NetworkStateBytes(config.engine, config.optimizer, 1, "fp32")
     counts = count_networks(config).counts
     gathered = max(states.gathered(name, getattr(counts, name)) for name in found)
     assert found.keys() == cost.activations.keys()

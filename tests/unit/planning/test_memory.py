@@ -7,6 +7,7 @@ from gear_dist.errors import ConfigError
 from gear_dist.formatting import format_bytes
 from gear_dist.planning.memory import (
     ActivationBytes,
+    NetworkStateBytes,
     ParameterCounts,
     estimate_memory,
     format_estimate,
@@ -22,15 +23,9 @@ ACTIVATIONS = {
 
 
 def estimate(*overrides, stage="joint", world_size=2, precision="fp32"):
-    return estimate_memory(
-        load_config(None, list(overrides)),
-        stage,
-        COUNTS,
-        ACTIVATIONS,
-        world_size=world_size,
-        precision=precision,
-        on_cuda=False,
-    )
+    config = load_config(None, list(overrides))
+    states = NetworkStateBytes(config.engine, config.optimizer, world_size, precision)
+    return estimate_memory(states, stage, COUNTS, ACTIVATIONS, on_cuda=False)
 
 
 def rows(*overrides, **options):
