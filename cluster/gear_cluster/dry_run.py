@@ -4,6 +4,8 @@ import os
 
 from gear_cluster.rendezvous import read_processes
 from gear_dist.checkpoints.address import check_address
+from gear_dist.config.data import DataConfig
+from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.corpus import check_same_classes, open_corpus
 from gear_dist.data.corpus_summary import CorpusSummary, check_contents, read_contents
@@ -30,10 +32,12 @@ def dry_run(config: RunConfig) -> None:
     start = None if held else open_init_from(config)
     if start is not None:
         print(f"starts from {start.path}: {', '.join(start.weights)}")
-    world_size, device = _placement(config)
+    world_size, device = _placement(config.run)
     micro_batch = config.engine.micro_batch(world_size)
     print(f"{config.run.launcher}: {world_size} workers on {device}, micro-batch {micro_batch}")
-    num_samples = sum(contents.num_samples for contents in _check_training(config))
+    num_samples = sum(
+        contents.num_samples for contents in _check_training(config.data, config.num_label_classes)
+    )
     filled_up = config.data.tail == "repeat"
     steps = (num_samples - filled_up) // config.engine.global_batch + filled_up
     if steps == 0:
@@ -52,19 +56,19 @@ def dry_run(config: RunConfig) -> None:
     print("dry run: nothing was trained or written")
 
 
-def _check_training(config: RunConfig) -> list[CorpusSummary]:
-    """Check all corpora, and that their classes are the same."""
-    data = config.data
-    found = {
-        address: check_corpus(config, address, config.num_label_classes)
-        for address in data.train_addresses
-    }
+def _check_training(data: DataConfig, num_classes: int | None) -> list[CorpusSummary]:
+    """Check all corpora, and that their classes are the same.
+
+    Args:
+        num_classes: see `check_corpus`.
+    """
+    found = {address: check_corpus(address, data, num_classes) for address in data.train_addresses}
     first, *others = found.items()
-    needs_classes = data.captions == "off" and config.num_label_classes is not None
+    needs_classes = data.captions == "off" and num_classes is not None
     for address, contents in others if needs_classes else ():
         check_same_classes(first[0], first[1].classes, address, contents.classes)
     if data.validation:
-        held_out = check_corpus(config, data.validation, None)  # for pictures
+        held_out = check_corpus(data.validation, data, None)  # for pictures
         if held_out.classes != first[1].classes:
             print(
                 f"WARNING: data.validation={data.validation}: its classes are not those of "
@@ -86,7 +90,7 @@ def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
     print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
 
 
-def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> CorpusSummary:
+def check_corpus(address: str, data: DataConfig, num_classes: int | None) -> CorpusSummary:
     """Read the manifest, compare it with the shards that are there and with the run, and say it.
 
     Args:
@@ -96,7 +100,7 @@ def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> Co
         DataError: the corpus is not there, incomplete, or lacks classes or captions that the run
             needs, or has too many classes.
     """
-    storage, manifest = open_corpus(address, config.data.endpoint)
+    storage, manifest = open_corpus(address, data.endpoint)
     info = manifest.info
     folder = "shards/" if info.schema_version else ""
     found = {item.key: item.bytes for item in storage.list(folder)}
@@ -112,23 +116,23 @@ def check_corpus(config: RunConfig, address: str, num_classes: int | None) -> Co
         f"{storage.address}: {contents.describe()}; {info.num_shards:,} shards, "
         f"{size / 1e6:,.1f} MB"
     )
-    for line in check_contents(storage.address, contents, config.data, num_classes):
+    for line in check_contents(storage.address, contents, data, num_classes):
         print(f"WARNING: {line}")
     return contents
 
 
-def _placement(config: RunConfig) -> tuple[int, str]:
+def _placement(run: RunSection) -> tuple[int, str]:
     """Workers and device as this machine would have them; a cluster may have others."""
     import torch
 
     from gear_dist.distributed.device import choose_device
 
-    if config.run.launcher == "ray" and os.environ.get("RAY_ADDRESS"):
-        device: str = "cpu" if config.run.device == "auto" else config.run.device
+    if run.launcher == "ray" and os.environ.get("RAY_ADDRESS"):
+        device: str = "cpu" if run.device == "auto" else run.device
         print(f"RAY_ADDRESS is set: the cluster is not contacted; assuming {device}")
     else:
-        device = choose_device(config.run.device).type
-    if config.run.launcher == "local":
+        device = choose_device(run.device).type
+    if run.launcher == "local":
         return read_processes().world_size, device
     gpus = torch.cuda.device_count() if device == "cuda" else 0
-    return config.run.workers or gpus or 2, device
+    return run.workers or gpus or 2, device

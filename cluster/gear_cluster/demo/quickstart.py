@@ -18,8 +18,11 @@ from gear_cluster.demo import object_store
 from gear_cluster.launch import launch
 from gear_data_prep.cli import main as data_prep
 from gear_dist.cli import evaluate, report, sample, teacher
+from gear_dist.config.data import DataConfig
 from gear_dist.config.loading import load_config
+from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.training import EngineConfig
 from gear_dist.data.manifest import load_manifest
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError
 from gear_dist.formatting import format_duration
@@ -98,7 +101,7 @@ def quickstart(request: QuickstartRequest) -> int:
     config = _fit_to_corpus(request, config)
     steps.begin("teacher")
     if config.teacher.name == "convnet" and config.alignment.enabled:
-        _make_teacher(request, config)
+        _make_teacher(config.teacher.path, config.data, config.grid_size)
     else:
         print("not needed by this configuration")
     steps.begin("training")
@@ -183,7 +186,7 @@ def _make_shards(request: QuickstartRequest) -> None:
 def _fit_to_corpus(request: QuickstartRequest, config: RunConfig) -> RunConfig:
     """Classes, batch and workers as corpus and machine allow; what the user set stays."""
     info = load_manifest(open_storage(config.data.train)).info
-    workers = _choose_workers(config)
+    workers = _choose_workers(config.run, config.engine)
     batch = min(config.engine.global_batch, info.num_samples)
     batch -= batch % (workers * config.engine.accumulation)
     if batch == 0:
@@ -199,25 +202,25 @@ def _fit_to_corpus(request: QuickstartRequest, config: RunConfig) -> RunConfig:
     return load_config(request.configs, _overrides(request, *more))
 
 
-def _choose_workers(config: RunConfig) -> int:
+def _choose_workers(run: RunSection, engine: EngineConfig) -> int:
     """One a GPU, or two on CPU; fewer where the batch does not divide by that."""
     import torch
 
-    if config.run.launcher == "local":
+    if run.launcher == "local":
         return 1
-    gpus = torch.cuda.device_count() if config.run.device != "cpu" else 0
-    most = config.run.workers or gpus or 2
-    images = config.engine.global_batch // config.engine.accumulation
+    gpus = torch.cuda.device_count() if run.device != "cpu" else 0
+    most = run.workers or gpus or 2
+    images = engine.global_batch // engine.accumulation
     fits: Callable[[int], bool] = lambda workers: images % workers == 0  # noqa: E731
     return next(filter(fits, range(most, 0, -1)))
 
 
-def _make_teacher(request: QuickstartRequest, config: RunConfig) -> None:
-    words = ["--out", config.teacher.path, "--validation", config.data.validation]
-    words += ["--image-size", str(config.data.image_size), "--grid-size", str(config.grid_size)]
+def _make_teacher(path: str, data: DataConfig, grid_size: int) -> None:
+    words = ["--out", path, "--validation", data.validation]
+    words += ["--image-size", str(data.image_size), "--grid-size", str(grid_size)]
     words += _threads()
-    Path(config.teacher.path).parent.mkdir(parents=True, exist_ok=True)
-    _run(teacher, "teacher", config.data.train, *words)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _run(teacher, "teacher", data.train, *words)
 
 
 def _train(config: RunConfig, verbose: bool) -> bool:

@@ -64,7 +64,8 @@ def test_bad_requests_make_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ],
 )
 def test_workers_that_the_batch_divides_by(overrides: list[str], workers: int) -> None:
-    assert room._choose_workers(load_config(None, ["run.device=cpu", *overrides])) == workers
+    config = load_config(None, ["run.device=cpu", *overrides])
+    assert room._choose_workers(config.run, config.engine) == workers
 
 
 def test_results_older_than_the_weights_are_made_again(tmp_path: Path) -> None:
