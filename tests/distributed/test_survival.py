@@ -69,7 +69,9 @@ def test_a_node_that_is_to_go_and_a_new_one(tmp_path: Path) -> None:
             run.read_until(lambda line: "is draining: stopping with a" in line)
             run.read_until(reached(1, world=1))
             nodes.start_node()
-            run.read_until(lambda line: line.startswith("capacity for 2 workers is available: attempt 3"))
+            run.read_until(
+                lambda line: line.startswith("capacity for 2 workers is available: attempt 3")
+            )
             run.read_until(reached(1, world=2))
             run.process.send_signal(signal.SIGTERM)
             code, out = run.finish()
@@ -98,7 +100,9 @@ def test_real_training_with_fewer_and_more_workers(tmp_path: Path) -> None:
             run.read_until(lambda line: "is draining: attempt 2" in line)
             run.read_until(reached(8))
             nodes.start_node()
-            run.read_until(lambda line: line.startswith("capacity for 2 workers is available: attempt 3"))
+            run.read_until(
+                lambda line: line.startswith("capacity for 2 workers is available: attempt 3")
+            )
             run.read_until(reached(9))
             run.process.send_signal(signal.SIGTERM)
             code, out = run.finish()
