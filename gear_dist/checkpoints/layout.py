@@ -85,7 +85,9 @@ class CheckpointManifest(NamedTuple):
             node = json.loads(data)
             claimed = node.pop("xxh3", None)
             if claimed not in (None, _checksum(node)):
-                raise DamagedCheckpointError(f"{name}: does not match its own checksum")
+                raise DamagedCheckpointError(
+                    f"{name}: does not match its own checksum: it was changed or cut"
+                )
             found = int(node["format"])
             if found not in (FORMAT, UNOWNED_FORMAT):
                 raise DataError(

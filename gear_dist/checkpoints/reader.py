@@ -113,7 +113,10 @@ class CheckpointReader:
                 break
         lacking = [key for key, count in missing.items() if count]
         if lacking:
-            raise DataError(f"{self.folder} lacks {len(lacking)} tensors, such as {lacking[0]}")
+            raise DataError(
+                f"{self._storage.address}/{self.folder}: lacks {len(lacking)} tensors, such as "
+                f"{lacking[0]}: it is of other networks; resume from another checkpoint"
+            )
         for shard in itertools.chain.from_iterable(wanted.values()):
             if shard.copied_from is not None:
                 shard.copied_from.copy_(shard.values.view(shard.copied_from.shape))

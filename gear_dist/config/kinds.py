@@ -46,6 +46,8 @@ def _check_list(where: str, key: str, kinds: tuple[Any, ...], value: Any) -> Non
     if kinds[-1] is not Ellipsis and len(value) != len(kinds):
         raise ConfigError(f"{where}: {key}={list(value)} must have {len(kinds)} values")
     for item in value:
+        if isinstance(item, dict | list | tuple):
+            raise ConfigError(f"{where}: {key}={list(value)}: {item} must be a single value")
         check_kind(where, key, kinds[0], item)
 
 

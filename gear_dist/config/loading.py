@@ -133,7 +133,8 @@ def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
     try:
         node: Any = load_yaml_text(path.read_bytes())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
+        named = f" (base of {seen[-1]})" if seen else ""
+        raise ConfigError(f"{path}: no such configuration file{named}") from None
     except (OSError, *_UNREADABLE) as error:
         raise ConfigError(f"{path}: not readable YAML: {_problem(error)}") from None
     node = {} if node in (None, "") else node

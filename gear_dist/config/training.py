@@ -209,8 +209,8 @@ are fetched ahead; 0: each layer's are freed after use, and gathered once more f
         parts = workers * self.accumulation
         require(
             self.global_batch % parts == 0,
-            f"engine.global_batch={self.global_batch} is not divisible by workers x "
-            f"engine.accumulation = {workers} x {self.accumulation}",
+            f"engine.global_batch={self.global_batch} is not divisible by run.workers x "
+            f"engine.accumulation = {workers} x {self.accumulation}: use a multiple of {parts}",
         )
         return self.global_batch // parts
 
@@ -226,6 +226,6 @@ are fetched ahead; 0: each layer's are freed after use, and gathered once more f
         require(
             found > 0,
             f"engine.global_batch={self.global_batch} is not divisible by {workers} "
-            "workers: use a number of workers that divides it",
+            "workers: set run.workers to a number that divides it",
         )
         return found

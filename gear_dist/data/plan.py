@@ -175,15 +175,19 @@ class DataPlan:
             ConfigError: a setting has changed without which the position means nothing.
         """
         if not state.keys() >= self.state_dict(Position(0, 0)).keys():
-            raise DataError(f"{self.address}: the checkpoint's data position is of another version")
+            raise DataError(
+                f"{self.address}: the checkpoint's data position is of another version of "
+                "gear-dist: resume with that version, or start a new run from its weights "
+                "(stages.init_from)"
+            )
         for name, value in self._identity().items():
             if state[name] != value:
                 _refuse_change(self.address, name, state[name], value)
         ranks = [self._data_rank.world_size, self._data_rank.accumulation]
         if state["micro"] and state["ranks"] != ranks:
             raise ConfigError(
-                f"the checkpoint's data position is inside a global batch of {state['ranks'][0]} "
-                f"workers x {state['ranks'][1]} accumulated batches: continue with those"
+                f"{self.address}: the checkpoint's data position is inside a global batch: resume "
+                f"with run.workers={state['ranks'][0]} engine.accumulation={state['ranks'][1]}"
             )
         if self._data.lanes and self._data.lanes != sum(state["lanes"]):
             _refuse_change(self.address, "data.lanes", sum(state["lanes"]), self._data.lanes)

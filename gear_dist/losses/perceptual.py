@@ -81,10 +81,11 @@ def load_lpips(config: LossConfig) -> LPIPS | None:
     convs: list[nn.Module] = [m for m in model.stages.modules() if isinstance(m, nn.Conv2d)]
     vgg = _read(config.lpips_vgg16_path, "losses.lpips_vgg16_path")
     indices = sorted({int(k.split(".")[1]) for k in vgg if k.startswith("features.")})
-    _copy(convs, vgg, [f"features.{i}" for i in indices], "losses.lpips_vgg16_path")
+    layers = [f"features.{i}" for i in indices]
+    _copy(convs, vgg, layers, "losses.lpips_vgg16_path", config.lpips_vgg16_path)
     heads = _read(config.lpips_heads_path, "losses.lpips_heads_path")
     names = [f"lin{i}.model.1" for i in range(len(model.heads))]
-    _copy(list(model.heads), heads, names, "losses.lpips_heads_path")
+    _copy(list(model.heads), heads, names, "losses.lpips_heads_path", config.lpips_heads_path)
     return model
 
 
@@ -106,16 +107,18 @@ def _read(path: str, setting: str) -> dict[str, Tensor]:
 
 
 def _copy(
-    modules: list[nn.Module], state: dict[str, Tensor], names: list[str], setting: str
+    modules: list[nn.Module], state: dict[str, Tensor], names: list[str], setting: str, path: str
 ) -> None:
     if len(names) != len(modules):
-        raise ConfigError(f"{setting}: {len(names)} layers found, {len(modules)} expected")
+        raise ConfigError(
+            f"{setting}={path}: {len(names)} layers found, {len(modules)} expected: give VGG16's"
+        )
     for module, name in zip(modules, names, strict=True):
         for key, target in module.state_dict().items():
             value = state.get(f"{name}.{key}")
             if value is None or value.shape != target.shape:
                 found = "nothing" if value is None else tuple(value.shape)
                 raise ConfigError(
-                    f"{setting}: {name}.{key} should be {tuple(target.shape)}, found {found}"
+                    f"{setting}={path}: {name}.{key} should be {tuple(target.shape)}, found {found}"
                 )
             target.copy_(value)

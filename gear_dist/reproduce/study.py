@@ -122,9 +122,11 @@ def run_study(study: Study, report: Callable[[str], None]) -> dict[str, list[lis
         UserError: a command failed; its output is in FOLDER/logs.
     """
     wanted = [ARMS[name] for name in study.arms]
-    missing = {arm.start for arm in wanted} - {WARM_UP, *study.arms}
-    if missing:
-        raise ConfigError(f"--arms: {', '.join(sorted(missing))} is started from: add it")
+    for arm in wanted:
+        if arm.start not in {WARM_UP, *study.arms}:
+            raise ConfigError(
+                f"--arms {','.join(study.arms)}: {arm.name} starts from {arm.start}: add it"
+            )
     _prepare(study, report)
     counter = _RunCounter(len(wanted) * len(study.seeds), report)
     points: dict[str, list[list[Point]]] = {}

@@ -194,12 +194,19 @@ def load_network(module: nn.Module, state: dict[str, Tensor]) -> None:
     anew = module.state_dict()
     own = {k: v for k, v in anew.items() if k.startswith(PROJECTORS_PREFIX)}
     given = {k: v.shape for k, v in state.items() if k.startswith(PROJECTORS_PREFIX)}
-    if own and given and given != {key: value.shape for key, value in own.items()}:
+    shapes = {key: value.shape for key, value in own.items()}
+    if own and given and given != shapes:
         raise ConfigError(
-            "stages.init_from: its projectors are not those of this teacher and "
-            "alignment.projector_width: leave projectors out of stages.init_networks"
+            "stages.init_from: its projectors do not fit this teacher and "
+            f"alignment.projector_width ({_widths(given)} there, {_widths(shapes)} here): leave "
+            "projectors out of stages.init_networks"
         )
     if not own or not given:
         state = {key: value for key, value in state.items() if key not in given} | own
     averages = {k: v for k, v in anew.items() if k.startswith(LECAM_PREFIX)}
     module.load_state_dict(averages | state)
+
+
+def _widths(shapes: dict[str, torch.Size]) -> str:
+    """The sizes of projectors, short."""
+    return ", ".join("x".join(map(str, shape)) for shape in shapes.values() if len(shape) > 1)

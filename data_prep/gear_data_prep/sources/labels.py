@@ -22,11 +22,17 @@ def read_labels(path: str, keys: list[str], names: dict[str, int]) -> dict[str, 
     lines = [line.replace(",", " ").split() for line in found]
     if all(len(words) == 1 or line in names for line, words in zip(found, lines, strict=True)):
         if len(lines) != len(keys):
-            raise DataError(f"{path}: {len(lines)} labels for {len(keys)} images")
+            raise DataError(
+                f"--labels {path}: {len(lines)} labels for {len(keys)} images: give a line for "
+                "each image in the order of names, or lines of name and label"
+            )
         pairs = dict(zip(keys, found, strict=True))
     else:
         pairs = {sample_key(words[0]): words[1] for words in lines if len(words) > 1}
     missing = next((key for key in keys if pairs.get(key) not in names), None)
     if missing is not None:
-        raise DataError(f"{path}: no class, or none of the training classes, for {missing}")
+        raise DataError(
+            f"--labels {path}: no class, or none of the training classes, for {missing}: correct "
+            "its line"
+        )
     return {key: names[pairs[key]] for key in keys}

@@ -89,7 +89,8 @@ class Teacher(nn.Module):
         size = self.image_size
         if tuple(images.shape[1:]) != (3, size, size):
             raise ValueError(
-                f"teacher expects images (B, 3, {size}, {size}), got {tuple(images.shape)}"
+                f"data.image_size={size}: the teacher expects (B, 3, {size}, {size}), got "
+                f"{tuple(images.shape)}"
             )
         with torch.no_grad():
             features = self.encode(images).float()

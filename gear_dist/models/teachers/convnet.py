@@ -139,8 +139,9 @@ def num_halvings(image_size: int, grid_size: int) -> int:
     stride = image_size // max(grid_size, 1)
     if grid_size < 2 or stride < 2 or stride & (stride - 1) or stride * grid_size != image_size:
         raise ConfigError(
-            f"teacher.name=convnet: image size {image_size} over grid size {grid_size} must be a "
-            "power of two from 2 on, with at least 2 positions a side"
+            f"teacher.name=convnet: data.image_size={image_size} over the tokenizer's grid size "
+            f"{grid_size} (tokenizer.channel_multipliers) must be a power of two from 2 on, with "
+            "at least 2 positions a side"
         )
     return int(math.log2(stride))
 

@@ -184,7 +184,8 @@ def resample_positions(
     source = round(len(patches) ** 0.5)
     if source**2 != len(patches):
         raise ConfigError(
-            f"teacher: {len(patches)} position embeddings are no square grid: use an encoder that "
+            f"teacher.path: {len(patches)} position embeddings are no square grid: use an encoder "
+            f"that "
             "was trained at square images"
         )
     if source == grid_size:
