@@ -185,8 +185,7 @@ def resample_positions(
     if source**2 != len(patches):
         raise ConfigError(
             f"teacher.path: {len(patches)} position embeddings are no square grid: use an encoder "
-            f"that "
-            "was trained at square images"
+            "that was trained at square images"
         )
     if source == grid_size:
         return positions_ND
