@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self
 import xxhash
 
 from gear_dist.errors import DataError
-from gear_dist.runs.run_folder import RUN_ID, to_json
+from gear_dist.runs.run_folder import RUN_ID
+from gear_dist.storage.json_files import to_json
 
 POINTER = "latest.json"
 MANIFEST = "manifest.json"

@@ -37,8 +37,8 @@ from gear_dist.checkpoints.shards import TensorShard
 from gear_dist.distributed import collectives
 from gear_dist.errors import DataError, UserError
 from gear_dist.formatting import class_and_line, first_line
-from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.json_files import to_json
 
 _POLL_S = 0.2
 

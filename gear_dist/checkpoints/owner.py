@@ -20,8 +20,8 @@ from gear_dist.checkpoints.address import owners_above
 from gear_dist.checkpoints.layout import ALIVE, OWNER, POINTER, run_of
 from gear_dist.checkpoints.listing import CheckpointListing, look
 from gear_dist.errors import ConfigError, DataError, UserError
-from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.json_files import to_json
 
 HEARTBEAT_S = 10.0
 """Between heartbeats of the process that owns an address."""

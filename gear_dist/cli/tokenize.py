@@ -12,8 +12,8 @@ from gear_dist.cli.arguments import (
 )
 from gear_dist.cli.sample import MODEL_HELP, add_bad_share
 from gear_dist.inference.model_folder import open_model
-from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.atomic import write_file
+from gear_dist.storage.json_files import to_json
 
 INDICES_NAME = "indices.npy"
 FILES_NAME = "files.json"

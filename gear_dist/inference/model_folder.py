@@ -12,8 +12,9 @@ from gear_dist.config.loading import load_config, to_dict
 from gear_dist.config.schema import RunConfig, architecture_settings
 from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.runs.run_folder import RunFolder, to_json
+from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.atomic import make_folder, write_file
+from gear_dist.storage.json_files import to_json
 from gear_dist.storage.paths import local_path
 
 CONFIG_NAME = "config.json"

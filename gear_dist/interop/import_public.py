@@ -17,8 +17,8 @@ from gear_dist.interop.hub import find_source
 from gear_dist.interop.infer_config import infer_settings
 from gear_dist.interop.load_checkpoint import read_checkpoint
 from gear_dist.interop.model_card import Provenance, import_card
-from gear_dist.runs.run_folder import to_json
 from gear_dist.storage.atomic import write_file, write_text
+from gear_dist.storage.json_files import to_json
 
 REPORT_NAME = "import.json"
 

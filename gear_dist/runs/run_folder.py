@@ -6,14 +6,8 @@ when the run resumes.
 """
 
 import datetime
-import errno
-import json
-import math
-import numbers
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from io import FileIO
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,10 +16,11 @@ import yaml
 from gear_dist.config.compare import differing_settings
 from gear_dist.config.loading import config_yaml, load_saved_config
 from gear_dist.config.schema import RunConfig
-from gear_dist.errors import ConfigError, DataError, StorageError
+from gear_dist.errors import ConfigError, DataError
 from gear_dist.formatting import first_line
-from gear_dist.storage.atomic import write_file
-from gear_dist.storage.json_files import build_record, parse_json
+from gear_dist.runs.metrics_file import MetricsFile, disk_errors
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.json_files import build_record, parse_json, to_json
 from gear_dist.storage.local import FileStorage
 from gear_dist.storage.paths import local_path
 
@@ -61,8 +56,14 @@ class Grid(NamedTuple):
 class RunFolder:
     """Paths, writers and readers of one run folder. Construction touches no file."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, files: Storage | None = None) -> None:
+        """
+        Args:
+            path: the folder. Metrics are appended, and grids and weights written, below it.
+            files: where records that are written whole are kept; None: in the folder.
+        """
         self.path = Path(path)
+        self.files: Storage = files or FileStorage(self.path)
         self.config_path = self.path / "config.yaml"
         self.environment_path = self.path / "environment.json"
         self.metrics_path = self.path / "metrics.jsonl"
@@ -75,7 +76,7 @@ class RunFolder:
         self.grids = self.path / "grids"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights"
-        self._metrics_file: FileIO | None = None
+        self._metrics = MetricsFile(self.metrics_path)
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
@@ -89,12 +90,12 @@ class RunFolder:
             StorageError: the folder cannot be written.
         """
         folder = cls(path)
-        folder.check_may_start(config)
-        with _disk_errors(folder.path):
+        resumes = folder.check_may_start(config)
+        with disk_errors(folder.path):
             for part in (folder.path, folder.grids, folder.checkpoints, folder.weights):
                 part.mkdir(parents=True, exist_ok=True)
-            FileStorage(folder.path).remove_leftovers()
-        if not folder.config_path.is_file():
+            folder.files.remove_leftovers()
+        if not resumes:
             folder.write_config(config)
         return folder
 
@@ -169,26 +170,24 @@ class RunFolder:
             DataError: the file holds something else.
         """
         try:
-            text = self.id_path.read_text().strip()
-        except FileNotFoundError:
+            text = self.files.read(self.id_path.name).decode(errors="replace").strip()
+        except MissingObjectError:
             return ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.id_path}: not readable: {first_line(error)}") from None
         if not RUN_ID.fullmatch(text):
             raise DataError(f"{self.id_path}: {text[:20]!r} is not a run id (8 hex digits)")
         return text
 
     def write_id(self, run: str) -> None:
         """Write the run's id."""
-        write_file(self.id_path, f"{run}\n".encode())
+        self.files.write(self.id_path.name, f"{run}\n".encode())
 
     def write_newest_checkpoint(self, address: str, step: int) -> None:
         """Remember the newest published checkpoint, so that its loss is noticed."""
-        _write_json(self.newest_checkpoint_path, {"address": address, "step": step})
+        self._write_json(self.newest_checkpoint_path, {"address": address, "step": step})
 
     def read_newest_checkpoint(self) -> tuple[str, int] | None:
         """Address and step of the newest published checkpoint; None: there was none yet."""
-        node = _read_json(self.newest_checkpoint_path)
+        node = self._read_json(self.newest_checkpoint_path)
         if node is None:
             return None
         address, step = node.get("address"), node.get("step")
@@ -201,11 +200,11 @@ class RunFolder:
 
     def forget_newest_checkpoint(self) -> None:
         """The run starts over."""
-        self.newest_checkpoint_path.unlink(missing_ok=True)
+        self.files.delete(self.newest_checkpoint_path.name)
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, the resolved configuration."""
-        write_file(self.config_path, config_yaml(config).encode())
+        self.files.write(self.config_path.name, config_yaml(config).encode())
 
     def read_config(self) -> RunConfig:
         """Read config.yaml back; ConfigError where another version's settings do not fit."""
@@ -214,8 +213,8 @@ class RunFolder:
     def read_config_dict(self) -> dict[str, Any]:
         """Read config.yaml as plain data, whatever version wrote it."""
         try:
-            node = yaml.safe_load(self.config_path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            node = yaml.safe_load(self.files.read(self.config_path.name).decode())
+        except (DataError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{self.config_path}: not readable: {first_line(error)}") from None
         if not isinstance(node, dict):
             raise ConfigError(f"{self.config_path}: expected sections such as `data:`")
@@ -223,19 +222,19 @@ class RunFolder:
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Write environment.json; see `gear_dist.runs.environment.collect_environment`."""
-        _write_json(self.environment_path, environment)
+        self._write_json(self.environment_path, environment)
 
     def read_environment(self) -> dict[str, Any]:
         """Read environment.json; empty where there is none."""
-        return _read_json(self.environment_path) or {}
+        return self._read_json(self.environment_path) or {}
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write evaluation.json."""
-        _write_json(self.evaluation_path, evaluation)
+        self._write_json(self.evaluation_path, evaluation)
 
     def read_evaluation(self) -> dict[str, Any] | None:
         """Read evaluation.json; None where the run has not been evaluated."""
-        return _read_json(self.evaluation_path)
+        return self._read_json(self.evaluation_path)
 
     def write_status(
         self,
@@ -260,11 +259,11 @@ class RunFolder:
             attempt=before.attempt if attempt is None else attempt,
             last_failure=before.last_failure if last_failure is None else last_failure,
         )
-        _write_json(self.status_path, status._asdict())
+        self._write_json(self.status_path, status._asdict())
 
     def read_status(self) -> Status | None:
         """Read status.json; None where the run has not started."""
-        node = _read_json(self.status_path)
+        node = self._read_json(self.status_path)
         known = {key: value for key, value in (node or {}).items() if key in Status._fields}
         if not {"state", "step", "total_steps"} <= set(known):
             return None
@@ -276,42 +275,17 @@ class RunFolder:
             ) from None
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one record to metrics.jsonl, visible to readers when this returns.
-
-        Numbers that are not finite are written as null, so that each line is JSON. Tensors of one
-        element are accepted, and synchronise: pass floats.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
-        line = (to_json(record) + "\n").encode()
-        try:
-            with _disk_errors(self.metrics_path):
-                if self._metrics_file is None:
-                    self._drop_torn_line()
-                    self._metrics_file = self.metrics_path.open("ab", buffering=0)
-                while line:  # a disk that fills up takes a part first and fails at the next call
-                    line = line[self._metrics_file.write(line) :]
-        except StorageError:
-            self.close()  # the next append looks for a torn line first
-            raise
+        """Append one record; see `MetricsFile.append`."""
+        self._metrics.append(record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records in order; a torn or unreadable line is left out."""
-        return list(self._records())
-
-    def truncate_metrics(self, after_step: int) -> None:
-        """Drop the records of steps beyond `after_step`, which a resumed run takes again."""
-        if not self.metrics_path.is_file():
-            return
-        self.close()
-        kept = [to_json(record) for record in self._records() if record["step"] <= after_step]
-        write_file(self.metrics_path, "".join(line + "\n" for line in kept).encode())
+        return list(self._metrics.records())
 
     def rewind(self, step: int) -> None:
         """Drop what the run did after `step`, when it resumes there: metrics records and grids."""
-        self.truncate_metrics(step)
-        with _disk_errors(self.grids):
+        self._metrics.truncate(step)
+        with disk_errors(self.grids):
             for grid in self.list_grids():
                 if grid.step > step:
                     grid.path.unlink()
@@ -322,7 +296,7 @@ class RunFolder:
         Raises:
             StorageError: the disk refuses.
         """
-        with _disk_errors(self.bad_samples_path), self.bad_samples_path.open("a") as file:
+        with disk_errors(self.bad_samples_path), self.bad_samples_path.open("a") as file:
             file.write("".join(f"{name}\n" for name in names))
 
     def reconstruction_grid_path(self, step: int) -> Path:
@@ -341,83 +315,20 @@ class RunFolder:
 
     def close(self) -> None:
         """Close metrics.jsonl; a later append opens it again."""
-        if self._metrics_file is not None:
-            self._metrics_file.close()
-            self._metrics_file = None
+        self._metrics.close()
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        if not self.metrics_path.is_file():
-            return
-        with self.metrics_path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                record = _parse(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
-                    yield record
+    def _write_json(self, path: Path, node: Mapping[str, Any]) -> None:
+        self.files.write(path.name, (to_json(node, indent=2) + "\n").encode())
 
-    def _drop_torn_line(self) -> None:
-        if not self.metrics_path.is_file():
-            return
-        data = self.metrics_path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            write_file(self.metrics_path, data[:whole])
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: numbers that are not finite are null, one-element tensors floats, else text."""
-    return json.dumps(_plain(value), allow_nan=False, indent=indent)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return number if math.isfinite(number) else None
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError that names the file and the fix."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fix = "the disk is full; free some space and run the same command again"
-        elif isinstance(error, FileExistsError | NotADirectoryError):
-            fix = "a file is where a folder is needed; move it or set another run.root"
-        else:
-            fix = f"cannot be written ({error.strerror}); set run.root to a folder you may write"
-        raise StorageError(f"{where}: {fix}") from None
-
-
-def _write_json(path: Path, node: Mapping[str, Any]) -> None:
-    write_file(path, (to_json(node, indent=2) + "\n").encode())
-
-
-def _parse(line: str) -> Any:
-    try:
-        return parse_json(line)
-    except ValueError:
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        node = _parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable: {first_line(error)}") from None
-    if not isinstance(node, dict):
-        raise DataError(f"{path}: not a JSON object; remove the file to go without it")
-    return node
+    def _read_json(self, path: Path) -> dict[str, Any] | None:
+        try:
+            data = self.files.read(path.name)
+        except MissingObjectError:
+            return None
+        try:
+            node = parse_json(data)
+        except ValueError:
+            node = None
+        if not isinstance(node, dict):
+            raise DataError(f"{path}: not a JSON object; remove the file to go without it")
+        return node

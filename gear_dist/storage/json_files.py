@@ -1,4 +1,4 @@
-"""JSON that this project has written, read back with its types. No torch.
+"""JSON of this project: written strictly, read back with its types. No torch.
 
 What lies on a disk or a store may be damaged or another program's: a record is taken only where
 every field is there and of its type.
@@ -6,13 +6,36 @@ every field is there and of its type.
 
 import json
 import math
+import numbers
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
 _MAX_DIGITS = 19
 """More than a 64-bit number has."""
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: numbers that are not finite are null, one-element tensors floats, else text."""
+    return json.dumps(_plain_value(value), allow_nan=False, indent=indent)
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain_value(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -106,10 +106,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return answer.status, dict(answer.getheaders()), data
 
     def _change_list(self, data: bytes) -> bytes:
-        entries = re.findall(rb"<CheckpointListing>.*?</CheckpointListing>", data, re.DOTALL)
+        entries = re.findall(rb"<Contents>.*?</Contents>", data, re.DOTALL)
         if self.changes == "listing in order":
-            before, _, rest = data.partition(b"<CheckpointListing>")
-            after = rest.rpartition(b"</CheckpointListing>")[2]
+            before, _, rest = data.partition(b"<Contents>")
+            after = rest.rpartition(b"</Contents>")[2]
             return before + b"".join(reversed(entries)) + after if entries else data
         if self.changes == "listing" and entries:
             return data.replace(entries[-1], b"")

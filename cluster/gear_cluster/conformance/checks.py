@@ -95,8 +95,7 @@ _CAPABILITIES: tuple[tuple[str, Need, Probe, str], ...] = (
         "used",
         probes.conditional_create,
         "two commands started simultaneously on one address can both believe that they own it: "
-        "start "
-        "one at a time",
+        "start one at a time",
     ),
     (
         "abort and list uploads",

@@ -69,7 +69,9 @@ def test_a_process_that_waits_says_for_whom_and_hears_signals(
     with start(tmp_path, 60, port, rank) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert f"WORLD_SIZE=2 waits at MASTER_ADDR=127.0.0.1 MASTER_PORT={port} for rank" in line
+        assert (
+            f"WORLD_SIZE=2 is waiting at MASTER_ADDR=127.0.0.1 MASTER_PORT={port} for rank" in line
+        )
         assert line.startswith(f"gear-dist: rank {rank} ")
         assert f"for rank {1 - rank};" in line
         process.send_signal(number)

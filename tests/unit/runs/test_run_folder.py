@@ -15,6 +15,7 @@ import yaml
 from gear_dist.config.loading import load_config
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.runs.run_folder import RunFolder, Status
+from gear_dist.storage.open import open_storage
 from refusals import refused
 
 
@@ -314,3 +315,23 @@ def test_an_append_to_a_full_device_is_explained(folder):
     folder.metrics_path.symlink_to("/dev/full")
     with refused(StorageError, folder.metrics_path, "disk"):
         folder.append_metrics({"step": 1})
+
+
+def test_records_written_whole_can_lie_in_any_storage(tmp_path, object_store):
+    storage = open_storage("s3://gear-tests-runs/a", object_store.endpoint)
+    folder = RunFolder(tmp_path / "a", storage)
+    config = load_config(None, ["run.name=a"])
+    folder.write_config(config)
+    folder.write_id("0123abcd")
+    folder.write_status("running", 3, 10)
+    folder.write_environment({"device": "cpu"})
+    folder.write_newest_checkpoint("s3://b/step-3", 3)
+    folder.forget_newest_checkpoint()
+    again = RunFolder(tmp_path / "elsewhere", storage)
+    assert again.read_config_dict()["run"]["name"] == "a"
+    assert again.read_id() == "0123abcd"
+    assert again.read_status()[:3] == ("running", 3, 10)
+    assert again.read_environment() == {"device": "cpu"}
+    assert again.read_newest_checkpoint() is None
+    assert again.read_evaluation() is None
+    assert not (tmp_path / "a").exists()
