@@ -85,8 +85,27 @@ bench-training: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'mosaicml-streaming==0.13.0' \
 		Brotli python-snappy cramjam zstd catalogue
 
+# Versions of Triton that the kernels must compile with, in folders of their own, nothing else
+# beside them: what torch's CUDA wheels pin (requirements.lock pins no triton, so that it stays
+# theirs), and the newest of the range in pyproject.toml.
+TRITONS := 3.7.1 3.9.0
+.gear/triton-%:
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part 'triton==$*'
+	mv $@.part $@
+
+.PHONY: kernel-report test-tritons
+kernel-report: $(STAMP) $(TRITONS:%=.gear/triton-%) ## registers, spills and instructions of every compiled kernel
+	$(TEST_ENV) $(BIN)/python kernels/bench/kernel_report.py $(TRITONS:%=.gear/triton-%)
+test-tritons: $(STAMP) $(TRITONS:%=.gear/triton-%) ## the Triton kernels' tests with each version; needs a package index
+	@for version in $(TRITONS); do \
+		echo "== triton $$version"; \
+		PYTHONPATH=$(CURDIR)/.gear/triton-$$version EXPECTED_TRITON=$$version \
+			$(PYTEST) tests/kernels/test_triton_compile.py tests/kernels/test_triton.py; \
+	done
+
 .PHONY: soak soak-slow soak-processors
-soak: soak-slow soak-processors ## the slow tests, and all others as older processors would run them
+soak: soak-slow soak-processors test-tritons ## the slow tests, all others as older processors would run them, each Triton
 soak-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest -m slow tests
 # Rounding differs with the processor, so no test may rest on it. PyTorch's own loops and oneDNN's

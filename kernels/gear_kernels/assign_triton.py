@@ -131,7 +131,7 @@ def latents_gradient_kernel(
 ):
     """Per row: centre = sum_k p q, then sum_k p (q - centre) c_k (unscaled)."""
     WIDTH: tl.constexpr = CODE[0]
-    BLOCK_C: tl.constexpr = CODE[1]
+    BLOCK_C: tl.constexpr = CODE[3]
     num_codes = problem[4]
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = rows < problem[3]
@@ -168,7 +168,7 @@ def codebook_gradient_kernel(
 ):
     """Per code: sum over this split's rows of ds z_n and of ds (unscaled)."""
     WIDTH: tl.constexpr = CODE[0]
-    BLOCK_C: tl.constexpr = CODE[1]
+    BLOCK_C: tl.constexpr = CODE[3]
     num_rows = problem[3]
     num_codes = problem[4]
     codes = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)

@@ -54,7 +54,7 @@ def score_gradient_kernel(
     ds z_n and of ds: partial sums, added afterwards in a fixed order (all unscaled).
     """
     WIDTH: tl.constexpr = CODE[0]
-    BLOCK_C: tl.constexpr = CODE[1]
+    BLOCK_C: tl.constexpr = CODE[3]
     num_rows = problem[3]
     num_codes = problem[4]
     block = tl.program_id(0)
@@ -112,11 +112,11 @@ def row_products_kernel(
     tl.store(products_ptr + rows, total, mask=rows < num_rows)
 
 
-def backward_tile(dtype: torch.dtype) -> ReadoutTile:
-    """Tile of the gradient of the scores."""
+def backward_tile(width: int, dtype: torch.dtype) -> ReadoutTile:
+    """Tile of the gradient of the scores: as large as registers hold with codes of a width."""
     if dtype == torch.float32:
         return ReadoutTile(64, 64, 32, 8, 2)
-    return ReadoutTile(128, 64, 64, 8, 3)
+    return ReadoutTile(128 if width <= 16 else 64, 64, 64, 8, 3)
 
 
 class Partials(NamedTuple):
@@ -142,7 +142,7 @@ class TilePlan(NamedTuple):
 def plan_tiles(problem: Problem, table_dtype: torch.dtype) -> TilePlan:
     """The cut for one problem on its device."""
     num_tokens, num_codes = problem.arguments[3:]
-    tile = backward_tile(table_dtype)
+    tile = backward_tile(problem.latents_NC.shape[1], table_dtype)
     blocks = triton.cdiv(num_tokens, tile.block_n)
     launch_blocks = max(1, min(blocks, _PARTIAL_BYTES // (4 * problem.codebook_KC.numel())))
     code_blocks = triton.cdiv(num_codes, tile.block_k)

@@ -81,7 +81,9 @@ def forward_tile(width: int, dtype: torch.dtype) -> ReadoutTile:
     """Tile of the read-out; float32 tables go through plain multiply-adds, so theirs are small."""
     if dtype == torch.float32:
         return ReadoutTile(64, 32, 64, 8, 2)
-    return ReadoutTile(128, 32, 256, 8, 3) if width <= 64 else ReadoutTile(64, 64, 256, 8, 2)
+    if width <= 16:
+        return ReadoutTile(128, 32, 256, 8, 3)
+    return ReadoutTile(64, 32, 256, 8, 3) if width <= 64 else ReadoutTile(64, 64, 256, 8, 2)
 
 
 def forward(

@@ -29,7 +29,7 @@ def load_scores(problem, rows, codes, CODE: tl.constexpr):
 
     Args:
         problem: (latents, codebook, bias, number of rows, number of codes).
-        CODE: (code width, its padded size, FACTOR).
+        CODE: (code width, its padded size, FACTOR, its padded size in an output).
     """
     latents_ptr, codebook_ptr, bias_ptr, num_rows, num_codes = problem
     WIDTH: tl.constexpr = CODE[0]
@@ -75,10 +75,10 @@ class Problem(NamedTuple):
         return (*self[:3], len(self.latents_NC), len(self.codebook_KC))
 
     @property
-    def constants(self) -> tuple[int, int, float]:
+    def constants(self) -> tuple[int, int, float, int]:
         """The compile-time tuple that the kernels call CODE."""
         width = self.codebook_KC.shape[1]
-        return width, padded_width(width), self.factor
+        return width, padded_width(width), self.factor, triton.next_power_of_2(width)
 
     def row_term(self) -> Tensor | float:
         """What u leaves out of s: -|z|^2 (N,), or 0."""
@@ -94,7 +94,7 @@ def prepare(latents_NC: Tensor, codebook_KC: Tensor, affinity: Affinity) -> Prob
 
 
 def padded_width(width: int) -> int:
-    """Code width padded for matrix products: a power of two, at least 16."""
+    """Code width padded to be contracted by tl.dot: a power of two, at least 16."""
     return max(16, triton.next_power_of_2(width))
 
 

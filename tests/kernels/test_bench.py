@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernel_report
+
 RUN = Path(__file__).parents[2] / "kernels" / "bench" / "run.py"
 
 
@@ -24,3 +26,18 @@ def test_bench_writes_a_table(tmp_path: Path) -> None:
     # Without the reference there is nothing to compare with.
     assert rows[0][4] == "-"
     assert any("torch" in line and "Python" in line for line in lines[:4])
+
+
+def test_the_report_of_compiled_kernels_names_each_version_and_device() -> None:
+    rows = [[80, "lfq, 14 bits", "readout_kernel", 255, 8, 53504, 2073, 320, 64, 32, 6]]
+    rows.append([90, *rows[0][1:]])
+    reports = [{"triton": version, "columns": 1280, "rows": rows} for version in ("3.7.1", "3.9.0")]
+    lines = kernel_report.as_markdown(reports).splitlines()
+    titles = [line for line in lines if line.startswith("## ")]
+    assert titles == [
+        f"## Triton {version}, compute capability {place}"
+        for version in ("3.7.1", "3.9.0")
+        for place in ("8.0", "9.0")
+    ]
+    row = "| lfq, 14 bits | readout_kernel | 255 | 8 | 53504 | 2073 | 320 | 64 | 32 | 6 |"
+    assert lines.count(row) == 4
