@@ -148,8 +148,7 @@ def _waits_for(processes: Processes, missing: list[int]) -> str:
     where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
     return (
         f"rank {processes.rank} of WORLD_SIZE={processes.world_size} is waiting at {where} for "
-        f"rank "
-        f"{shown}; {_ALONE}"
+        f"rank {shown}; {_ALONE}"
     )
 
 

@@ -58,8 +58,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "doctor",
         help="check this machine: versions, devices, memory, disk, object store",
         description="Check whether this machine is ready for training. Exit code 0 if nothing "
-        "failed, "
-        "else 2.",
+        "failed, else 2.",
     )
     parser.add_argument("--store", default="", help="corpus address to reach, s3://... or a path")
     parser.add_argument("--endpoint", default="", help="S3 endpoint, such as http://127.0.0.1:9000")

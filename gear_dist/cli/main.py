@@ -46,8 +46,7 @@ def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
         epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 numeric failure, 5 storage, "
         "75 interrupted (run the same command to resume), 130 interrupted by Ctrl-C and 143 by "
         "SIGTERM without a checkpoint (run the same command again), 141 the output pipe was "
-        "closed, "
-        "1 anything else.",
+        "closed, 1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"gear-dist {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -96,8 +96,7 @@ def _check_classes(address: str, contents: CorpusSummary, num_classes: int) -> l
         raise DataError(
             f"{address}: {contents.num_without_class:,} of {contents.num_samples:,} images have no "
             "class label (an integer), and the generator is trained on classes: shard again with "
-            "--labels, "
-            "--class-column or folders of classes, leave such images out with "
+            "--labels, --class-column or folders of classes, leave such images out with "
             "--policy no-class=skip, or train on captions (data.captions=first)"
         )
     num_unused = num_classes - len(contents.classes)

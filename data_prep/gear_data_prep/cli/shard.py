@@ -84,8 +84,7 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
         metavar="CORPUS",
         default="",
         help="drop images that occur more than once in CORPUS, an earlier result of this command "
-        "for the same "
-        "source and settings; an image in both splits stays in validation only",
+        "for the same source and settings; an image in both splits stays in validation only",
     )
 
 

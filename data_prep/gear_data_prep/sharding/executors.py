@@ -71,8 +71,7 @@ def _run_in_pools(
             continue
     raise StorageError(
         f"worker processes died {POOL_ATTEMPTS} times; probably out of memory: use fewer "
-        f"--workers, or "
-        "smaller --shard-bytes; the same command continues"
+        "--workers, or smaller --shard-bytes; the same command continues"
     )
 
 
