@@ -15,6 +15,7 @@ from PIL import Image
 
 from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
 from gear_data_prep.images.checks import ImageSettings, check_image
+from gear_data_prep.sharding.destination import clear
 from gear_data_prep.sharding.pipeline import CorpusSettings, make_corpus
 from gear_data_prep.sharding.plan import PlanSettings
 from gear_data_prep.sources import make_spec, open_source
@@ -141,8 +142,9 @@ def _outcome(kind: str, source: Path, out: Path) -> str:
 def _shard(kind: str, source: Path, out: Path, plan: PlanSettings, share: float) -> int:
     spec = make_spec(str(source), kind, SourceOptions(validation_share=share))
     opened = open_source(spec)
-    settings = CorpusSettings(plan, max_bad_share=1.0, overwrite=True)
+    settings = CorpusSettings(plan, max_bad_share=1.0)
     target = open_storage(str(out / "train"))
+    clear(target)
     return make_corpus(target, opened, "train", settings, spec=spec).num_bad
 
 

@@ -215,9 +215,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _shard(args: argparse.Namespace) -> int:
-    from gear_data_prep.sharding.pipeline import make_corpus
+    from gear_data_prep.sharding.destination import prepare_destination
+    from gear_data_prep.sharding.pipeline import check_missing, make_corpus
     from gear_data_prep.sources import make_spec, open_source
     from gear_dist.data.corpus_summary import read_contents
+    from gear_dist.data.manifest import SPLITS
     from gear_dist.storage.open import open_storage
 
     start = time.monotonic()
@@ -247,12 +249,19 @@ def _shard(args: argparse.Namespace) -> int:
     summary["notes"] = notes
     for note in () if args.json else notes:
         print(f"shard: {note}", flush=True)
+    check_missing(source, args.max_bad_share)
+    # Before anything is removed: OLD of --without-duplicates-of may be the destination.
+    dropped = _find_dropped(args, source)
+    places = {
+        split: open_storage(join_address(args.destination, split, "DESTINATION"), args.endpoint)
+        for split in SPLITS
+    }
+    prepare_destination(places, source.splits, overwrite=args.overwrite)
     for split in source.splits:
-        storage = open_storage(join_address(args.destination, split, "DESTINATION"), args.endpoint)
-        dropped = None
-        if args.without_duplicates_of:
-            dropped = _find_dropped(args, source, split)
-        result = make_corpus(storage, source, split, settings, spec=spec, dropped=dropped)
+        storage = places[split]
+        result = make_corpus(
+            storage, source, split, settings, spec=spec, dropped=dropped.get(split)
+        )
         contents = read_contents(storage, result.info)
         # Validation is too small to have all of them.
         empty = _empty_classes(storage, contents) if split == "train" else []
@@ -298,18 +307,23 @@ def _check_places(source: str, destination: str, endpoint: str) -> None:
         )
 
 
-def _find_dropped(args: argparse.Namespace, source: Any, split: str) -> Any:
-    """Duplicates of a former corpus; of images in both splits those in `train`."""
+def _find_dropped(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    """Duplicates of a former corpus by split; of images in both splits those in `train`."""
     from gear_data_prep.corpus_tools.duplicates import find_dropped
     from gear_dist.storage.open import open_storage
 
     option = "--without-duplicates-of"
+    if not args.without_duplicates_of:
+        return {}
     former = {
         name: open_storage(join_address(args.without_duplicates_of, name, option), args.endpoint)
         for name in source.splits
     }
-    held_out = former.get("validation") if split == "train" else None
-    return find_dropped(former[split], source, split, held_out=held_out)
+    held_out = {"train": former.get("validation")}
+    return {
+        split: find_dropped(former[split], source, split, held_out=held_out.get(split))
+        for split in source.splits
+    }
 
 
 def _empty_classes(storage: Any, contents: Any) -> list[str]:
@@ -475,7 +489,7 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
     )
     shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
     plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
-    return CorpusSettings(plan, args.max_bad_share, args.workers, args.overwrite, args.ray)
+    return CorpusSettings(plan, args.max_bad_share, args.workers, args.ray)
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -104,7 +104,6 @@ def _remake(storage: Storage, recipe: _Recipe, workers: int) -> None:
         settings,
         spec=recipe.spec,
         dropped=recipe.dropped,
-        repairing=True,
     )
 
 

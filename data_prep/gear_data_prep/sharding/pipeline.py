@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import NOT_FETCHED, common_reasons
+from gear_data_prep.sharding.destination import refuse
 from gear_data_prep.sharding.executors import run_tasks
 from gear_data_prep.sharding.manifest_writer import (
     PLAN_KEY,
@@ -42,8 +43,6 @@ class CorpusSettings(NamedTuple):
     """Above this share of bad samples the run stops."""
     workers: int = 1
     """Processes, or Ray tasks at a time."""
-    overwrite: bool = False
-    """Replace a corpus with another plan."""
     on_ray: bool = False
     """Whether the tasks are Ray's."""
 
@@ -71,28 +70,24 @@ def make_corpus(
     *,
     spec: SourceSpec,
     dropped: Dropped | None = None,
-    repairing: bool = False,
 ) -> CorpusResult:
     """Shard one split of a source, or recognise it as done.
 
     Args:
-        storage: where the corpus goes.
+        storage: where the corpus goes; see `prepare_destination`.
         source: what is sharded.
         split: which part of it.
         settings: how.
         spec: how the source is opened again, which `repair` does.
         dropped: samples that are left out.
-        repairing: skip the destination check; the manifest may be missing.
 
     Raises:
         DataError: another corpus is there, too many bad samples, an unreadable source.
         StorageError: the destination refuses a write, or worker processes keep dying.
     """
-    _check_missing(source, settings.max_bad_share)
+    check_missing(source, settings.max_bad_share)
     plan = plan_shards(source.splits[split], source.classes, settings.plan, dropped)
-    if not repairing:
-        _check_destination(storage)
-    done = _recognise(storage, plan, settings.overwrite)
+    done = _recognise(storage, plan)
     if done is not None:
         remove_parts(storage)
         storage.remove_leftovers()
@@ -143,17 +138,13 @@ def _describe(
     return {"plan": plan.dump(), "source": spec.dump(), "split": split, "dropped": pairs}
 
 
-def _recognise(storage: Storage, plan: ShardPlan, overwrite: bool) -> DatasetInfo | None:
-    """dataset.json of the finished corpus of this plan; refuses or clears another one."""
-    finished = storage.exists(DATASET_KEY)
-    if overwrite:
-        _clear(storage)
-        return None
-    if finished:
+def _recognise(storage: Storage, plan: ShardPlan) -> DatasetInfo | None:
+    """dataset.json of the finished corpus of this plan; refuses another one."""
+    if storage.exists(DATASET_KEY):
         info = load_manifest(storage).info
         if info.plan_hash == plan.plan_hash:
             return info
-        _refuse(storage, "a corpus sharded from another source or with other settings")
+        refuse(storage, "a corpus sharded from another source or with other settings")
     return None
 
 
@@ -165,43 +156,9 @@ def _claim(storage: Storage, origin: Origin) -> None:
     try:
         other = json.loads(storage.read(PLAN_KEY))["plan_hash"]
     except (ValueError, KeyError, TypeError):
-        _refuse(storage, f"a damaged {PLAN_KEY}")
+        refuse(storage, f"a damaged {PLAN_KEY}")
     if other != origin.plan_hash:
-        _refuse(storage, "an unfinished corpus of another plan (source or settings differ)")
-
-
-def _refuse(storage: Storage, what: str) -> NoReturn:
-    raise DataError(
-        f"{storage.address}: holds {what}: choose another destination, or --overwrite"
-    ) from None
-
-
-def _clear(storage: Storage) -> None:
-    """Remove a corpus: dataset.json first, so that half of it never passes for a whole one, last
-    the plan, by which what is left is known as ours. Files of others stay."""
-    storage.delete(DATASET_KEY)
-    for prefix in ("shards/", "manifest/"):
-        for item in list(storage.list(prefix)):
-            if is_corpus_object(item.key) and item.key != PLAN_KEY:
-                storage.delete(item.key)
-    storage.delete(PLAN_KEY)
-
-
-def _check_destination(storage: Storage) -> None:
-    """Refuse a destination that holds what no plan of ours has put there.
-
-    Raises:
-        DataError: there is something below shards/ or manifest/, and no plan.
-    """
-    if storage.exists(PLAN_KEY) or storage.exists(DATASET_KEY):
-        return
-    for prefix in ("shards/", "manifest/"):
-        found = next(iter(storage.list(prefix)), None)
-        if found is not None:
-            raise DataError(
-                f"{storage.address}: holds {found.key}, which `gear-dist shard` did not write, and "
-                "shards would be written next to it: choose another destination, or move it away"
-            )
+        refuse(storage, "an unfinished corpus of another plan (source or settings differ)")
 
 
 def _remove_strays(storage: Storage, plan: ShardPlan) -> None:
@@ -235,7 +192,7 @@ def _run(
     return tally
 
 
-def _check_missing(source: Source, max_bad_share: float) -> None:
+def check_missing(source: Source, max_bad_share: float) -> None:
     """Refuse a source too much of which the web did not give."""
     missing, total = sum(source.missing.values()), source.num_samples
     if missing > max_bad_share * total:

@@ -1,6 +1,7 @@
 """What `gear-dist shard` removes and writes over: its own corpus, and nothing else."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from PIL import Image
 
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.cli.main import main
-from gear_dist.data.manifest import load_manifest
+from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.storage.base import Storage
 from gear_dist.storage.local import FileStorage
 from gear_dist.storage.open import open_storage
 from loader_cases import tar_of
+from refusals import has_word
 
 
 def jpeg(seed):
@@ -131,3 +133,110 @@ def test_a_file_may_lie_beside_its_shards(tmp_path):
     Path(tmp_path / "a.tar").write_bytes(tar_of({f"{i}.jpg": jpeg(i) for i in range(4)}))
     assert shard(tmp_path / "a.tar", tmp_path) == 0
     assert (tmp_path / "a.tar").is_file()
+
+
+# -- the other split of a corpus that is replaced ---------------------------------------------
+
+
+def images_of(place, split):
+    storage = open_storage(f"{place}/{split}")
+    return set(load_samples(storage)["xxh3"].to_pylist())
+
+
+@pytest.fixture
+def split_photos(photos):
+    """With a validation split of its own."""
+    for name in ("cat", "dog"):
+        (photos / "train" / name).mkdir(parents=True)
+        (photos / "val" / name).mkdir(parents=True)
+        for i, path in enumerate(sorted((photos / name).iterdir())):
+            path.rename(photos / ("val" if i < 2 else "train") / name / path.name)
+        (photos / name).rmdir()
+    return photos
+
+
+def lose_validation(photos, how):
+    """Options of a plan whose train has the images that the old validation has."""
+    if how == "share":
+        return ("--validation-share", "0")
+    for name in ("cat", "dog"):
+        for path in (photos / "val" / name).iterdir():
+            path.rename(photos / "train" / name / f"former-{path.name}")
+        (photos / "val" / name).rmdir()
+    (photos / "val").rmdir()
+    return () if how == "lost" else ("--validation-share", "0.2")
+
+
+@pytest.mark.parametrize("how", ["share", "lost"])
+def test_overwrite_removes_the_validation_that_the_new_plan_does_not_have(
+    place, photos, request, how, capsys
+):
+    if how == "lost":
+        request.getfixturevalue("split_photos")
+        assert shard(photos, place) == 0
+    else:
+        assert shard(photos, place, "--validation-share", "0.3") == 0
+    validation = open_storage(f"{place}/validation")
+    old = images_of(place, "validation")
+    assert old
+    options = lose_validation(photos, how)
+    capsys.readouterr()
+    assert shard(photos, place, *options) == 3
+    assert has_word(capsys.readouterr().err, "--overwrite")
+    assert images_of(place, "validation") == old, "refused before anything is removed"
+    validation.write("shards/readme.txt", b"mine")
+    assert shard(photos, place, "--overwrite", *options) == 0
+    assert everything(validation) == {"shards/readme.txt": b"mine"}
+    assert old <= images_of(place, "train")
+    assert shard(photos, place, *options) == 0, "the same command recognises what it has made"
+
+
+def test_overwrite_removes_the_validation_of_a_source_that_is_too_small(tmp_path, photos, capsys):
+    assert shard(photos, tmp_path / "o", "--validation-share", "0.3") == 0
+    (tmp_path / "one.tar").write_bytes(tar_of({f"{i}.jpg": jpeg(i) for i in range(3)}))
+    words = (tmp_path / "one.tar", tmp_path / "o", "--validation-share", "0.3")
+    assert shard(*words) == 3
+    assert shard(*words, "--overwrite") == 0
+    assert not everything(FileStorage(tmp_path / "o/validation"))
+
+
+def test_overwrite_removes_what_a_run_that_failed_has_left_of_validation(tmp_path, split_photos):
+    for path in (split_photos / "val").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    assert shard(split_photos, tmp_path / "o", "--max-bad-share", "1") == 3
+    validation = FileStorage(tmp_path / "o/validation")
+    assert everything(validation)
+    shutil.rmtree(split_photos / "val")
+    assert shard(split_photos, tmp_path / "o") == 3
+    assert shard(split_photos, tmp_path / "o", "--overwrite") == 0
+    assert not everything(validation)
+
+
+def test_a_validation_of_others_stays(tmp_path, photos):
+    others = FileStorage(tmp_path / "o/validation")
+    others.write("shards/000000.tar", tar_of({"a.jpg": jpeg(1)}))
+    before = everything(others)
+    assert shard(photos, tmp_path / "o", "--overwrite") == 0
+    assert everything(others) == before
+
+
+def test_an_overwrite_that_fails_in_train_leaves_no_old_validation(tmp_path, photos):
+    """Half of the new train may be the old validation."""
+    options = ("--validation-share", "0.3")
+    assert shard(photos, tmp_path / "o", *options) == 0
+    for path in photos.rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    assert shard(photos, tmp_path / "o", *options, "--overwrite") == 3
+    assert not FileStorage(tmp_path / "o/validation").exists("manifest/dataset.json")
+
+
+def test_an_overwrite_without_its_own_duplicates(tmp_path, photos):
+    """What it reads of the old corpus it reads before that is removed."""
+    (photos / "dog/0.jpg").write_bytes(jpeg(0))
+    options = ("--validation-share", "0.3")
+    assert shard(photos, tmp_path / "o", *options) == 0
+    again = ("--without-duplicates-of", str(tmp_path / "o"), "--overwrite")
+    assert shard(photos, tmp_path / "o", *options, *again) == 0
+    splits = [images_of(tmp_path / "o", split) for split in ("train", "validation")]
+    assert sum(map(len, splits)) == 11
+    assert not splits[0] & splits[1]
