@@ -3,6 +3,7 @@
 import os
 
 from gear_cluster.rendezvous import read_processes
+from gear_data_prep.corpus_tools.duplicates import warn_of_shared
 from gear_dist.checkpoints.address import check_address
 from gear_dist.config.data import DataConfig
 from gear_dist.config.run import RunSection
@@ -77,7 +78,21 @@ def _check_training(data: DataConfig, num_classes: int | None) -> list[CorpusSum
             )
     if data.validation in found:
         print(f"WARNING: data.validation={data.validation} is also a training corpus")
+    elif data.validation:
+        _compare_splits(list(found), data)
     return list(found.values())
+
+
+def _compare_splits(addresses: list[str], data: DataConfig) -> None:
+    """Warn of images of validation in a training corpus, by the hashes in both manifests."""
+    held_out = open_corpus(data.validation, data.endpoint)
+    for address in addresses:
+        train = open_corpus(address, data.endpoint)
+        stock = [c.storage.address for c in (train, held_out) if not c.manifest.info.schema_version]
+        if stock:
+            print(f"{stock[0]}: stock tars: not searched for images of both splits")
+        elif line := warn_of_shared(train.storage, held_out.storage):
+            print(f"WARNING: {line}")
 
 
 def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:

@@ -215,6 +215,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _shard(args: argparse.Namespace) -> int:
+    from gear_data_prep.corpus_tools.duplicates import warn_of_shared
     from gear_data_prep.sharding.destination import prepare_destination
     from gear_data_prep.sharding.pipeline import check_missing, make_corpus
     from gear_data_prep.sources import make_spec, open_source
@@ -268,10 +269,13 @@ def _shard(args: argparse.Namespace) -> int:
         summary["splits"][split] = _summarise(storage.address, result, contents, empty)
         if not args.json:
             print(_tell(split, summary["splits"][split], contents), flush=True)
-    if line := _unknown_to_train(summary["splits"]):
-        summary["warnings"] = [line]
-        if not args.json:
-            print(f"WARNING: shard: {line}", flush=True)
+    lines = [_unknown_to_train(summary["splits"])]
+    if set(SPLITS) <= source.splits.keys():
+        lines.append(warn_of_shared(*(places[split] for split in SPLITS)))
+    if warnings := [line for line in lines if line]:
+        summary["warnings"] = warnings
+    for line in () if args.json else warnings:
+        print(f"WARNING: shard: {line}", flush=True)
     summary["seconds"] = round(time.monotonic() - start, 3)
     if args.json:
         print(json.dumps(summary, indent=1))

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from gear_data_prep.sources.base import Source
 from gear_dist.data.manifest import iterate_samples, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
+
+MAX_COMPARED = 5_000_000
+"""Of more samples than these, both splits together, only `stats` looks for images in both."""
 
 
 class Duplicates(NamedTuple):
@@ -41,13 +45,39 @@ def find_duplicates(storage: Storage) -> Duplicates:
 
 def find_shared(storage: Storage, other: Storage) -> list[int]:
     """Keys, as numbers, of the samples whose image another corpus holds too."""
+    return [int(key) for part in _shared(storage, other) for key in part["key"].to_pylist()]
+
+
+def warn_of_shared(train: Storage, validation: Storage) -> str:
+    """A warning where train has images of validation, or has too many to say; empty: it has none.
+
+    About 100 bytes of memory a sample of validation, and a part of train's table at a time.
+
+    Raises:
+        DataError: a corpus is not finished, or its manifest is damaged.
+    """
+    total = sum(load_manifest(storage).info.num_samples for storage in (train, validation))
+    if total > MAX_COMPARED:
+        return (
+            f"train was not searched for images of validation: {total:,} images are more than "
+            f"{MAX_COMPARED:,}; `gear-dist stats` counts them"
+        )
+    shared = sum(part.num_rows for part in _shared(train, validation))
+    if not shared:
+        return ""
+    return (
+        f"{shared:,} images of train ({train.address}) are in validation ({validation.address}) "
+        "too, so that evaluation tells nothing of new images: shard the source again with "
+        "--without-duplicates-of CORPUS to a new place, which keeps them in validation only"
+    )
+
+
+def _shared(storage: Storage, other: Storage) -> Iterator[pa.Table]:
+    """The rows whose image the other corpus holds too, a part of the table at a time."""
     hashes = [part["xxh3"].combine_chunks() for part in iterate_samples(other)]
     known = pa.chunked_array(hashes, pa.string()).combine_chunks()
-    return [
-        int(key)
-        for part in iterate_samples(storage)
-        for key in part.filter(pc.is_in(part["xxh3"], value_set=known))["key"].to_pylist()
-    ]
+    for part in iterate_samples(storage):
+        yield part.select(["key"]).filter(pc.is_in(part["xxh3"], value_set=known))
 
 
 def find_dropped(

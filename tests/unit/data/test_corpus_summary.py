@@ -17,6 +17,7 @@ from gear_dist.data.manifest import DATASET_KEY, dump_info, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
+from refusals import has_word
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 NO_TEACHER = ("alignment.soft_weight=0", "alignment.hard_weight=0", "engine.global_batch=4")
@@ -222,3 +223,26 @@ def test_corpora_whose_classes_differ_are_not_combined(tmp_path, capsys):
     for validation in (first, second):
         assert dry_run(first, f"data.validation={validation}") == 0
         assert "WARNING: data.validation" in capsys.readouterr().out
+
+
+def test_a_dry_run_warns_of_images_that_validation_has_too(tmp_path, capsys):
+    for name, seeds in (("old", (0, 1, 50)), ("new", (50, 51))):
+        members = {}
+        for seed in seeds:
+            members |= {f"{seed}.jpg": jpeg(seed), f"{seed}.cls": str(seed % 3).encode()}
+        members |= {"x.jpg": jpeg(90), "x.cls": b"2"}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").write_bytes(tar_of(members))
+    members = {f"{i}.{s}": d for i in range(4) for s, d in (("jpg", jpeg(i)), ("cls", b"2"))}
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/0.tar").write_bytes(tar_of(members))
+    train = shard(tmp_path / "t", tmp_path / "out-t")
+    for name, num_shared in (("old", 2), ("new", 0)):
+        held_out = shard(tmp_path / name, tmp_path / f"out-{name}")
+        capsys.readouterr()
+        assert dry_run(train, f"data.validation={held_out}") == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "--without-dup" in line]
+        assert len(lines) == (1 if num_shared else 0)
+        assert all("WARNING" in line and has_word(line, str(num_shared)) for line in lines)
+    assert dry_run(train, f"data.validation={tmp_path / 'old'}") == 0
+    assert "not searched" in capsys.readouterr().out

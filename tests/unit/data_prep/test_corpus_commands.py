@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from gear_data_prep.__main__ import main as data_prep
+from gear_data_prep.corpus_tools import duplicates
 from gear_data_prep.corpus_tools.stats import measure_corpus
 from gear_data_prep.corpus_tools.stats_page import render_page
 from gear_data_prep.corpus_tools.verify import VerifySettings, verify_corpus
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.storage.open import open_storage
 from image_files import contents, encode
+from refusals import has_word
 
 
 @pytest.fixture
@@ -251,18 +253,31 @@ def test_images_of_both_splits_stay_in_validation(
     (tmp_path / "tree/train/dog/again.jpg").write_bytes(encode(7))
     words = ["shard", str(tmp_path / "tree"), str(tmp_path / "a"), "--workers", "1"]
     assert data_prep(words) == 0
-    capsys.readouterr()
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert has_word(line, "4")
+    assert has_word(line, "--without-duplicates-of")
     for split, counts in (("train", "1 duplicates, 4"), ("validation", "0 duplicates, 4")):
         assert data_prep(["stats", str(tmp_path / "a" / split)]) == 0
         assert f"{counts} in the other split" in capsys.readouterr().out
     again = ["--without-duplicates-of", str(tmp_path / "a")]
     assert data_prep([*words[:2], str(tmp_path / "b"), "--workers", "1", *again]) == 0
+    assert "WARNING" not in capsys.readouterr().out
     hashes = [
         load_samples(open_storage(str(tmp_path / "b" / split)))["xxh3"].to_pylist()
         for split in ("train", "validation")
     ]
     assert [len(found) for found in hashes] == [8, 4]
     assert len({*hashes[0], *hashes[1]}) == 12
+
+
+def test_images_of_both_splits_are_not_searched_for_among_too_many(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(duplicates, "MAX_COMPARED", 39)
+    assert data_prep(["shard", str(tree), str(tmp_path / "out"), "--workers", "1"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert has_word(line, "39")
+    assert "stats" in line
 
 
 def test_duplicates_of_another_source(tree: Path, tmp_path: Path, corpus: Path) -> None:
