@@ -25,7 +25,7 @@ from gear_dist.planning.cuda_numerics import CudaNumerics
 from gear_dist.planning.fake_models import build_skeleton, fake_tensors
 from gear_dist.planning.hardware import Rates
 from gear_dist.planning.memory import ActivationBytes
-from gear_dist.training.engine import TrainingEngine
+from gear_dist.training.engine import TrainingEngine, autocast_forward
 from gear_dist.training.networks import Networks
 from gear_dist.training.stages import TRAINED, StageName
 from gear_dist.training.steps import MicroBatch, train_micro_batch
@@ -106,7 +106,8 @@ class _MeteredEngine(TrainingEngine):
     def __init__(self, name: str, module: nn.Module, owner: "_MeteredNetworks", *, autocast: bool):
         self.name = name
         self.device = _CPU
-        self._autocast = autocast
+        if autocast:
+            autocast_forward(module, _CPU)
         self._engine = _Network(module.train())
         self._owner = owner
         for parameter in module.parameters():

@@ -8,7 +8,7 @@ hooks its outputs, and a foreign backward would start its gradient reduction.
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gear_dist.config.training import EngineConfig, OptimizerConfig
 from gear_dist.distributed.device import choose_precision
+from gear_dist.training.compute_dtypes import ComputeDtypes
 from gear_dist.training.deepspeed_config import deepspeed_config
 from gear_dist.training.optimizer import build_optimizer
 
@@ -69,9 +70,11 @@ class TrainingEngine:
         self._offloaded = engine.optimizer_offload != "none"
         bf16 = choose_precision(engine.precision, device) == "bf16"
         bf16_weights = bf16_weights and bf16 and self.zero_stage > 0
-        self._autocast = bf16 and not bf16_weights
         on_cuda = device.type == "cuda"
         module.to(device).train()
+        if bf16 and not bf16_weights:
+            autocast_forward(module, device)
+        self.compute_dtypes = ComputeDtypes(module)
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(optimizer, module),
@@ -106,16 +109,9 @@ class TrainingEngine:
         """The torch optimizer that holds the states of this rank's masters."""
         return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 compute over fp32 weights, where this engine's precision asks for it."""
-        if not self._autocast:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def __call__(self, *args: Any) -> Any:
         """The training forward: exactly once a micro-batch."""
-        with self.autocast():
-            return self._engine(*args)
+        return self._engine(*args)
 
     @contextmanager
     def frozen(self, *, training: bool) -> Iterator[Callable[..., Any]]:
@@ -130,16 +126,11 @@ class TrainingEngine:
         module = self.module
         parameters = [p for p in module.parameters() if p.requires_grad]
         was_training = module.training
-
-        def forward(*args: Any) -> Any:
-            with self.autocast():
-                return module(*args)
-
         for parameter in parameters:
             parameter.requires_grad_(False)
         module.train(training)
         try:
-            yield forward
+            yield module
         finally:
             module.train(was_training)
             for parameter in parameters:
@@ -256,7 +247,22 @@ class TrainingEngine:
 
     def close(self) -> None:
         """Release hooks and partitions; the engine is of no use afterwards."""
+        module = self.module
+        self.compute_dtypes.close()
         self._engine.destroy()
+        # It refers to the module, which would then live until the garbage collector comes.
+        module.__dict__.pop("forward", None)
+
+
+def autocast_forward(module: nn.Module, device: torch.device) -> None:
+    """Let a module compute in bf16 over its fp32 weights, whoever calls it.
+
+    Around DeepSpeed's engine autocast would not do: its forward turns off what it finds on, unless
+    DeepSpeed's own autocast is configured, which holds for all engines of a process
+    (deepspeed/runtime/torch_autocast.py, 0.19.8; it asks about CUDA's, so a CPU shows nothing).
+    """
+    wrap = torch.autocast(device.type, torch.bfloat16)
+    module.forward = wrap(module.forward)
 
 
 def _full_shape(parameter: nn.Parameter) -> torch.Size:

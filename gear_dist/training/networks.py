@@ -17,6 +17,7 @@ from gear_dist.inference.weights import LECAM_PREFIX, PROJECTORS_PREFIX, Network
 from gear_dist.models.discriminator.patchgan import build_discriminator
 from gear_dist.models.generator import build_aligned_generator, build_generator
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
+from gear_dist.training.compute_dtypes import check_compute_dtypes
 from gear_dist.training.ema import ExponentialMovingAverage
 from gear_dist.training.engine import TrainingEngine
 from gear_dist.training.engine_state import (
@@ -89,6 +90,16 @@ class Networks:
         bf16 = self.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.frozen_tokenizer.encode(images)
+
+    def take_compute_dtypes(self) -> dict[str, dict[str, str]]:
+        """What the trained networks computed in, once, after their first step; see `ComputeDtypes`.
+
+        Raises:
+            ConfigError: it is not what engine.precision asks for.
+        """
+        taken = {name: engine.compute_dtypes.take() for name, engine in self.engines.items()}
+        check_compute_dtypes(self.precision, taken)
+        return {name: dtypes for name, dtypes in taken.items() if dtypes}
 
     def learning_rate(self, name: str) -> float:
         """The network's base rate."""

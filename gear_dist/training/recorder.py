@@ -83,6 +83,14 @@ class RunRecorder:
         if status is not None and status.state == "running":
             self.write_status("running")
 
+    def add_compute_dtypes(self, found: dict[str, dict[str, str]]) -> None:
+        """What each network's layers computed in, for the environment record."""
+        if not self._is_main:
+            return
+        environment = self._folder.read_environment()
+        known = environment.get("compute_dtypes", {})
+        self._folder.write_environment({**environment, "compute_dtypes": {**known, **found}})
+
     def remember_checkpoint(self, address: str, step: int) -> None:
         """A checkpoint was published."""
         if self._is_main:

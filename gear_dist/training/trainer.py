@@ -282,6 +282,8 @@ class Trainer:
     def _step_and_record(self, stage: Stage, batches: Iterator[Batch]) -> bool:
         """One step with its records. Returns: whether any rank was asked to stop."""
         stop = self.run_step(stage, batches)
+        if dtypes := self.networks.take_compute_dtypes():
+            self.recorder.add_compute_dtypes(dtypes)
         self.step += 1
         self.speed.count_step()
         self.saver.report()
