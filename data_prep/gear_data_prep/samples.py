@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 MAX_SIDECAR_BYTES = 1 << 20
@@ -52,6 +52,11 @@ class RawSample(NamedTuple):
     """Set where the source cannot give the sample."""
     odd: dict[str, str] = {}  # noqa: RUF012 - never changed
     """What its source finds odd, for the policies to decide: a reason by kind."""
+
+
+def further_images(names: Sequence[str]) -> dict[str, str]:
+    """`RawSample.odd` of a sample that has other images beside its picture."""
+    return {"extra-image": f"it has further images: {', '.join(names)}"} if names else {}
 
 
 class Sidecar(NamedTuple):

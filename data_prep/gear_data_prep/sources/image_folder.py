@@ -12,10 +12,12 @@ from gear_data_prep.samples import (
     MAX_SIDECAR_BYTES,
     BadSampleError,
     RawSample,
+    further_images,
     parse_sidecar,
 )
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions
+from gear_data_prep.sources.folder_layout import pick_pictures
 from gear_data_prep.sources.labels import read_labels
 from gear_data_prep.sources.splits import (
     check_validation_classes,
@@ -40,6 +42,8 @@ class TreeImage(NamedTuple):
     class_index: int
     sizes: tuple[int, int, int]
     """Bytes of the image, of its caption and of its attributes; -1: no such sidecar."""
+    further: tuple[str, ...] = ()
+    """Names of the sample's other images, such as its mask."""
 
     @property
     def stem(self) -> str:
@@ -56,7 +60,8 @@ class TreeImage(NamedTuple):
 
     @property
     def identity(self) -> str:
-        return f"{self.class_index} {self.sizes} {self.path}"
+        beside = f" {self.further}" if self.further else ""
+        return f"{self.class_index} {self.sizes} {self.path}{beside}"
 
 
 class TreeReader(NamedTuple):
@@ -84,9 +89,10 @@ class TreeReader(NamedTuple):
                 captions, attributes = sidecar.captions or captions, sidecar.attributes
             except BadSampleError as error:
                 problem = error
-        return [
-            RawSample(unit.path, image, suffix, unit.class_index, captions, attributes, problem)
-        ]
+        sample = RawSample(
+            unit.path, image, suffix, unit.class_index, captions, attributes, problem
+        )
+        return [sample._replace(odd=further_images(unit.further))]
 
 
 class _Tree(NamedTuple):
@@ -122,7 +128,7 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
     dangling: list[str] = []
     walk = _walk(storage.root, dangling) if local else _listed(storage)  # type: ignore[attr-defined]
     sizes = dict(walk)
-    tree = _split(storage.address, sizes)
+    tree, further = _only_pictures(_split(storage.address, sizes))
     found = {
         split: {_class_of(path, tree.depth) for path in paths}
         for split, paths in tree.splits.items()
@@ -138,19 +144,55 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
     check_validation_classes(storage.address, found["train"], found.get("validation", set()))
     index = {name: number for number, name in enumerate(classes)}
     units = {
-        split: [_unit(path, index[_class_of(path, tree.depth)], sizes) for path in sorted(paths)]
+        split: [_unit(path, index[_class_of(path, tree.depth)], sizes) for path in paths]
         for split, paths in tree.splits.items()
     }
     if tree.flat:
         units["validation"] = _flat_units(storage.address, tree.flat, options.labels, index, sizes)
-    units = {split: listed for split, listed in units.items() if listed}
+    units = {
+        split: [_with_further(unit, further) for unit in listed] if further else listed
+        for split, listed in units.items()
+        if listed
+    }
     return Source(
         storage.address,
         TreeReader(storage, not local),
         tuple(classes),
         make_splits(units, options.validation_share),
         num_ignored=_num_ignored(tree, sizes, units),
-        notes=(*tree.notes, *similar_names(classes), *_dangling_note(dangling)),
+        notes=(
+            *tree.notes,
+            *_further_note(further),
+            *similar_names(classes),
+            *_dangling_note(dangling),
+        ),
+    )
+
+
+def _only_pictures(tree: _Tree) -> tuple[_Tree, dict[str, tuple[str, ...]]]:
+    """The tree without further images of a sample, and those by the path of its picture."""
+    splits = {split: pick_pictures(paths) for split, paths in tree.splits.items()}
+    flat = pick_pictures(tree.flat)
+    further = dict(flat.further)
+    for pictures in splits.values():
+        further |= pictures.further
+    paths = {split: pictures.paths for split, pictures in splits.items()}
+    return tree._replace(splits=paths, flat=flat.paths), further
+
+
+def _with_further(unit: TreeImage, further: dict[str, tuple[str, ...]]) -> TreeImage:
+    names = tuple(path.rpartition("/")[2] for path in further.get(unit.path, ()))
+    return unit._replace(further=names) if names else unit
+
+
+def _further_note(further: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    if not further:
+        return ()
+    picture, others = min(further.items())
+    count = sum(map(len, further.values()))
+    return (
+        f"{count:,} files are further images of a sample, such as {others[0]} beside {picture}, "
+        "which is the picture: left out (extra-image)",
     )
 
 
@@ -264,7 +306,7 @@ def _num_ignored(tree: _Tree, sizes: dict[str, int], units: Mapping[str, list[Tr
     ]
     listed = [unit for part in units.values() for unit in part]
     used = sum(
-        1 + sum(size >= 0 for size in unit.sizes[1:])
+        1 + len(unit.further) + sum(size >= 0 for size in unit.sizes[1:])
         for unit in listed
         if unit.path.count("/") > tree.depth
     )

@@ -9,6 +9,7 @@ from gear_data_prep.samples import (
     BadSampleError,
     RawSample,
     Sidecar,
+    further_images,
     parse_sidecar,
 )
 from gear_data_prep.sources.base import Source, make_splits
@@ -171,9 +172,7 @@ def _is_class_tar(file: SourceFile) -> bool:
 
 
 def _oddities(found: TarSample, further: list[str]) -> dict[str, str]:
-    odd = {}
-    if further:
-        odd["extra-image"] = f"it has further images: {', '.join(further)}"
+    odd = further_images(further)
     if found.twice:
         odd["duplicate-name"] = f"it has two members of one name: {found.twice[0].name}"
     return odd

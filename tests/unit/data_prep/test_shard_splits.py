@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from PIL import Image
 
 from gear_dist.cli.main import main
@@ -17,6 +18,7 @@ from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.split_names import folder_split, split_of
 from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
+from refusals import has_word
 
 
 def jpeg(seed):
@@ -169,6 +171,55 @@ def test_splits_one_folder_further_down_are_refused(tmp_path, shard):
     code, error = shard(tmp_path / "in")
     assert code == 3
     assert "ds/" in error
+
+
+@pytest.mark.parametrize(
+    ("names", "pictures"),
+    [
+        (("0.jpg", "0.mask.png", "1.jpg"), ("0.jpg", "1.jpg")),
+        (("0.png", "0.jpg"), ("0.jpg",)),
+        (("0.webp", "0.PNG", "0.tif"), ("0.PNG",)),
+        (("0.mask.png", "0.mask.big.png", "0.jpg"), ("0.jpg",)),
+        (("photo.1.jpg", "photo.jpg", "photo.1.seg.png"), ("photo.1.jpg", "photo.jpg")),
+        (("a.b.jpg", "a.c.jpg", "b.jpg"), ("a.b.jpg", "a.c.jpg", "b.jpg")),
+    ],
+)
+def test_images_of_one_name_are_one_sample(tmp_path, shard, names, pictures):
+    for i, name in enumerate(names):
+        put(tmp_path / "in/cat" / name, jpeg(i))
+    put(tmp_path / "in/dog" / names[0], jpeg(90))
+    code, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert code == 0
+    rows = load_samples(FileStorage(tmp_path / "out-in/train"))["xxh3"].to_pylist()
+    expected = [(tmp_path / "in/cat" / name).read_bytes() for name in pictures] + [jpeg(90)]
+    if all(name.endswith("jpg") for name in pictures):
+        assert sorted(rows) == sorted(map(xxhash.xxh3_128_hexdigest, expected))
+    assert found.counts["train"] == {0: len(pictures), 1: 1}
+    num_further = len(names) - len(pictures)
+    with_further = found.summary["splits"]["train"]["odd"].get("extra-image", 0)
+    assert (with_further > 0) == (num_further > 0)
+    notes = [note for note in found.summary["notes"] if "extra-image" in note]
+    told = [note for note in notes if has_word(note, str(num_further))]
+    assert len(told) == (num_further > 0)
+    assert not [note for note in found.summary["notes"] if "no images" in note]
+
+
+def test_a_policy_decides_on_pictures_with_masks(tmp_path, shard):
+    put_tree(tmp_path / "in", "cat", "dog")
+    put(tmp_path / "in/cat/0-0.mask.png", jpeg(50))
+    code, found = shard(tmp_path / "in", "--validation-share", "0", "--policy", "extra-image=skip")
+    assert code == 0
+    assert found.counts["train"] == {0: 2, 1: 3}
+    assert found.summary["splits"]["train"]["skipped"] == 1
+
+
+def test_masks_of_validation_need_no_label(tmp_path, shard):
+    put_tree(tmp_path / "in", "train/a", "train/b", "val")
+    put(tmp_path / "in/val/2-0.mask.png", jpeg(50))
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\nb\n")
+    _, found = shard(tmp_path / "in", "--labels", str(labels))
+    assert found.counts["validation"] == {0: 1, 1: 2}
 
 
 # -- tables ---------------------------------------------------------------------------------
