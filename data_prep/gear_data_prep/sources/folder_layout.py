@@ -1,10 +1,21 @@
-"""Which images of a tree are samples: a mask beside a picture is none."""
+"""Which images of a tree are samples, and folders that may not be the classes they are read as."""
 
+import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from gear_dist.data.split_names import TEST, TRAIN, VALIDATION, folder_split
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES
+
+_MASKS = {
+    *("mask", "masks", "annotation", "annotations", "label", "labels", "seg", "segs", "matte"),
+    *("mattes", "trimap", "trimaps", "depth", "depths", "gt", "ground_truth", "groundtruth"),
+    *("segmentation", "segmentations", "segmentationclass", "segmentationobject"),
+}
+_PICTURES = {"image", "images", "img", "imgs", "jpegimages"}
+_SHOWN = 5
 
 
 class Pictures(NamedTuple):
@@ -65,3 +76,81 @@ def _owner(stem: str, pictures: dict[str, str]) -> str:
         if name in pictures and not parts[end].isdigit():
             return name
     return stem
+
+
+def warn_of_layout(address: str, paths: Sequence[str], depth: int) -> tuple[str, ...]:
+    """A warning where the class folders of a tree are probably not its classes.
+
+    Args:
+        address: of the source.
+        paths: its training images, relative to the source.
+        depth: of the class folders: 1 below folders of splits.
+    """
+    below: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        parts = folder.split("/")
+        below[parts[depth]].add(tuple(parts[depth + 1 :]))
+    line = _warn_of_kinds(below) or _warn_of_splits(below) or _warn_of_depth(address, below, depth)
+    return (f"WARNING: {line}",) if line else ()
+
+
+def _warn_of_kinds(below: dict[str, set[tuple[str, ...]]]) -> str:
+    """Of folders called after a kind of file: masks would be trained on as pictures."""
+    classes = {name for name in below if name.casefold() in _MASKS | _PICTURES}
+    inner = {
+        f"{name}/{'/'.join(folders)}"
+        for name, subs in below.items()
+        for folders in subs
+        if any(part.casefold() in _MASKS for part in folders)
+    }
+    if found := sorted(classes):
+        return (
+            f"{_list(found)} {'is' if len(found) == 1 else 'are'} read as a class of pictures: "
+            "move masks and annotations out of SOURCE, and put pictures into folders named after "
+            "their classes"
+        )
+    if found := sorted(inner):
+        return f"the images in {_list(found)} are trained on: move masks out of SOURCE"
+    return ""
+
+
+def _warn_of_splits(below: dict[str, set[tuple[str, ...]]]) -> str:
+    """Of splits that are read as classes, or as parts of one."""
+    splits = {name: _split_in(name) for name in below}
+    if len(splits) > 1 and all(splits.values()):
+        names = [f"{name}/ to {splits[name]}/" for name in sorted(splits)]
+        return f"{_list(sorted(below))} are read as classes: for splits rename {_list(names)}"
+    inner = {folder_split(sub[0]) for subs in below.values() for sub in subs if sub}
+    if {TRAIN, VALIDATION} <= inner or {TRAIN, TEST} <= inner:
+        return (
+            "class folders hold folders of splits, and all their images are in train: turn the "
+            "folders around, such as train/CLASS and val/CLASS"
+        )
+    return ""
+
+
+def _split_in(name: str) -> str:
+    """The split that a word of a folder's name names; empty: none does."""
+    return next(filter(None, map(folder_split, re.split(r"[-_. ]+", name))), "")
+
+
+def _warn_of_depth(address: str, below: dict[str, set[tuple[str, ...]]], depth: int) -> str:
+    """Of classes whose sub-folders are probably the classes."""
+    is_direct = any(() in subs for subs in below.values())
+    several = [name for name in sorted(below) if len(below[name] - {()}) > 1]
+    if not several or (is_direct and len(below) > 1):
+        return ""
+    inner = sorted({sub[-1] for name in several for sub in below[name] if sub})
+    what = (
+        f"the folders {_list(inner)} in {_list([f'{name}/' for name in several])} are not read as "
+        f"classes, of which there {'is 1' if len(below) == 1 else f'are {len(below):,}'} "
+        f"({_list(sorted(below))}): if they are the classes, "
+    )
+    if len(below) == 1 and depth == 0:
+        common = os.path.commonpath(["/".join((several[0], *sub)) for sub in below[several[0]]])
+        return f"{what}give {address}/{common} as SOURCE"
+    return f"{what}move them one folder up"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -17,7 +17,7 @@ from gear_data_prep.samples import (
 )
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions
-from gear_data_prep.sources.folder_layout import pick_pictures
+from gear_data_prep.sources.folder_layout import pick_pictures, warn_of_layout
 from gear_data_prep.sources.labels import read_labels
 from gear_data_prep.sources.splits import (
     check_validation_classes,
@@ -165,6 +165,7 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
             *_further_note(further),
             *similar_names(classes),
             *_dangling_note(dangling),
+            *warn_of_layout(storage.address, tree.splits["train"], tree.depth),
         ),
     )
 

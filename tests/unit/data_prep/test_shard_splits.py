@@ -222,6 +222,52 @@ def test_masks_of_validation_need_no_label(tmp_path, shard):
     assert found.counts["validation"] == {0: 1, 1: 2}
 
 
+@pytest.mark.parametrize(
+    ("folders", "needles"),
+    [
+        (["images", "masks"], ["images", "masks"]),
+        (["train/images", "train/Masks", "val/images"], ["images", "Masks"]),
+        (["cat", "SegmentationClass"], ["SegmentationClass"]),
+        (["cat/images", "cat/masks", "dog/images", "dog/masks"], ["cat/masks", "dog/masks"]),
+        (["photos/cat", "photos/dog"], ["1", "photos", "cat", "dog", "SOURCE", "{in}/photos"]),
+        (["a/photos/cat", "a/photos/dog"], ["{in}/a/photos"]),
+        (["photos/cat", "photos/dog", "photos"], ["{in}/photos"]),
+        (["train/photos/cat", "train/photos/dog"], ["photos", "cat", "dog"]),
+        (["2020/cat", "2020/dog", "2021/cat", "2021/dog"], ["2", "2020", "2021", "cat", "dog"]),
+        (
+            ["train_set/cat", "train_set/dog", "val_set/cat", "val_set/dog"],
+            ["train_set/ to train/", "val_set/ to validation/"],
+        ),
+        (["my-train", "my-val"], ["my-train/ to train/", "my-val/ to validation/"]),
+        (["cat/train", "cat/val", "dog/train", "dog/val"], ["train/CLASS", "val/CLASS"]),
+    ],
+)
+def test_folders_that_are_probably_no_classes_are_warned_of(tmp_path, shard, folders, needles):
+    put_tree(tmp_path / "in", *folders)
+    code, found = shard(tmp_path / "in")
+    assert code == 0
+    [line] = [note for note in found.summary["notes"] if "WARNING" in note]
+    for needle in needles:
+        assert has_word(line, needle.replace("{in}", (tmp_path / "in").as_uri()))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["cat", "dog"],
+        ["train/cat", "train/dog", "val/cat"],
+        ["cat", "cat/indoors", "cat/outdoors", "dog"],
+        ["train/n01/images", "train/n02/images"],
+        ["control", "test"],
+        ["pictures of cats"],
+    ],
+)
+def test_folders_that_are_classes_are_not_warned_of(tmp_path, shard, folders):
+    put_tree(tmp_path / "in", *folders)
+    _, found = shard(tmp_path / "in")
+    assert not [note for note in found.summary["notes"] if "WARNING" in note]
+
+
 # -- tables ---------------------------------------------------------------------------------
 
 
