@@ -177,10 +177,11 @@ goes back to its last good checkpoint, once, and the next time ends with exit co
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on CUDA, fp32 on CPU."""
     bucket_elements: int = 0
-    """Elements of ZeRO's communication buckets; 0: 5e8 on CUDA, 2e6 on CPU."""
+    """Elements of ZeRO's communication buckets; 0: 5e8 on CUDA, 2e6 on CPU. At most \
+a network's parameters."""
     optimizer_offload: Literal["none", "cpu"] = "none"
     """cpu: ZeRO's fp32 weights, optimizer states and averages live in host memory, and the host \
-takes the optimizer's step; needs a zero_stage of at least 1. Results match up to rounding. No
+takes the optimizer's step; needs a zero_stage of at least 1. Results match up to rounding. No \
 benefit on CPU."""
     keep_gathered_elements: int = 1_000_000_000
     """ZeRO-3: up to this many parameters of a network stay gathered from forward to backward and \

@@ -168,8 +168,7 @@ class NetworkStateBytes(NamedTuple):
 def _bucket_bytes(engine: EngineConfig, counts: list[int], on_cuda: bool) -> int:
     if engine.zero_stage == 0:
         return 0
-    elements = bucket_elements(engine, on_cuda)
-    return sum(2 * _FP32 * min(elements, count) for count in counts)
+    return sum(2 * _FP32 * bucket_elements(engine, count, on_cuda) for count in counts)
 
 
 def format_estimate(estimate: MemoryEstimate) -> str:

@@ -8,19 +8,33 @@ CPU_BUCKET_ELEMENTS = 2_000_000  # 5e8 costs seconds a step on CPU
 CUDA_BUCKET_ELEMENTS = 500_000_000
 
 
-def bucket_elements(engine: EngineConfig, on_cuda: bool) -> int:
-    """Elements of ZeRO's communication buckets."""
-    return engine.bucket_elements or (CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS)
+_ALIGNMENT = 64
+"""DeepSpeed wants a multiple of a few elements; so do fast copies."""
+
+
+def bucket_elements(engine: EngineConfig, num_parameters: int, on_cuda: bool) -> int:
+    """Elements of a network's communication buckets: at most what the network can fill.
+
+    DeepSpeed allocates what it is told, up to 2 GB of fp32 for a network of a few MB.
+    """
+    wanted = engine.bucket_elements or (CUDA_BUCKET_ELEMENTS if on_cuda else CPU_BUCKET_ELEMENTS)
+    return min(wanted, -(-num_parameters // _ALIGNMENT) * _ALIGNMENT)
 
 
 def deepspeed_config(
-    engine: EngineConfig, clip_norm: float, *, world_size: int, bf16_weights: bool, on_cuda: bool
+    engine: EngineConfig,
+    clip_norm: float,
+    *,
+    num_parameters: int,
+    world_size: int,
+    bf16_weights: bool,
+    on_cuda: bool,
 ) -> dict[str, Any]:
     """DeepSpeed's JSON for one engine.
 
     At stage 0 we clip ourselves, because DeepSpeed does not expose the norm there.
     """
-    buckets = bucket_elements(engine, on_cuda)
+    buckets = bucket_elements(engine, num_parameters, on_cuda)
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": engine.micro_batch(world_size),
         "gradient_accumulation_steps": engine.accumulation,

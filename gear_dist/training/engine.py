@@ -81,6 +81,7 @@ class TrainingEngine:
             config=deepspeed_config(
                 engine,
                 optimizer.clip_norm,
+                num_parameters=sum(p.numel() for p in module.parameters()),
                 world_size=world_size,
                 bf16_weights=bf16_weights,
                 on_cuda=on_cuda,
