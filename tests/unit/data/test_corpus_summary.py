@@ -134,7 +134,9 @@ def test_one_image_without_a_class_is_refused_before_training(corpus, tars, caps
 
 
 def test_a_dry_run_misses_the_files_of_lpips_as_a_run_would(corpus, tmp_path, capsys):
-    settings = ("losses.lpips_weight=1", f"losses.lpips_vgg16_path={tmp_path}/vgg16.pth")
+    files = [f"losses.lpips_{name}_path={tmp_path}/{name}.pth" for name in ("vgg16", "heads")]
+    only_tokenizer = ("stages.joint.steps=0", "stages.generator.steps=0")  # needs no class
+    settings = (*only_tokenizer, "losses.lpips_weight=1", *files)
     assert dry_run(corpus, *settings) == 2
     message = capsys.readouterr().err
     for part in ("losses.lpips_vgg16_path", f"{tmp_path}/vgg16.pth", "losses.lpips_weight=0"):

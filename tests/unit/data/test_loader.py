@@ -214,7 +214,7 @@ def test_a_position_inside_a_global_batch(train: str) -> None:
     again = make_loader(train, **share)
     again.load_state_dict(state)
     assert same(take(again, 7), straight[3:])
-    with refused(ConfigError, "checkpoint", "2 workers x 2"):
+    with refused(ConfigError, "checkpoint", "run.workers=2", "engine.accumulation=2"):
         make_loader(train, batch_size=8, world_size=2).load_state_dict(state)
 
 
