@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from gear_kernels import soft_readout_torch
 from gear_kernels.dispatch import Affinity, full_precision
+from gear_kernels.soft_readout_state import empty_rest
 
 
 def differentiable_soft_readout(
@@ -120,12 +121,14 @@ def soft_readout_operator(
     implementation: str,
     affinity: str,
     temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, D), then Triton's shift and log mass (N,), without elements by the torch path."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(N, D), then what else Triton's forward keeps, without elements by the torch path."""
     inputs = latents_NC, codebook_KC, table_KD, log_sum_exp_N
     out_ND, state = _forward(*inputs, implementation, affinity, temperature)
-    shift_N, log_mass_N = state[1:] or (latents_NC.new_empty(0), latents_NC.new_empty(0))
-    return out_ND, shift_N, log_mass_N
+    if not state:
+        return out_ND, table_KD.new_empty(0), latents_NC.new_empty(0), latents_NC.new_empty(0)
+    _, rest_ND, shift_N, log_mass_N = state
+    return out_ND, rest_ND, shift_N, log_mass_N
 
 
 @soft_readout_operator.register_fake
@@ -136,11 +139,13 @@ def _soft_readout_shapes(
     _log_sum_exp_N: Tensor | None,
     implementation: str,
     *_settings: object,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_tokens = latents_NC.shape[0]
-    num_kept = num_tokens if implementation == "triton" else 0
+    by_triton = implementation == "triton"
+    num_kept = num_tokens if by_triton else 0
+    rest_ND = empty_rest(table_KD, num_tokens) if by_triton else table_KD.new_empty(0)
     out_ND = table_KD.new_empty(num_tokens, table_KD.shape[1])
-    return out_ND, latents_NC.new_empty(num_kept), latents_NC.new_empty(num_kept)
+    return out_ND, rest_ND, latents_NC.new_empty(num_kept), latents_NC.new_empty(num_kept)
 
 
 @torch.library.custom_op("gear_kernels::soft_readout_gradients", mutates_args=())

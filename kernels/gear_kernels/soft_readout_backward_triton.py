@@ -96,19 +96,24 @@ def score_gradient_kernel(
 def row_products_kernel(
     left_ptr,
     right_ptr,
+    rest_ptr,
     products_ptr,
     num_rows,
     num_columns,
+    HAS_REST: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Per row: sum over columns of left times right, in float32."""
+    """Per row: sum over columns of left times (right + rest), in float32."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_N], tl.float32)
     for first in range(0, num_columns, BLOCK_D):
         left = load_matrix(left_ptr, rows, num_rows, first, num_columns, BLOCK_D)
-        right = load_matrix(right_ptr, rows, num_rows, first, num_columns, BLOCK_D)
-        total += tl.sum(left.to(tl.float32) * right.to(tl.float32), 1)
+        right = load_matrix(right_ptr, rows, num_rows, first, num_columns, BLOCK_D).to(tl.float32)
+        if HAS_REST:
+            rest = load_matrix(rest_ptr, rows, num_rows, first, num_columns, BLOCK_D)
+            right += rest.to(tl.float32)
+        total += tl.sum(left.to(tl.float32) * right, 1)
     tl.store(products_ptr + rows, total, mask=rows < num_rows)
 
 
@@ -167,7 +172,7 @@ def score_gradients(
     Codes wider than GRADIENT_WIDTH take the blocked torch path.
 
     Args:
-        state: output, shift and log mass of the forward.
+        state: output, what its dtype does not hold, shift and log mass of the forward.
     """
     inputs = latents_NC, codebook_KC, table_KD
     if latents_NC.shape[1] > GRADIENT_WIDTH:
@@ -196,7 +201,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unscaled sum_k ds c_k (N, C), sum_n ds z_n (K, C) and sum_n ds (K,)."""
     latents_NC, codebook_KC = problem.latents_NC, problem.codebook_KC
-    out_ND, shift_N, log_mass_N = state
+    out_ND, rest_ND, shift_N, log_mass_N = state
     plan = plan_tiles(problem, table_KD.dtype)
     partials = Partials(
         latents_NC.new_zeros(plan.splits, *latents_NC.shape),
@@ -204,7 +209,7 @@ def _launch(
         latents_NC.new_empty(plan.launch_blocks, len(codebook_KC)),
     )
     codebook_grad_KC, column_K = torch.zeros_like(codebook_KC), torch.zeros_like(problem.bias_K)
-    delta_N = _row_products(out_grad_ND, out_ND)
+    delta_N = _row_products(out_grad_ND, out_ND, rest_ND)
     for first in range(0, plan.blocks, plan.launch_blocks):
         count = min(plan.launch_blocks, plan.blocks - first)
         score_gradient_kernel[(count, plan.splits)](
@@ -228,10 +233,18 @@ def _launch(
     return partials.latents_SNC.sum(0), codebook_grad_KC, column_K
 
 
-def _row_products(left_ND: Tensor, right_ND: Tensor) -> Tensor:
-    """sum_d left right in float32: (N,), without float32 copies of (N, D)."""
+def _row_products(left_ND: Tensor, right_ND: Tensor, rest_ND: Tensor) -> Tensor:
+    """sum_d left (right + rest) in float32: (N,), without float32 copies of (N, D)."""
     products_N = torch.empty(len(left_ND), dtype=torch.float32, device=left_ND.device)
     row_products_kernel[(triton.cdiv(len(left_ND), 16),)](
-        left_ND, right_ND, products_N, *left_ND.shape, BLOCK_N=16, BLOCK_D=128, num_warps=4
+        left_ND,
+        right_ND,
+        rest_ND,
+        products_N,
+        *left_ND.shape,
+        HAS_REST=rest_ND.numel() > 0,
+        BLOCK_N=16,
+        BLOCK_D=128,
+        num_warps=4,
     )
     return products_N

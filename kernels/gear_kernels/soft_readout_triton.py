@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gear_kernels.dispatch import GRADIENT_WIDTH, Affinity
 from gear_kernels.soft_readout_backward_triton import score_gradients
+from gear_kernels.soft_readout_state import empty_rest
 from gear_kernels.tiles_triton import (
     Problem,
     ReadoutTile,
@@ -44,15 +45,20 @@ def readout_kernel(
     shift_ptr,
     table_ptr,
     out_ptr,
+    rest_ptr,
     log_mass_ptr,
     num_columns,
     inverse_temperature,
     CODE: tl.constexpr,
+    HAS_REST: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = sum_k exp((u - shift) / temperature) table_k / mass for (rows, columns of D)."""
+    """out = sum_k exp((u - shift) / temperature) table_k / mass for (rows, columns of D).
+
+    And what out's dtype does not hold of it, for the backward.
+    """
     num_rows = problem[3]
     num_codes = problem[4]
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -72,7 +78,11 @@ def readout_kernel(
     columns = first_column + tl.arange(0, BLOCK_D)
     offsets = rows[:, None].to(tl.int64) * num_columns + columns[None, :]
     mask = inside[:, None] & (columns[None, :] < num_columns)
-    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+    rounded = out.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + offsets, rounded, mask=mask)
+    if HAS_REST:
+        rest = (out - rounded.to(tl.float32)).to(out_ptr.dtype.element_ty)
+        tl.store(rest_ptr + offsets, rest, mask=mask)
     if tl.program_id(1) == 0:
         tl.store(log_mass_ptr + rows, tl.log(mass), mask=inside)
 
@@ -95,12 +105,12 @@ def forward(
     affinity: Affinity,
     temperature: float,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """softmax(s / temperature) @ table, (N, D); and output, shift, log mass for the backward."""
+    """softmax(s / temperature) @ table, (N, D); and output, its rest, shift, log mass to keep."""
     problem = prepare(latents_NC, codebook_KC, affinity)
     table_KD = table_KD.contiguous()
     shift_N = _shift(problem, log_sum_exp_N, temperature)
     num_tokens, num_columns = len(latents_NC), table_KD.shape[1]
-    out_ND = table_KD.new_empty(num_tokens, num_columns)
+    out_ND, rest_ND = table_KD.new_empty(num_tokens, num_columns), empty_rest(table_KD, num_tokens)
     log_mass_N = torch.empty_like(shift_N)
     tile = forward_tile(latents_NC.shape[1], table_KD.dtype)
     grid = triton.cdiv(num_tokens, tile.block_n), triton.cdiv(num_columns, tile.block_d)
@@ -109,13 +119,15 @@ def forward(
         shift_N,
         table_KD,
         out_ND,
+        rest_ND,
         log_mass_N,
         num_columns,
         1 / temperature,
         CODE=problem.constants,
+        HAS_REST=rest_ND.numel() > 0,
         **tile.options,
     )
-    return out_ND, (out_ND, shift_N, log_mass_N)
+    return out_ND, (out_ND, rest_ND, shift_N, log_mass_N)
 
 
 def softmax_state(
