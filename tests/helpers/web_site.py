@@ -1,6 +1,7 @@
 """A small web site on loopback, with pictures, redirects and failures."""
 
 import contextlib
+import gzip
 import http.server
 import threading
 import time
@@ -50,6 +51,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _text(self, _: str) -> None:
         self._answer(200, b"<html>a page, no picture</html>")
+
+    def _empty(self, _: str) -> None:
+        self._answer(200)
+
+    def _junk(self, _: str) -> None:
+        self._answer(200, b"\x00\x01\x02" * 50)
+
+    def _part(self, number: str) -> None:
+        """Cut off where the picture comes from; whole when it is asked for the fourth time."""
+        data = encode(int(number))
+        self._answer(200, data if self.seen[self.path] > 3 else data[:-40])
+
+    def _header(self, _: str) -> None:
+        self._answer(200, b"\x89PNG\r\n\x1a\n" + b"x" * 40 + b"IEND")
+
+    def _avif(self, _: str) -> None:
+        self._answer(200, b"\x00\x00\x00\x20ftypavif" + b"x" * 40)
+
+    def _gzip(self, number: str) -> None:
+        self._answer(200, gzip.compress(encode(int(number))), Content_Encoding="gzip")
+
+    def _bomb(self, _: str) -> None:
+        self._answer(200, gzip.compress(bytes(1_000_000)), Content_Encoding="gzip")
+
+    def _torn(self, _: str) -> None:
+        self._answer(200, gzip.compress(encode(1))[:-20], Content_Encoding="gzip")
+
+    def _brotli(self, _: str) -> None:
+        self._answer(200, b"anything", Content_Encoding="br")
+
+    def _claimed(self, number: str) -> None:
+        """S3 keeps such a header of uploads."""
+        self._answer(200, encode(int(number)), Content_Encoding="aws-chunked")
 
     def _long(self, _: str) -> None:
         self._answer(200, b"x" * 300_000)

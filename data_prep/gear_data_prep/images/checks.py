@@ -128,7 +128,7 @@ def check_image(
     wrong = claimed and claimed != found
     if wrong and settings.policies["mislabelled"] not in (CONVERT, KEEP):
         raise BadSampleError("mislabelled", f"called {claimed}, but it is {found}")
-    header = _jpeg_header(data) if found == "jpg" else _other_header(data)
+    header = read_header(data, found)
     _check_size(header.width, header.height, settings.max_pixels)
     image = None
     if found != "jpg" and settings.check != "header":
@@ -161,11 +161,25 @@ def _oddities(found: str, header: _Header, image: Image.Image | None) -> tuple[s
     return tuple(odd)
 
 
-def _sniff(data: bytes) -> str:
+def sniff(data: bytes) -> str:
+    """The format that the first bytes say, as a suffix; empty: none that is read."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    found = next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), None)
-    if found is None:
+    return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), "")
+
+
+def read_header(data: bytes, found: str) -> _Header:
+    """The header of an image of this format.
+
+    Raises:
+        BadSampleError: it cannot be read (undecodable), or has more scans than are decoded.
+    """
+    return _jpeg_header(data) if found == "jpg" else _other_header(data)
+
+
+def _sniff(data: bytes) -> str:
+    found = sniff(data)
+    if not found:
         raise BadSampleError("undecodable", "does not decode: no image format that is known")
     return found
 
@@ -289,6 +303,27 @@ def _end_of_picture(data: bytes) -> int:
             return marker.end()
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return len(data)
+
+
+def is_cut_off(data: bytes, found: str) -> bool:
+    """Whether an image of this format has no end; cheap, and no where there is doubt."""
+    if found == "webp":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if found == "png":
+        return data.rfind(b"IEND") < 0
+    return found == "jpg" and not _has_end(data)
+
+
+def _has_end(data: bytes) -> bool:
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        marker = _MARKER.search(data, position)
+        if marker is None:
+            return False
+        if marker[0] in (_START, _END):
+            return True
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return True
 
 
 def _other_header(data: bytes) -> _Header:

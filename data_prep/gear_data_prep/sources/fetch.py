@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 
 import urllib3
 
+from gear_data_prep.sources.response_body import image_of
 from gear_data_prep.sources.row_connection import (
     CLOCK,
     FetchError,
@@ -24,7 +25,11 @@ _MAX_REDIRECTS = 5
 _MAX_WAIT_S = 20.0
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _REDIRECTS = {301, 302, 303, 307, 308}
-_AGENT = "gear-dist (dataset download)"
+_HEADERS = {
+    "User-Agent": "gear-dist (dataset download)",
+    "Accept": "image/*,*/*;q=0.5",
+    "Accept-Encoding": "identity",
+}
 _HOSTS_KEPT = 10_000
 
 
@@ -66,10 +71,11 @@ class Fetcher:
         self._stopped.set()
 
     def fetch(self, url: str) -> bytes:
-        """The body behind an address.
+        """The image behind an address.
 
         Raises:
-            FetchError: no such scheme, a host that is not public, a refusal, too long, too slow.
+            FetchError: no such scheme, a host that is not public, a refusal, too long, too slow, or
+                a body that is no image.
         """
         limits = self._limits
         clock = RowClock(
@@ -124,7 +130,7 @@ class Fetcher:
                 redirect=False,
                 retries=False,
                 timeout=urllib3.Timeout(connect=timeout, read=timeout),
-                headers={"User-Agent": _AGENT, "Accept": "image/*,*/*;q=0.5"},
+                headers=_HEADERS,
             )
         except urllib3.exceptions.SSLError as error:
             cause = error.args[0] if error.args else None
@@ -152,7 +158,8 @@ class Fetcher:
                     raise FetchError(too_long)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise clock.retry(error) from None
-        return bytes(data)
+        encoding = answer.headers.get("content-encoding", "")
+        return image_of(bytes(data), encoding, self._limits.max_bytes)
 
 
 class _Turns:

@@ -1,5 +1,6 @@
 """Tables of URLs: fetched once, politely, from public hosts only; then sharded like any source."""
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from PIL import Image
 
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.sources import fetch_table, public_address
 from gear_data_prep.sources.fetch import Fetcher, FetchError, FetchLimits
+from gear_data_prep.sources.response_body import image_of
+from gear_data_prep.sources.row_connection import RetryError
 from gear_dist.data.manifest import load_manifest
 from gear_dist.storage.open import open_storage
 from image_files import contents, encode
@@ -30,7 +34,7 @@ def site() -> Iterator[Site]:
 LIMITS = FetchLimits(max_bytes=200_000, timeout_s=0.4, total_s=2, attempts=3, rate=0, private=True)
 
 
-@pytest.mark.parametrize("path", ["image/3", "flaky/3", "moved/3"])
+@pytest.mark.parametrize("path", ["image/3", "flaky/3", "moved/3", "gzip/3", "claimed/3"])
 def test_fetch(site: Site, path: str) -> None:
     assert Fetcher(LIMITS, 2).fetch(f"{site.url}/{path}") == encode(3)
 
@@ -45,6 +49,15 @@ def test_fetch(site: Site, path: str) -> None:
         ("endless", ["200000 bytes", "2 s"]),
         ("slow", ["timed out", "2 s"]),
         ("cut", ["connection"]),
+        ("text", ["HTML"]),
+        ("empty", ["empty"]),
+        ("junk", ["no image"]),
+        ("header", ["damaged header"]),
+        ("part/3", ["cut off"]),
+        ("avif", ["AVIF"]),
+        ("bomb", ["200000 bytes"]),
+        ("torn", ["cut off"]),
+        ("brotli", ["Content-Encoding (br)"]),
     ],
 )
 def test_failures_have_a_reason_and_an_end(site: Site, path: str, either: list[str]) -> None:
@@ -187,6 +200,41 @@ def test_failures_are_tried_again_on_demand(site: Site, tmp_path: Path) -> None:
     assert data_prep([*words, "--refetch", "--overwrite"]) == 0
     assert load_manifest(corpus).info.num_samples == 2
     assert site.handler.seen["/image/1"] == 1
+
+
+def test_answers_that_are_no_images_are_errors_of_their_rows(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["image/1", "image/2", "text", "empty", "part/3"]
+    pq.write_table(pa.table({"url": [f"{site.url}/{p}" for p in paths]}), tmp_path / "t.parquet")
+    words = ["shard", str(tmp_path / "t.parquet"), str(tmp_path / "out"), *OPTIONS]
+    words += ["--max-bad-share", "0.6", "--json", "--attempts", "1"]
+    assert data_prep(words) == 0
+    fetch = json.loads(capsys.readouterr().out)["fetch"]
+    assert fetch["num_fetched"] == 2
+    assert sorted(fetch["errors"].values()) == [1, 1, 1]
+    assert len(list((tmp_path / "out/fetched/objects").rglob("*/*"))) == 2, "nothing else is kept"
+    site.handler.seen["/part/3"] = 5
+    assert data_prep(words) == 0
+    assert json.loads(capsys.readouterr().out)["fetch"]["num_fetched"] == 2
+    assert data_prep([*words, "--refetch", "--overwrite"]) == 0
+    assert json.loads(capsys.readouterr().out)["fetch"]["num_fetched"] == 3
+    assert load_manifest(open_storage(str(tmp_path / "out/train"))).info.num_samples == 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_images_of_every_kind_are_whole(kind: str) -> None:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}
+    Image.new("RGB", (40, 30), (9, 99, 199)).save(stream, kind, **options)
+    data = stream.getvalue()
+    assert image_of(data, "", 10_000) == data
+    assert image_of(data + b"a film", "gzip", 10_000) == data + b"a film"
+    if kind in ("JPEG", "PNG", "WEBP"):
+        with pytest.raises(RetryError):
+            image_of(data[:-20], "", 10_000)
 
 
 def test_ledgers_of_another_table_are_refused(
