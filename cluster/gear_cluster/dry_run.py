@@ -9,7 +9,13 @@ from gear_dist.config.data import DataConfig
 from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.corpus import check_same_classes, open_corpus
-from gear_dist.data.corpus_summary import CorpusSummary, check_contents, read_contents
+from gear_dist.data.corpus_summary import (
+    CorpusSummary,
+    check_contents,
+    classes_without_images,
+    read_contents,
+    warn_of_empty_classes,
+)
 from gear_dist.errors import DataError
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
@@ -133,6 +139,10 @@ def check_corpus(address: str, data: DataConfig, num_classes: int | None) -> Cor
     )
     for line in check_contents(storage.address, contents, data, num_classes):
         print(f"WARNING: {line}")
+    if num_classes is not None and data.captions == "off" and info.schema_version:
+        empty = classes_without_images(storage, contents)
+        for line in warn_of_empty_classes(contents.classes, empty):
+            print(f"WARNING: {storage.address}: {line}")
     return contents
 
 

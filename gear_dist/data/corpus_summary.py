@@ -61,6 +61,28 @@ def classes_without_images(storage: Storage, contents: CorpusSummary) -> list[st
     return [name for index, name in enumerate(contents.classes) if index not in found]
 
 
+def warn_of_empty_classes(classes: Sequence[str], empty: Sequence[str]) -> list[str]:
+    """A warning where classes have no image: a number that is none makes all below it classes.
+
+    Args:
+        classes: names of all.
+        empty: names of those without an image.
+    """
+    if not empty:
+        return []
+    if list(empty) == [classes[0]]:
+        return [
+            f"class 0 ({empty[0]}) has no image: classes are numbered from 0, so subtract 1 where "
+            "the numbers begin at 1; as it is, a generator learns nothing of class 0"
+        ]
+    names = ", ".join(empty[:SHOWN_CLASSES]) + (", ..." if len(empty) > SHOWN_CLASSES else "")
+    return [
+        f"{len(empty):,} of {len(classes):,} classes have no image ({names}): a generator learns "
+        "nothing of them; see the report of bad images, and --class-column where the numbers are "
+        "no classes"
+    ]
+
+
 def check_contents(
     address: str, contents: CorpusSummary, data: DataConfig, num_classes: int | None
 ) -> list[str]:

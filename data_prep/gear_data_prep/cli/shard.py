@@ -219,7 +219,11 @@ def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.sharding.destination import prepare_destination
     from gear_data_prep.sharding.pipeline import check_missing, make_corpus
     from gear_data_prep.sources import make_spec, open_source
-    from gear_dist.data.corpus_summary import read_contents
+    from gear_dist.data.corpus_summary import (
+        classes_without_images,
+        read_contents,
+        warn_of_empty_classes,
+    )
     from gear_dist.data.manifest import SPLITS
     from gear_dist.storage.open import open_storage
 
@@ -265,7 +269,8 @@ def _shard(args: argparse.Namespace) -> int:
         )
         contents = read_contents(storage, result.info)
         # Validation is too small to have all of them.
-        empty = _empty_classes(storage, contents) if split == "train" else []
+        empty = classes_without_images(storage, contents) if split == "train" else []
+        empty = warn_of_empty_classes(contents.classes, empty)
         summary["splits"][split] = _summarise(storage.address, result, contents, empty)
         if not args.json:
             print(_tell(split, summary["splits"][split], contents), flush=True)
@@ -328,21 +333,6 @@ def _find_dropped(args: argparse.Namespace, source: Any) -> dict[str, Any]:
         split: find_dropped(former[split], source, split, held_out=held_out.get(split))
         for split in source.splits
     }
-
-
-def _empty_classes(storage: Any, contents: Any) -> list[str]:
-    """A warning where classes have no image: a number that is none makes all below it classes."""
-    from gear_dist.data.corpus_summary import SHOWN_CLASSES, classes_without_images
-
-    empty = classes_without_images(storage, contents)
-    if not empty:
-        return []
-    names = ", ".join(empty[:SHOWN_CLASSES]) + (", ..." if len(empty) > SHOWN_CLASSES else "")
-    return [
-        f"{len(empty):,} of {len(contents.classes):,} classes have no image ({names}): a generator "
-        "learns nothing of them; see the report of bad images, and --class-column where the "
-        "numbers are no classes"
-    ]
 
 
 def _summarise(

@@ -7,8 +7,8 @@ import numpy as np
 
 from gear_data_prep.corpus_tools.duplicates import find_duplicates, find_shared
 from gear_data_prep.sharding.manifest_writer import load_quarantine
-from gear_dist.data.corpus_summary import read_contents
-from gear_dist.data.manifest import iterate_samples, load_manifest
+from gear_dist.data.corpus_summary import read_contents, warn_of_empty_classes
+from gear_dist.data.manifest import DatasetInfo, iterate_samples, load_manifest
 from gear_dist.storage.base import Storage
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -42,6 +42,8 @@ class CorpusStats(NamedTuple):
     """Samples whose image the other split holds too; -1: there is no other."""
     left_out: tuple[tuple[str, int], ...]
     """Kind, and how many samples were left out for it."""
+    warnings: tuple[str, ...] = ()
+    """What was probably not intended."""
 
 
 def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStats:
@@ -77,7 +79,16 @@ def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStat
         find_duplicates(storage).num_superfluous,
         -1 if other is None else len(find_shared(storage, other)),
         tuple(sorted(left_out.items())),
+        tuple(_warn_of_classes(info, labels)),
     )
+
+
+def _warn_of_classes(info: DatasetInfo, labels: Counter[int]) -> list[str]:
+    # Validation is too small to have all of them.
+    if info.settings.get("split") == "validation":
+        return []
+    empty = [name for number, name in enumerate(info.classes) if not labels[number]]
+    return warn_of_empty_classes(info.classes, empty)
 
 
 def _short_side(table: Any) -> np.ndarray:
@@ -132,4 +143,5 @@ def as_table(stats: CorpusStats, num_classes: int = 10) -> str:
     lines += [f"  {number:30} {count:>10,}" for number, count in stats.captions]
     if stats.left_out:
         lines += ["left out:", *(f"  {kind:30} {count:>10,}" for kind, count in stats.left_out)]
+    lines += [f"WARNING: {line}" for line in stats.warnings]
     return "\n".join(lines)

@@ -248,3 +248,26 @@ def test_a_dry_run_warns_of_images_that_validation_has_too(tmp_path, capsys):
         assert all("WARNING" in line and has_word(line, str(num_shared)) for line in lines)
     assert dry_run(train, f"data.validation={tmp_path / 'old'}") == 0
     assert "not searched" in capsys.readouterr().out
+
+
+def test_a_class_without_an_image_is_told_by_every_command(corpus, tmp_path, capsys):
+    """Numbers that begin at 1, as people count."""
+    members = {}
+    for i in range(6):
+        members |= {f"{i}.jpg": jpeg(i), f"{i}.cls": str(i % 3 + 1).encode()}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.tar").write_bytes(tar_of(members))
+    address = shard(tmp_path / "in", tmp_path / "out")
+    told = [capsys.readouterr().out]
+    assert main(["stats", address]) == 0
+    told.append(capsys.readouterr().out)
+    assert dry_run(address, "generator.num_classes=4") == 0
+    told.append(capsys.readouterr().out)
+    for text in told:
+        [line] = [line for line in text.splitlines() if has_word(line, "class 0")]
+        assert "WARNING" in line
+    assert main(["stats", address, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
+    assert main(["stats", corpus]) == 0
+    assert dry_run(address, "generator.num_classes=4", "data.captions=first") == 3
+    assert "no image" not in capsys.readouterr().out
