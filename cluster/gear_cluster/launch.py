@@ -12,6 +12,7 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.distributed.worker_context import TrainResult, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
+from gear_dist.formatting import first_line
 from gear_dist.runs.lock import run_lock
 from gear_dist.runs.run_folder import RunFolder, State
 
@@ -43,10 +44,27 @@ def launch(
 
 
 def train(config: RunConfig, context: WorkerContext) -> TrainResult:
-    """The trainer's worker function; DeepSpeed is imported where it runs, not in Ray's driver."""
+    """The trainer's worker function; DeepSpeed is imported where it runs, not in Ray's driver.
+
+    Raises:
+        DeviceMemoryError: the run does not fit into a device, by estimate or as it turned out.
+    """
+    import torch
+
+    from gear_dist.distributed.device import choose_device
+    from gear_dist.planning.memory_advice import check_device_memory, out_of_memory
     from gear_dist.training.trainer import train_worker
 
-    return train_worker(config, context)
+    device = choose_device(config.run.device, context.local_rank)
+    if device.type == "cuda" and context.rank == 0:
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        check_device_memory(
+            config, context.world_size, free_bytes, lambda line: print(line, flush=True)
+        )
+    try:
+        return train_worker(config, context)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(config, context.world_size, first_line(error)) from None
 
 
 def _alone(run: RunSection) -> contextlib.AbstractContextManager[None]:

@@ -179,7 +179,7 @@ def test_json_has_the_same_numbers(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gpus", "3"], "engine.global_batch=8 is not divisible by workers"),
+        (["--gpus", "3"], "engine.global_batch=8 is not divisible by run.workers"),
         (["--gpus", "0"], "--gpus 0 is too small"),
         (["--tflops", "-1"], "--tflops -1 is too small"),
         (["--gpus-per-node", "0"], "--gpus-per-node 0 is too small"),
