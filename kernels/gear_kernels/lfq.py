@@ -7,24 +7,20 @@ softmax(s / T)[k] = high[h] low[l]: two factors of 2^(C/2) entries a token in pl
 Shapes: N tokens, C bits, K = 2^C codes, H = 2^(C - C // 2), L = 2^(C // 2), D table width.
 """
 
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gear_kernels import lfq_torch, reference
+from gear_kernels import reference
 from gear_kernels.assignment import Assignment
 from gear_kernels.dispatch import (
     check_table,
     check_temperatures,
     compute_dtype,
-    full_precision,
     resolve_for,
 )
-from gear_kernels.full_precision_matmul import product
+from gear_kernels.full_precision_matmul import product, traceable_full_precision
+from gear_kernels.lfq_autograd import factored_readout
 
 MAX_BITS = 30
 # Keeps a product of two factors, and of its gradient, above the denormal numbers, which slow a
@@ -53,6 +49,7 @@ def lfq_assign(
     Returns:
         An `Assignment`, as `assign` does; K = 2^C. Not allocated: anything (N, K), except by the
         reference; the factors are 2 (N, 2^(C/2)). Neither communicates nor synchronises.
+        torch.compile traces it whole.
 
     Raises:
         ValueError: an empty or too wide input, a temperature <= 0.
@@ -61,7 +58,7 @@ def lfq_assign(
     temperatures = entropy_temperature, soft_temperature
     check_temperatures(entropy_temperature=temperatures[0], soft_temperature=temperatures[1])
     chosen = resolve_for(implementation, latents_NC)
-    with full_precision(latents_NC.device):
+    with traceable_full_precision(latents_NC.device):
         if chosen == "reference":
             return reference.lfq_assign(latents_NC, *temperatures)
         return _closed_form(latents_NC.to(compute_dtype(latents_NC)), *temperatures)
@@ -85,7 +82,7 @@ def lfq_soft_readout(
     Returns:
         (N, D) in the table's dtype, sums in float32. Gradients to latents and table. No search, no
         exponential per (token, code), nothing (N, K) or (N, L, D), except by the reference.
-        Neither communicates nor synchronises. No second derivatives.
+        Neither communicates nor synchronises. No second derivatives. torch.compile traces it whole.
 
     Raises:
         ValueError: shapes that do not fit, a temperature <= 0, an implementation that cannot run.
@@ -94,12 +91,12 @@ def lfq_soft_readout(
     check_table(2 ** latents_NC.shape[1], table_KD)
     check_temperatures(temperature=temperature)
     chosen = resolve_for(implementation, latents_NC, table_KD)
-    with full_precision(latents_NC.device):
+    with traceable_full_precision(latents_NC.device):
         if chosen == "reference":
             return reference.lfq_soft_readout(latents_NC, table_KD, temperature)
         logits_NC = (4 / temperature) * latents_NC.to(compute_dtype(latents_NC))
         high_NH, low_NL = factors(logits_NC)
-        return _FactoredReadout.apply(high_NH, low_NL, table_KD, _backend(chosen))
+        return factored_readout(high_NH, low_NL, table_KD, chosen)
 
 
 def factors(logits_NC: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,39 +145,3 @@ def _check_bits(latents_NC: Tensor) -> None:
     shape = tuple(latents_NC.shape)
     if latents_NC.ndim != 2 or 0 in shape or shape[1] > MAX_BITS:
         raise ValueError(f"expected latents (N, C) with 1 to {MAX_BITS} bits C, got {shape}")
-
-
-def _backend(chosen: str) -> ModuleType:
-    if chosen == "torch":
-        return lfq_torch
-    from gear_kernels import lfq_triton
-
-    return lfq_triton
-
-
-class _FactoredReadout(torch.autograd.Function):
-    """out[n] = sum_hl high[n, h] low[n, l] table[h L + l]; saves its inputs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, high_NH: Tensor, low_NL: Tensor, table_KD: Tensor, backend: ModuleType
-    ) -> Tensor:
-        ctx.save_for_backward(high_NH, low_NL, table_KD)
-        ctx.backend = backend
-        return backend.forward(high_NH, low_NL, table_KD)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, out_grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        high_NH, low_NL, table_KD = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        out_grad_ND = out_grad_ND.contiguous()
-        high_grad = low_grad = table_grad = None
-        with full_precision(out_grad_ND.device):
-            if needs[0] or needs[1]:
-                high_grad, low_grad = ctx.backend.factor_gradients(
-                    high_NH, low_NL, table_KD, out_grad_ND
-                )
-            if needs[2]:
-                table_grad = lfq_torch.table_gradient(high_NH, low_NL, table_KD, out_grad_ND)
-        return high_grad, low_grad, table_grad, None

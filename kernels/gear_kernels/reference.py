@@ -100,7 +100,7 @@ def straight_through_readout(
     hard_NK = functional.one_hot(indices_N, len(codebook_KC)).to(dtype)
     # Grouped so that the difference is exactly zero and the value is the table's row.
     one_hot_NK = hard_NK + (soft_NK - soft_NK.detach())
-    return one_hot_NK.to(table_KD.dtype) @ table_KD
+    return traceable_product(one_hot_NK.to(table_KD.dtype), table_KD)
 
 
 def sign_codes(width: int, like: Tensor) -> Tensor:
@@ -112,7 +112,8 @@ def sign_codes(width: int, like: Tensor) -> Tensor:
 
 def lfq_affinities(latents_NC: Tensor) -> Tensor:
     """s = 2 z.b over all sign codes: (N, 2^C)."""
-    return 2 * latents_NC @ sign_codes(latents_NC.shape[1], latents_NC).T
+    codes_KC = sign_codes(latents_NC.shape[1], latents_NC)
+    return traceable_product(2 * latents_NC, codes_KC.T)
 
 
 def lfq_assign(
@@ -137,10 +138,11 @@ def sign_indices(latents_NC: Tensor) -> Tensor:
 def lfq_soft_readout(latents_NC: Tensor, table_KD: Tensor, temperature: float) -> Tensor:
     """`gear_kernels.lfq_soft_readout` with (N, K) matrices."""
     scores_NK = lfq_affinities(latents_NC.to(compute_dtype(latents_NC)))
-    return torch.softmax(scores_NK / temperature, 1).to(table_KD.dtype) @ table_KD
+    probabilities_NK = torch.softmax(scores_NK / temperature, 1).to(table_KD.dtype)
+    return traceable_product(probabilities_NK, table_KD)
 
 
 def vocabulary_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """`gear_kernels.vocabulary_cross_entropy` with (N, V) logits."""
-    logits_NV = (hidden_ND @ weight_VD.T).to(compute_dtype(hidden_ND, weight_VD))
+    logits_NV = traceable_product(hidden_ND, weight_VD.T).to(compute_dtype(hidden_ND, weight_VD))
     return functional.cross_entropy(logits_NV, targets_N)

@@ -10,12 +10,25 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule
 
-from gear_kernels import Affinity, assign, soft_readout
+from gear_kernels import (
+    Affinity,
+    assign,
+    lfq_assign,
+    lfq_soft_readout,
+    soft_readout,
+    straight_through_readout,
+    vocabulary_cross_entropy,
+)
 from gear_kernels.assign_autograd import assign_operator
 from gear_kernels.assign_autograd import gradients_operator as assign_gradients_operator
+from gear_kernels.cross_entropy_autograd import cross_entropy_operator
 from gear_kernels.full_precision_matmul import product_operator
+from gear_kernels.lfq_autograd import factored_readout_operator
+from gear_kernels.lfq_autograd import gradients_operator as factored_gradients_operator
 from gear_kernels.soft_readout_autograd import gradients_operator as readout_gradients_operator
 from gear_kernels.soft_readout_autograd import soft_readout_operator
+from gear_kernels.straight_through_autograd import gradients_operator as straight_gradients_operator
+from gear_kernels.straight_through_autograd import straight_through_operator
 
 Operation = Callable[..., tuple[Tensor, ...]]
 CASE = Case(70, 150, 8, 17)
@@ -52,7 +65,38 @@ def joint(problem: Problem, settings: Settings) -> tuple[Tensor, ...]:
     return loss + (out * problem.probe).sum(), out, *found
 
 
-OPERATIONS = [assign_alone, entropy_alone, readout_alone, joint]
+def straight_through_alone(problem: Problem, settings: Settings) -> tuple[Tensor, ...]:
+    """A loss of the straight-through read-out, then its rows."""
+    indices = torch.arange(len(problem.latents), device=problem.latents.device) % CASE.codes
+    out = straight_through_readout(*problem[:3], indices, **settings._asdict())
+    return (out * problem.probe).sum(), out
+
+
+def lfq_alone(problem: Problem, settings: Settings) -> tuple[Tensor, ...]:
+    """A loss of both operations of five bits, then the read-out and the members."""
+    options = {"implementation": settings.implementation}
+    latents = problem.latents[:, :5]
+    found = lfq_assign(latents, **options)
+    out = lfq_soft_readout(latents, problem.table[:32], **options)
+    loss = found.token_entropy + found.mean_probabilities_K.square().sum()
+    return loss + (out * problem.probe).sum(), out, *found
+
+
+def vocabulary_alone(problem: Problem, settings: Settings) -> tuple[Tensor, ...]:
+    """The vocabulary loss of latents as hidden states, the codebook as weight."""
+    targets = torch.arange(len(problem.latents), device=problem.latents.device) % CASE.codes
+    return (3 * vocabulary_cross_entropy(*problem[:2], targets, settings.implementation),)
+
+
+OPERATIONS = [
+    assign_alone,
+    entropy_alone,
+    readout_alone,
+    joint,
+    straight_through_alone,
+    lfq_alone,
+    vocabulary_alone,
+]
 
 
 def results(operation: Operation, problem: Problem, settings: Settings) -> list[Tensor]:
@@ -101,7 +145,30 @@ def operator_calls(implementation: str, affinity: Affinity) -> dict[str, tuple[A
     readout_state = out_state if implementation == "triton" else []
     read = *saved, table.detach(), readout_state, probe, *settings, 0.1
     entropy_grad = torch.ones(())
+    indices = members[0]
+    straight = latents, codebook, table, indices, None
+    generator = torch.Generator(latents.device).manual_seed(0)
+    high, low = (torch.rand(CASE.tokens, size, generator=generator) for size in (10, 15))
+    factored = high.requires_grad_(), low.requires_grad_(), table
     return {
+        "straight_through": (straight_through_operator, (*straight, *settings, 1.0)),
+        "straight_through_gradients": (
+            straight_gradients_operator,
+            (*saved, table.detach(), indices, None, probe, *settings, 1.0, [True, True, True]),
+        ),
+        "straight_through_gradients of the codebook": (
+            straight_gradients_operator,
+            (*saved, table.detach(), indices, None, probe, *settings, 1.0, [False, True, False]),
+        ),
+        "factored_readout": (factored_readout_operator, (*factored, implementation)),
+        "factored_readout_gradients": (
+            factored_gradients_operator,
+            (*(item.detach() for item in factored), probe, implementation, [True, False, True]),
+        ),
+        "cross_entropy": (
+            cross_entropy_operator,
+            (latents, codebook, indices, "torch", [True, True]),
+        ),
         "assign": (assign_operator, (latents, codebook, *settings, 0.01, 0.1)),
         "assign_gradients": (
             assign_gradients_operator,

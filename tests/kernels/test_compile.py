@@ -1,4 +1,4 @@
-"""torch.compile traces `assign` and `soft_readout` whole, with the numbers of eager mode."""
+"""torch.compile traces every operation whole, with the numbers of eager mode."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +14,8 @@ from compile_cases import (
     joint,
     operator_calls,
     results,
+    straight_through_alone,
+    vocabulary_alone,
 )
 from kernel_cases import INNER, SQUARED, Problem, make_problem
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -155,14 +157,15 @@ def largest_value(operation, implementation: str) -> int:
     return max(value.numel() for value in values if isinstance(value, torch.Tensor))
 
 
+@pytest.mark.parametrize("operation", [joint, straight_through_alone, vocabulary_alone])
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
 def test_a_graph_holds_no_large_tensor(
-    implementation: str, monkeypatch: pytest.MonkeyPatch
+    operation, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton too is traced forward and backward without a device: operators say their shapes."""
     monkeypatch.setattr(dispatch, "interpreting", lambda: True)
-    assert largest_value(joint, implementation) < TOKENS * CODES / 10
-    assert largest_value(joint, "reference") >= TOKENS * CODES
+    assert largest_value(operation, implementation) < TOKENS * CODES / 10
+    assert largest_value(operation, "reference") >= TOKENS * CODES
 
 
 @pytest.mark.parametrize(

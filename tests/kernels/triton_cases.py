@@ -35,7 +35,7 @@ from kernel_cases import (
 from gear_kernels import (
     Affinity,
     assign,
-    cross_entropy,
+    cross_entropy_autograd,
     lfq_torch,
     lfq_triton,
     reference,
@@ -43,6 +43,7 @@ from gear_kernels import (
     soft_readout_backward_triton,
     tiles_triton,
 )
+from gear_kernels.cross_entropy_autograd import cross_entropy_operator
 from gear_kernels.dispatch import interpreting
 from gear_kernels.soft_readout import soft_readout
 from refusals import refused
@@ -263,5 +264,27 @@ def test_liger_vocabulary_loss(dtype) -> None:
     truth = run(reference.vocabulary_cross_entropy, torch.float64)
     plain = run(reference.vocabulary_cross_entropy, dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 2**-8
-    for value, base, true in zip(run(cross_entropy._liger, dtype), plain, truth, strict=True):
+    for value, base, true in zip(
+        run(cross_entropy_autograd.liger, dtype), plain, truth, strict=True
+    ):
         assert error("", value, true) <= 2 * error("", base, true) + tolerance
+
+
+@pytest.mark.parametrize("needs", [[True, True], [False, True], [False, False]])
+def test_liger_in_a_graph_hands_on_its_gradients(needs: list[bool]) -> None:
+    """The operator that a graph for CUDA holds, beside the same function in eager mode."""
+    hidden, weight = torch.randn(13, 9, device=DEVICE), torch.randn(37, 9, device=DEVICE)
+    targets = torch.randint(37, (13,), device=DEVICE)
+    inputs = [item.requires_grad_(need) for item, need in zip((hidden, weight), needs, strict=True)]
+    results = []
+    for in_a_graph in (False, True):
+        if in_a_graph:
+            value = cross_entropy_operator(*inputs, targets, "liger", needs)[0]
+        else:
+            value = cross_entropy_autograd.liger(*inputs, targets)
+        needed = [item for item in inputs if item.requires_grad]
+        grads = torch.autograd.grad(2 * value, needed) if needed else ()
+        results.append([value.detach(), *grads])
+    assert len(results[0]) == 1 + sum(needs)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
