@@ -18,8 +18,8 @@ from gear_dist.data.tar_members import Member, TarDamageError
 
 READ_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
 """Images that the loader reads; where a sample has several, the first of these is the picture."""
-IMAGE_SUFFIXES = (*READ_SUFFIXES, "gif", "tif", "tiff")
-"""Images that sharding reads."""
+IMAGE_SUFFIXES = (*READ_SUFFIXES, "jfif", "gif", "tif", "tiff")
+"""Images that sharding reads; jfif is another name of JPEG files."""
 _META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset passes over."""
 _PACKAGE = "gear_dist_stock_webdataset"

@@ -244,8 +244,6 @@ def _shard(args: argparse.Namespace) -> int:
     source = open_source(spec)
     summary["source"] = source.address
     notes += source.notes
-    if source.num_ignored:
-        notes.append(f"{source.num_ignored:,} files are no images: left out")
     if args.validation_share and "validation" not in source.splits:
         notes.append(
             f"no validation split: {source.num_samples:,} samples are too few to hold out a share: "

@@ -51,7 +51,7 @@ _MAGIC = (
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
 )
-_SAME = {"jpeg": "jpg", "tiff": "tif"}
+_SAME = {"jpeg": "jpg", "jfif": "jpg", "tiff": "tif"}
 _FOREIGN = ("gif", "tif")
 _REASONS = {
     "transparency": "it has transparent pixels",

@@ -80,8 +80,6 @@ class Source(NamedTuple):
     """`train`, and `validation` where there is one."""
     damaged: tuple[BadSample, ...] = ()
     """What the listing could not read: parts of broken tars."""
-    num_ignored: int = 0
-    """Files that are no part of any sample."""
     notes: tuple[str, ...] = ()
     """What else is left out, and what may not be meant, for people."""
     missing: Mapping[str, int] = {}

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from gear_data_prep.samples import (
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.files import Place, SourceOptions
 from gear_data_prep.sources.folder_layout import pick_pictures, warn_of_layout
+from gear_data_prep.sources.folder_messages import no_classes, note_ignored
 from gear_data_prep.sources.labels import read_labels
 from gear_data_prep.sources.splits import (
     check_validation_classes,
@@ -32,6 +33,8 @@ from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 from gear_dist.storage.file_kinds import is_hidden
 from gear_dist.storage.local import FileStorage
+
+_ENDS = [f".{end}" for name in SUFFIXES for end in (name, name.upper(), name.capitalize())]
 
 
 class TreeImage(NamedTuple):
@@ -135,10 +138,7 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
     }
     classes = sorted(set().union(*found.values()))
     if not classes:
-        raise DataError(
-            f"{storage.address}: no images in class folders: expected CLASS/NAME.jpg below it (or "
-            f"{', '.join(SUFFIXES)}); other kinds of source are chosen by --kind"
-        )
+        raise no_classes(storage.address, sizes)
     if not tree.splits["train"]:
         raise DataError(f"{storage.address}/train: no images in class folders")
     check_validation_classes(storage.address, found["train"], found.get("validation", set()))
@@ -159,9 +159,9 @@ def open_image_folder(place: Place, options: SourceOptions) -> Source:
         TreeReader(storage, not local),
         tuple(classes),
         make_splits(units, options.validation_share),
-        num_ignored=_num_ignored(tree, sizes, units),
         notes=(
             *tree.notes,
+            *note_ignored(_ignored(tree, sizes)),
             *_further_note(further),
             *similar_names(classes),
             *_dangling_note(dangling),
@@ -297,21 +297,17 @@ def _flat_units(
     return [_unit(path, class_of[key], sizes) for path, key in zip(paths, keys, strict=True)]
 
 
-def _num_ignored(tree: _Tree, sizes: dict[str, int], units: Mapping[str, list[TreeImage]]) -> int:
+def _ignored(tree: _Tree, sizes: dict[str, int]) -> Iterator[str]:
     """Files in class folders that are neither images nor sidecars of one."""
-    inside = [
-        path
-        for path in sizes
-        if path.count("/") > tree.depth
-        and (tree.depth == 0 or folder_split(path.partition("/")[0]) in units)
-    ]
-    listed = [unit for part in units.values() for unit in part]
-    used = sum(
-        1 + len(unit.further) + sum(size >= 0 for size in unit.sizes[1:])
-        for unit in listed
-        if unit.path.count("/") > tree.depth
-    )
-    return max(0, len(inside) - used)
+    for path in sizes:
+        top = path.partition("/")[0]
+        in_split = tree.depth == 0 or folder_split(top) in tree.splits
+        if path.count("/") <= tree.depth or not in_split:
+            continue
+        stem, _, suffix = path.rpartition(".")
+        is_sidecar = suffix in ("txt", "json") and any(f"{stem}{end}" in sizes for end in _ENDS)
+        if suffix.lower() not in SUFFIXES and not is_sidecar:
+            yield path
 
 
 def _class_of(path: str, depth: int) -> str:

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import json
 from typing import NamedTuple
 
 from gear_data_prep.samples import (
@@ -34,6 +35,8 @@ from gear_dist.data.tar_samples import IMAGE_SUFFIXES, TarSample, group_samples
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
+_LABELS = ("label", "labels", "class", "cls", "class_id", "class_index", "class_name", "category")
+"""Members of a JSON that are called like a class."""
 _CAPTION_SUFFIXES = ("txt", "caption")
 
 
@@ -61,7 +64,7 @@ class TarReader(NamedTuple):
         if not suffix:
             names = ", ".join(f"KEY.{image}" for image in images[:3])
             why = f"its names have dots: {names}; which is the picture, KEY.jpg?" if images else ""
-            problem = BadSampleError("no-image", why or "it has no image")
+            problem = BadSampleError("no-image", why or _no_image(found))
             return RawSample(name, b"", "", problem=problem)
         odd = _oddities(found, [image for image in images if image != suffix])
         stem, _, claim = suffix.rpartition(".")
@@ -118,11 +121,13 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
     classes = _tar_classes(storage, found, groups.splits)
     index = {name: number for number, name in enumerate(classes)}
     splits, damaged = {}, []
+    first = groups.splits["train"][0]
     for split, keys in groups.splits.items():
         files = [SourceFile(storage, key, found[key]) for key in keys]
         class_of = [index.get(_stem(key), -1) for key in keys]
         splits[split], broken = list_runs(files, options.block_samples, class_of)
         damaged += broken
+    labels = () if classes else _label_note(SourceFile(storage, first, found[first]))
     if not len(splits["train"]):
         why = f": {damaged[0].name}: {damaged[0].reason}" if damaged else ""
         raise DataError(f"{storage.address}: its tars hold no samples{why}")
@@ -133,7 +138,7 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
         options.classes or classes,
         make_splits({k: v for k, v in splits.items() if len(v)}, options.validation_share),
         tuple(damaged),
-        notes=(*groups.notes, *similar_names(classes)),
+        notes=(*groups.notes, *similar_names(classes), *labels),
     )
 
 
@@ -171,6 +176,36 @@ def _is_class_tar(file: SourceFile) -> bool:
     return class_name(first.key.rpartition("/")[2]).startswith(f"{_stem(file.key)}_")
 
 
+def _no_image(found: TarSample) -> str:
+    """Where a tar has all images first and all texts after them, no two members are neighbours."""
+    names = ", ".join(f"KEY.{suffix}" for suffix in list(found.members)[:3])
+    return (
+        f"it has no image, only {names}: members of a key must be neighbours in the tar, so add "
+        "them sorted by name"
+    )
+
+
+def _label_note(file: SourceFile) -> tuple[str, ...]:
+    """A warning where the first sample says a class in its JSON, which is not where it is read."""
+    try:
+        with open_seekable(file.storage, file.key) as stream:
+            read = read_at(stream)
+            first = next(group_samples(walk_members(read, 0, file.bytes)), None)
+            if first is None or "cls" in first.members or "json" not in first.members:
+                return ()
+            member = first.members["json"]
+            node = json.loads(read(member.offset, min(member.size, MAX_SIDECAR_BYTES)))
+    except (TarDamageError, ValueError, RecursionError):
+        return ()
+    name = next((name for name in _LABELS if isinstance(node, dict) and name in node), "")
+    if not name:
+        return ()
+    return (
+        f"WARNING: {file.key}: KEY.json has a member {name!r} ({str(node[name])[:40]!r}), which is "
+        "not read as a class: put the class as a whole number from 0 on in a KEY.cls beside it",
+    )
+
+
 def _oddities(found: TarSample, further: list[str]) -> dict[str, str]:
     odd = further_images(further)
     if found.twice:
@@ -183,5 +218,10 @@ def _class_index(parts: dict[str, bytes]) -> int:
         return -1
     text = parts["cls"].removeprefix(codecs.BOM_UTF8).strip()
     if not text.isdigit() or len(text) > 9:
-        raise BadSampleError("sidecar", "its class is not a number")
+        shown = text[:40].decode(errors="replace")
+        raise BadSampleError(
+            "sidecar",
+            f"its class {shown!r} is not a number: KEY.cls holds a whole number from 0 on, and "
+            "--classes FILE the names",
+        )
     return int(text)

@@ -28,6 +28,12 @@ def jpeg(seed):
     return stream.getvalue()
 
 
+def png_of(seed):
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(seed))).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def put(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -268,6 +274,45 @@ def test_folders_that_are_classes_are_not_warned_of(tmp_path, shard, folders):
     assert not [note for note in found.summary["notes"] if "WARNING" in note]
 
 
+def test_files_that_are_left_out_are_told_by_their_suffix(tmp_path, shard):
+    put_tree(tmp_path / "in", "cat", "dog")
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/c.avif", "dog/notes.md", "cat/alone.txt"):
+        put(tmp_path / "in" / name, b"x")
+    put(tmp_path / "in/cat/0-0.txt", b"a caption")
+    put(tmp_path / "in/cat/0-0.json", b"{}")
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    [note] = [note for note in found.summary["notes"] if ".heic" in note]
+    for words in ("WARNING", "5 files", "2 .heic", "cat/a.heic", "1 .avif", "1 .md", "1 .txt"):
+        assert has_word(note, words)
+
+
+def test_jfif_is_another_name_of_jpeg(tmp_path, shard):
+    put_tree(tmp_path / "in", "cat", "dog")
+    put(tmp_path / "in/cat/a.jfif", jpeg(50))
+    put(tmp_path / "in/cat/b.jfif", png_of(51))
+    _, found = shard(tmp_path / "in", "--validation-share", "0")
+    assert found.counts["train"] == {0: 5, 1: 3}
+    assert found.summary["splits"]["train"]["odd"] == {"mislabelled": 1}
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+@pytest.mark.parametrize("table", ["labels.csv", "metadata.jsonl"])
+def test_flat_pictures_beside_a_table_are_refused_with_the_way_out(tmp_path, shard, folder, table):
+    put_tree(tmp_path / "in", folder)
+    put(tmp_path / "in" / folder / table, b"x")
+    code, error = shard(tmp_path / "in")
+    assert code == 3
+    for words in (f"{folder}{table}", "3", f"{folder}0-0.jpg", "CLASS/NAME.jpg", "NAME.txt"):
+        assert has_word(error, words)
+
+
+def test_a_tree_of_unread_formats_alone_says_so(tmp_path, shard):
+    put(tmp_path / "in/cat/a.heic", b"x")
+    code, error = shard(tmp_path / "in")
+    assert code == 3
+    assert has_word(error, "1 .heic")
+
+
 # -- tables ---------------------------------------------------------------------------------
 
 
@@ -451,6 +496,38 @@ def test_folders_that_are_no_splits():
         "",
         "validation",
     ]
+
+
+@pytest.mark.parametrize("member", ["label", "class_id"])
+def test_a_class_in_a_json_is_told_of(tmp_path, shard, member):
+    members = {"0.jpg": jpeg(1), "0.json": json.dumps({member: 3, "caption": "x"}).encode()}
+    put(tmp_path / "in/a.tar", tar_of(members))
+    _, found = shard(tmp_path / "in")
+    [note] = [note for note in found.summary["notes"] if "KEY.json" in note]
+    for words in ("WARNING", "a.tar", member, "3", "KEY.cls"):
+        assert has_word(note, words)
+    put(tmp_path / "in2/a.tar", tar_of({**members, "0.cls": b"3"}))
+    _, found = shard(tmp_path / "in2")
+    assert not [note for note in found.summary["notes"] if "KEY.json" in note]
+
+
+def test_members_that_are_no_neighbours_are_refused_with_the_cause(tmp_path, capsys):
+    images = {f"{i}.jpg": jpeg(i) for i in range(3)}
+    put(tmp_path / "in/a.tar", tar_of({**images, **{f"{i}.cls": b"1" for i in range(3)}}))
+    words = ["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 3
+    error = capsys.readouterr().err
+    for words in ("a.tar/0", "KEY.cls", "neighbours"):
+        assert has_word(error, words)
+
+
+def test_a_class_file_with_text_is_refused_with_its_value(tmp_path, capsys):
+    put(tmp_path / "in/a.tar", tar_of({"0.jpg": jpeg(1), "0.cls": b"cat\n", "1.jpg": jpeg(2)}))
+    words = ["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 3
+    error = capsys.readouterr().err
+    for words in ("a.tar/0", "'cat'", "KEY.cls", "--classes"):
+        assert has_word(error, words)
 
 
 # -- which kind a source is -----------------------------------------------------------------
