@@ -218,6 +218,7 @@ def _shard(args: argparse.Namespace) -> int:
     from gear_data_prep.corpus_tools.duplicates import warn_of_shared
     from gear_data_prep.sharding.destination import prepare_destination
     from gear_data_prep.sharding.pipeline import check_missing, make_corpus
+    from gear_data_prep.sharding.plan import hash_plan
     from gear_data_prep.sources import make_spec, open_source
     from gear_dist.data.corpus_summary import (
         classes_without_images,
@@ -259,7 +260,11 @@ def _shard(args: argparse.Namespace) -> int:
         split: open_storage(join_address(args.destination, split, "DESTINATION"), args.endpoint)
         for split in SPLITS
     }
-    prepare_destination(places, source.splits, overwrite=args.overwrite)
+    hashes = {
+        split: hash_plan(listing, source.classes, settings.plan, dropped.get(split, {}))
+        for split, listing in source.splits.items()
+    }
+    prepare_destination(places, hashes, overwrite=args.overwrite)
     for split in source.splits:
         storage = places[split]
         result = make_corpus(

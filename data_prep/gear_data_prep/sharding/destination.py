@@ -1,32 +1,33 @@
 """What is at a destination before a corpus is made: ours is recognised, all else is left alone."""
 
-from collections.abc import Collection
+import json
 from typing import NoReturn
 
 from gear_data_prep.sharding.manifest_writer import PLAN_KEY, is_corpus_object
-from gear_dist.data.manifest import DATASET_KEY
+from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
 
 def prepare_destination(
-    places: dict[str, Storage], splits: Collection[str], *, overwrite: bool
+    places: dict[str, Storage], plan_hashes: dict[str, str], *, overwrite: bool
 ) -> None:
     """Leave no split of a former corpus beside those of the new plan: their images overlap.
 
-    With `overwrite` both go before the first new shard is written, so that a run that fails halfway
-    leaves no old validation beside a new train.
+    Without `overwrite` nothing is written where either split holds another corpus. With it both go
+    before the first new shard is written, so that a run that fails halfway leaves no old validation
+    beside a new train.
 
     Args:
         places: where each split goes, those that the plan does not have among them.
-        splits: those of the plan.
+        plan_hashes: of the splits that the plan has.
         overwrite: whether a former corpus is removed.
 
     Raises:
-        DataError: files of others are where shards would go, or a split of a former corpus is there
-            that the plan does not have and `overwrite` is not set.
+        DataError: files of others are where shards would go, or another corpus is there and
+            `overwrite` is not set.
     """
-    for split in splits:
+    for split in plan_hashes:
         _check_files(places[split])
     # Validation first: a run that is killed here leaves none beside a train that is yet to come.
     for split, storage in reversed(places.items()):
@@ -34,16 +35,37 @@ def prepare_destination(
             continue
         if overwrite:
             clear(storage)
-        elif split not in splits:
-            refuse(
+        elif split not in plan_hashes:
+            _refuse(
                 storage,
                 f"the {split} split of a former corpus, which this plan does not have (its images "
                 "may be in both)",
             )
+        elif not find_finished_corpus(storage, plan_hashes[split]):
+            check_claim(storage, plan_hashes[split])
 
 
-def refuse(storage: Storage, what: str) -> NoReturn:
-    """DataError for a corpus that is in the way."""
+def find_finished_corpus(storage: Storage, plan_hash: str) -> DatasetInfo | None:
+    """dataset.json of the finished corpus of this plan; refuses another one."""
+    if storage.exists(DATASET_KEY):
+        info = load_manifest(storage).info
+        if info.plan_hash == plan_hash:
+            return info
+        _refuse(storage, "a corpus sharded from another source or with other settings")
+    return None
+
+
+def check_claim(storage: Storage, plan_hash: str) -> None:
+    """Refuse an unfinished corpus of another plan."""
+    try:
+        other = json.loads(storage.read(PLAN_KEY))["plan_hash"]
+    except (ValueError, KeyError, TypeError):
+        _refuse(storage, f"a damaged {PLAN_KEY}")
+    if other != plan_hash:
+        _refuse(storage, "an unfinished corpus of another plan (source or settings differ)")
+
+
+def _refuse(storage: Storage, what: str) -> NoReturn:
     raise DataError(
         f"{storage.address}: holds {what}: choose another destination, or --overwrite"
     ) from None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import NOT_FETCHED, common_reasons
-from gear_data_prep.sharding.destination import refuse
+from gear_data_prep.sharding.destination import check_claim, find_finished_corpus
 from gear_data_prep.sharding.executors import run_tasks
 from gear_data_prep.sharding.manifest_writer import (
     PLAN_KEY,
@@ -27,7 +27,7 @@ from gear_data_prep.sharding.plan import PlannedShard, PlanSettings, ShardPlan, 
 from gear_data_prep.sharding.shard_writer import ShardJob
 from gear_data_prep.sources import SourceSpec
 from gear_data_prep.sources.base import Source
-from gear_dist.data.manifest import DATASET_KEY, DatasetInfo, load_manifest
+from gear_dist.data.manifest import DatasetInfo, load_manifest
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
@@ -87,7 +87,7 @@ def make_corpus(
     """
     check_missing(source, settings.max_bad_share)
     plan = plan_shards(source.splits[split], source.classes, settings.plan, dropped)
-    done = _recognise(storage, plan)
+    done = find_finished_corpus(storage, plan.plan_hash)
     if done is not None:
         remove_parts(storage)
         storage.remove_leftovers()
@@ -138,27 +138,11 @@ def _describe(
     return {"plan": plan.dump(), "source": spec.dump(), "split": split, "dropped": pairs}
 
 
-def _recognise(storage: Storage, plan: ShardPlan) -> DatasetInfo | None:
-    """dataset.json of the finished corpus of this plan; refuses another one."""
-    if storage.exists(DATASET_KEY):
-        info = load_manifest(storage).info
-        if info.plan_hash == plan.plan_hash:
-            return info
-        refuse(storage, "a corpus sharded from another source or with other settings")
-    return None
-
-
 def _claim(storage: Storage, origin: Origin) -> None:
     """Say whose plan the destination is for; refuses where another one was first."""
     node = {"plan_hash": origin.plan_hash, "settings": origin.settings}
-    if storage.create(PLAN_KEY, (json.dumps(node, indent=1, sort_keys=True) + "\n").encode()):
-        return
-    try:
-        other = json.loads(storage.read(PLAN_KEY))["plan_hash"]
-    except (ValueError, KeyError, TypeError):
-        refuse(storage, f"a damaged {PLAN_KEY}")
-    if other != origin.plan_hash:
-        refuse(storage, "an unfinished corpus of another plan (source or settings differ)")
+    if not storage.create(PLAN_KEY, (json.dumps(node, indent=1, sort_keys=True) + "\n").encode()):
+        check_claim(storage, origin.plan_hash)
 
 
 def _remove_strays(storage: Storage, plan: ShardPlan) -> None:

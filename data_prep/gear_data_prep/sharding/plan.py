@@ -106,7 +106,7 @@ def plan_shards(
     for unit, samples in dropped.items():
         counts[unit] -= len(samples)
     shards = tuple(_deal(counts, listing.costs, settings))
-    return ShardPlan(_hash(listing, classes, settings, dropped), shards, listing, dropped)
+    return ShardPlan(hash_plan(listing, classes, settings, dropped), shards, listing, dropped)
 
 
 def _deal(counts: np.ndarray, costs: np.ndarray, settings: PlanSettings) -> Iterator[PlannedShard]:
@@ -130,12 +130,13 @@ def shuffled(count: int, seed: int, shard: int) -> list[int]:
     return generator.permutation(count).tolist()
 
 
-def _hash(
+def hash_plan(
     listing: Listing,
     classes: tuple[str, ...],
     settings: PlanSettings,
     dropped: dict[int, tuple[int, ...]],
 ) -> str:
+    """The plan's hash, without the plan: nothing is shuffled for it."""
     node = {
         "version": PLAN_VERSION,
         "classes": classes,

@@ -240,3 +240,15 @@ def test_an_overwrite_without_its_own_duplicates(tmp_path, photos):
     splits = [images_of(tmp_path / "o", split) for split in ("train", "validation")]
     assert sum(map(len, splits)) == 11
     assert not splits[0] & splits[1]
+
+
+def test_another_validation_is_refused_before_train_is_made(tmp_path, photos, capsys):
+    options = ("--validation-share", "0.3")
+    assert shard(photos, tmp_path / "o", *options) == 0
+    shutil.rmtree(tmp_path / "o/train")
+    assert shard(photos, tmp_path / "o", *options, "--seed", "5") == 3
+    error = capsys.readouterr().err
+    assert has_word(error, "validation")
+    assert has_word(error, "--overwrite")
+    assert not (tmp_path / "o/train").exists()
+    assert shard(photos, tmp_path / "o", *options) == 0
