@@ -39,7 +39,11 @@ def pick_pictures(paths: Iterable[str]) -> Pictures:
         folders[path.rpartition("/")[0]].append(path)
     found: list[str] = []
     further: dict[str, tuple[str, ...]] = {}
-    for folder in folders.values():
+    for name, folder in folders.items():
+        stems = {path.rpartition(".")[0] for path in folder}
+        if len(stems) == len(folder) and not any("." in stem[len(name) :] for stem in stems):
+            found += folder
+            continue
         for picture, others in _samples(folder).items():
             found.append(picture)
             if others:
