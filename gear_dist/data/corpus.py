@@ -45,6 +45,8 @@ class _Counted(NamedTuple):
     """Samples without an image that the loader reads."""
     without_class: int
     without_caption: int
+    first_class: int = -1
+    """The smallest class index; -1: there is none, or a former version did not look."""
 
 
 def open_corpus(address: str, endpoint: str = "") -> Corpus:
@@ -111,6 +113,13 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> CorpusManifest:
             f"name, KEY.{' or KEY.'.join(READ_SUFFIXES)}; `gear-dist shard` says which",
             stacklevel=2,
         )
+    first_class = min((row.first_class for row in counted if row.num_classes), default=-1)
+    if first_class > 0:
+        warnings.warn(
+            f"{storage.address}: its classes begin at {first_class}, so that class 0 has no image: "
+            "a generator learns nothing of it; number classes from 0",
+            stacklevel=2,
+        )
     info = DatasetInfo(
         schema_version=0,
         num_samples=sum(shard.samples for shard in shards),
@@ -119,7 +128,8 @@ def _loose_manifest(storage: Storage, tars: dict[str, int]) -> CorpusManifest:
         attributes={},
         source=storage.address,
         settings={},
-        plan_hash=xxhash.xxh3_128_hexdigest(json.dumps(counted).encode()),
+        # Checkpoints keep it: what does not change the order of samples is not in it.
+        plan_hash=xxhash.xxh3_128_hexdigest(json.dumps([row[:8] for row in counted]).encode()),
         tool_version="webdataset",
         checksums={},
         num_without_class=sum(row.without_class for row in counted),
@@ -137,19 +147,22 @@ def _count(storage: Storage, name: str) -> _Counted:
     return _Counted(name, len(shard.keys), len(data), crc64nvme_hex(data), *_count_texts(shard))
 
 
-def _count_texts(shard: Shard) -> tuple[int, int, int, int]:
+def _count_texts(shard: Shard) -> tuple[int, int, int, int, int]:
     """The last fields of `_Counted`. A class that is not a number is none."""
-    largest, without_class, without_caption = -1, 0, 0
+    found: set[int] = set()
+    without_class = without_caption = 0
     for row in range(len(shard.keys)):
         try:
             label = shard.class_index(row)
         except UnreadableSampleError:
             label = -1
-        largest = max(largest, label)
+        if label >= 0:
+            found.add(label)
         without_class += label < 0
         with contextlib.suppress(UnreadableSampleError):
             without_caption += not shard.captions(row)
-    return largest + 1, shard.num_left_out, without_class, without_caption
+    num_classes, first_class = max(found, default=-1) + 1, min(found, default=-1)
+    return num_classes, shard.num_left_out, without_class, without_caption, first_class
 
 
 def _read_counts(path: Path) -> list[_Counted] | None:

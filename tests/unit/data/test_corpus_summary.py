@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,18 @@ def test_a_class_without_an_image_is_told_by_every_command(corpus, tmp_path, cap
     assert main(["stats", corpus]) == 0
     assert dry_run(address, "generator.num_classes=4", "data.captions=first") == 3
     assert "no image" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("first", "warned"), [(0, False), (1, True)])
+def test_classes_of_stock_tars_that_begin_at_1_are_warned_of(tmp_path, first, warned):
+    members = {}
+    for i in range(4):
+        members |= {f"{i}.jpg": jpeg(i), f"{i}.cls": str(i % 2 + first).encode()}
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    (tmp_path / "1.tar").write_bytes(tar_of({"9.jpg": jpeg(9)}))
+    for _ in ("counted", "from the cache"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            open_corpus(str(tmp_path))
+        told = [str(item.message) for item in caught if has_word(str(item.message), "class 0")]
+        assert len(told) == warned
