@@ -106,7 +106,7 @@ def _list_train(
         for member in sorted(inner, key=_class_name):
             end = member.offset + member.size
             samples = group_samples(walk_members(read, member.offset, end, needs_end=True))
-            found, bad = index_runs(samples, block_samples, index[_class_name(member)])
+            found, bad, _ = index_runs(samples, block_samples, index[_class_name(member)])
             rows += [(0, *row) for row in found]
             damaged += [BadSample(f"{file.key}/{member.name}", *item) for item in bad]
     if damage:

@@ -21,7 +21,7 @@ from gear_dist.errors import StorageError
 from gear_dist.storage.atomic import write_file
 from gear_dist.storage.cache_folder import cache_folder, make_cache_folder
 
-_VERSION = 2
+_VERSION = 3
 _DIGEST_BYTES = 16
 MAX_BYTES = 1 << 30
 """The oldest indexes go when all of them take more."""

@@ -1,5 +1,6 @@
 """Runs of neighbouring samples in tars: the units of every source that is made of tars."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,14 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gear_data_prep.samples import MAX_SAMPLE_BYTES, BadSample
+from gear_data_prep.samples import MAX_SAMPLE_BYTES, MAX_SIDECAR_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
 from gear_data_prep.sources.index_cache import remember
 from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
-from gear_dist.data.tar_members import TarDamageError, walk_members
+from gear_dist.data.tar_members import ReadAt, TarDamageError, walk_members
 from gear_dist.data.tar_samples import TarSample, group_samples
 
 MAX_RUN_BYTES = 8 << 20
+_LABELS = ("label", "labels", "class", "cls", "class_id", "class_index", "class_name", "category")
 _INDEX_THREADS = 16
 FIELDS = [
     ("file", "<i4"),
@@ -68,6 +70,8 @@ class TarIndex(NamedTuple):
     """Rows of FIELDS less the file."""
     bad: list[tuple[str, str]]
     """Kind and reason of what cannot be read: samples that are too large, the end of a tar."""
+    label: str = ""
+    """The member of its first sample's JSON that is called like a class, with its value."""
 
 
 def index_runs(samples: Iterator[TarSample], block_samples: int, class_index: int = -1) -> TarIndex:
@@ -96,14 +100,33 @@ def index_runs(samples: Iterator[TarSample], block_samples: int, class_index: in
 
 def _index(file: SourceFile, block_samples: int) -> TarIndex:
     with open_seekable(file.storage, file.key) as stream:
-        members = walk_members(read_at(stream), 0, file.bytes, needs_end=True)
-        return index_runs(group_samples(members), block_samples)
+        read = read_at(stream)
+        # Before the walk, which begins with the same bytes.
+        label = _json_label(read, file.bytes)
+        members = walk_members(read, 0, file.bytes, needs_end=True)
+        return index_runs(group_samples(members), block_samples)._replace(label=label)
+
+
+def _json_label(read: ReadAt, size: int) -> str:
+    """See TarIndex; empty where the sample says its class where it is read."""
+    try:
+        first = next(group_samples(walk_members(read, 0, size)), None)
+        if first is None or "cls" in first.members or "json" not in first.members:
+            return ""
+        member = first.members["json"]
+        node = json.loads(read(member.offset, min(member.size, MAX_SIDECAR_BYTES)))
+    except (TarDamageError, ValueError, RecursionError):
+        return ""
+    name = next((name for name in _LABELS if isinstance(node, dict) and name in node), "")
+    return f"{name}: {str(node[name])[:40]!r}" if name else ""
 
 
 def list_runs(
     files: Sequence[SourceFile], block_samples: int, class_of: Sequence[int] = ()
-) -> tuple[TarRuns, list[BadSample]]:
+) -> tuple[TarRuns, list[BadSample], dict[str, str]]:
     """Index tars, several at a time where they are remote, in the files' order.
+
+    Also what is damaged, and by tar the member of its JSON that is called like a class.
 
     Args:
         class_of: class index of each file's samples, -1: they say it themselves; empty: all do.
@@ -118,11 +141,14 @@ def list_runs(
     threads = _INDEX_THREADS if remote else min(2, os.cpu_count() or 1)
     tables = [np.zeros(0, FIELDS)]
     damaged = []
+    labels: dict[str, str] = {}
     with ThreadPoolExecutor(threads) as pool:
-        for number, (found, bad) in enumerate(pool.map(index, files)):
+        for number, (found, bad, label) in enumerate(pool.map(index, files)):
             table = np.array([(number, *row) for row in found], FIELDS)
             if class_of:
                 table["class_index"] = class_of[number]
             tables.append(table)
             damaged += [BadSample(files[number].key, *item) for item in bad]
-    return TarRuns([file.key for file in files], np.concatenate(tables)), damaged
+            if label:
+                labels[files[number].key] = label
+    return TarRuns([file.key for file in files], np.concatenate(tables)), damaged, labels

@@ -2,7 +2,6 @@
 
 import codecs
 import io
-import json
 from typing import NamedTuple
 
 from gear_data_prep.samples import (
@@ -35,8 +34,6 @@ from gear_dist.data.tar_samples import IMAGE_SUFFIXES, TarSample, group_samples
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
-_LABELS = ("label", "labels", "class", "cls", "class_id", "class_index", "class_name", "category")
-"""Members of a JSON that are called like a class."""
 _CAPTION_SUFFIXES = ("txt", "caption")
 
 
@@ -121,13 +118,13 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
     classes = _tar_classes(storage, found, groups.splits)
     index = {name: number for number, name in enumerate(classes)}
     splits, damaged = {}, []
-    first = groups.splits["train"][0]
+    labels: dict[str, str] = {}
     for split, keys in groups.splits.items():
         files = [SourceFile(storage, key, found[key]) for key in keys]
         class_of = [index.get(_stem(key), -1) for key in keys]
-        splits[split], broken = list_runs(files, options.block_samples, class_of)
+        splits[split], broken, said = list_runs(files, options.block_samples, class_of)
         damaged += broken
-    labels = () if classes else _label_note(SourceFile(storage, first, found[first]))
+        labels |= said
     if not len(splits["train"]):
         why = f": {damaged[0].name}: {damaged[0].reason}" if damaged else ""
         raise DataError(f"{storage.address}: its tars hold no samples{why}")
@@ -138,7 +135,7 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
         options.classes or classes,
         make_splits({k: v for k, v in splits.items() if len(v)}, options.validation_share),
         tuple(damaged),
-        notes=(*groups.notes, *similar_names(classes), *labels),
+        notes=(*groups.notes, *similar_names(classes), *_label_note({} if classes else labels)),
     )
 
 
@@ -185,24 +182,14 @@ def _no_image(found: TarSample) -> str:
     )
 
 
-def _label_note(file: SourceFile) -> tuple[str, ...]:
-    """A warning where the first sample says a class in its JSON, which is not where it is read."""
-    try:
-        with open_seekable(file.storage, file.key) as stream:
-            read = read_at(stream)
-            first = next(group_samples(walk_members(read, 0, file.bytes)), None)
-            if first is None or "cls" in first.members or "json" not in first.members:
-                return ()
-            member = first.members["json"]
-            node = json.loads(read(member.offset, min(member.size, MAX_SIDECAR_BYTES)))
-    except (TarDamageError, ValueError, RecursionError):
+def _label_note(labels: dict[str, str]) -> tuple[str, ...]:
+    """A warning where a JSON says a class, which is not where it is read."""
+    if not labels:
         return ()
-    name = next((name for name in _LABELS if isinstance(node, dict) and name in node), "")
-    if not name:
-        return ()
+    key = min(labels)
     return (
-        f"WARNING: {file.key}: KEY.json has a member {name!r} ({str(node[name])[:40]!r}), which is "
-        "not read as a class: put the class as a whole number from 0 on in a KEY.cls beside it",
+        f"WARNING: {key}: KEY.json has a member {labels[key]}, which is not read as a class: put "
+        "the class as a whole number from 0 on in a KEY.cls beside it",
     )
 
 
