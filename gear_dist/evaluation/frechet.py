@@ -1,8 +1,7 @@
 """Frechet distance between Gaussian fits of two sets of features.
 
-The features are the sample classifier's, so this is the 'Frechet distance in the features of the
-sample classifier': it ranks runs on one corpus and is comparable with nothing else. It is not FID,
-which is defined by Inception's features.
+The features are the reference classifier's: it ranks runs on one corpus and is comparable with
+nothing else. It is not FID, which is defined by Inception's features.
 """
 
 from typing import NamedTuple

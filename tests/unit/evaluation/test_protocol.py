@@ -11,6 +11,7 @@ from torch import Tensor
 from gear_dist.config.data import DataConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import DataError
+from gear_dist.evaluation import frechet
 from gear_dist.evaluation.classifier import (
     FEATURE_WIDTH,
     ClassifierRecipe,
@@ -102,7 +103,8 @@ def test_result_is_strict_json_and_readable(judge):
         settings=SETTINGS,
     )
     node = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert node["frechet_name"] == "Frechet distance in the features of the sample classifier"
+    assert node["frechet_name"] == frechet.NAME
+    assert "not FID" in frechet.NAME
     assert node["guided"] is None
     assert node["real_frechet"] is None  # too few images
     assert node["reconstruction"]["psnr_db"] == 100

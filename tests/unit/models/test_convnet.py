@@ -172,7 +172,7 @@ def test_command_trains_once_and_keeps_what_matches(sample_shards, tmp_path, cap
 @pytest.mark.parametrize(
     ("extra", "code", "message"),
     [
-        (["--grid-size", "7"], 2, "over grid size 7"),
+        (["--grid-size", "7"], 2, "grid size 7"),
         (["--steps", "0"], 2, "--steps 0 is too small"),
         (["--seconds", "nan"], 2, "--seconds nan"),
         (["--out", "."], 2, "--out . is a folder"),

@@ -259,7 +259,7 @@ def test_an_evaluation_matches_what_the_protocol_writes():
 
     wanted = set(evaluation_of()) - {"frechet_name"}
     assert wanted == set(protocol.Evaluation._fields)
-    assert set(evaluation_of()["guided"]) == set(protocol.GenerationTable._fields)
+    assert set(evaluation_of()["guided"]) == set(protocol.Generation._fields)
     assert set(evaluation_of()["reconstruction"]) == set(protocol.Reconstruction._fields)
 
 

@@ -70,7 +70,7 @@ def test_arms_start_from_the_warm_up_or_from_the_same_seed(tmp_path) -> None:
 
 
 def test_an_arm_without_the_one_that_it_starts_from_is_refused(tmp_path) -> None:
-    with refused(ConfigError, "--arms", "gear", "started"):
+    with refused(ConfigError, "--arms", "fresh-on-gear", "gear", "add"):
         run_study(make_study(tmp_path, ("fresh-on-gear",)), print)
 
 
