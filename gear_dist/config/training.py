@@ -45,8 +45,8 @@ ablation STE, in which the codebook collapses)."""
     soft_weight: float = 0.5
     """Weight of that alignment in the tokenizer's loss."""
     hard_weight: float = 0.5
-    """Weight of the hard alignment in the generator's loss; with both weights 0 no teacher \
-is loaded."""
+    """Weight of the hard alignment in the generator's loss, which trains the projector: 0 only \
+where soft_weight is 0 as well; no teacher is loaded then."""
     projector_width: int = 2048
     """Hidden width of the projector."""
 
@@ -54,6 +54,13 @@ is loaded."""
         ok = self.soft_temperature > 0
         require(ok, f"alignment.soft_temperature={self.soft_temperature} must be > 0")
         require_at_least("alignment", self, 0, "soft_weight", "hard_weight")
+        require(
+            self.soft_weight == 0 or self.hard_weight > 0,
+            f"alignment.soft_weight={self.soft_weight} with "
+            f"alignment.hard_weight={self.hard_weight}: only the hard alignment trains the "
+            f"projector that the soft one goes through: set "
+            "alignment.hard_weight above 0, or both to 0",
+        )
         require_at_least("alignment", self, 1, "projector_width")
         require_at_most("alignment", self, MAX_WIDTH, "projector_width")
 
