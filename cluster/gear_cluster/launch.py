@@ -1,6 +1,7 @@
 """Starts a run where its configuration says: in this process or on Ray. One worker function."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from gear_cluster.local_launcher import Worker, launch_local
@@ -13,6 +14,7 @@ from gear_dist.data.corpus import open_corpus
 from gear_dist.distributed.worker_context import TrainResult, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, UserError
 from gear_dist.formatting import first_line
+from gear_dist.runs.environment import gpu_driver, unseen_gpu
 from gear_dist.runs.lock import run_lock
 from gear_dist.runs.run_folder import RunFolder, State
 
@@ -35,6 +37,7 @@ def launch(
         check_address(config.run, config.checkpoint, config.data)
     with _alone(config.run):
         if checked:
+            _warn_of_unseen_gpu(config.run)
             _check_corpora(config.data)
         with _settled_status(config.run):
             result = _dispatch(config, worker or train, verbose)
@@ -74,6 +77,21 @@ def _alone(run: RunSection) -> contextlib.AbstractContextManager[None]:
 
 def _is_first(run: RunSection) -> bool:
     return is_first_process(run.launcher)
+
+
+def _warn_of_unseen_gpu(run: RunSection) -> None:
+    """A machine with a GPU must not train on its CPU without a word."""
+    import torch
+
+    if run.device != "auto" or os.environ.get("RAY_ADDRESS") or torch.cuda.is_available():
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    problem, fix = unseen_gpu(torch.version.cuda, gpu_driver(), visible)
+    if problem:
+        print(
+            f"WARNING: training on the CPU: {problem}: {fix}; run.device=cpu if that is meant",
+            flush=True,
+        )
 
 
 def _check_corpora(data: DataConfig) -> None:

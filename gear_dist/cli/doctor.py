@@ -23,7 +23,13 @@ from gear_dist.cli.arguments import path_argument
 from gear_dist.errors import UserError
 from gear_dist.formatting import format_bytes
 from gear_dist.redaction import redact_text
-from gear_dist.runs.environment import cpu_model, gpu_driver, memory_bytes, num_cores
+from gear_dist.runs.environment import (
+    cpu_model,
+    gpu_driver,
+    memory_bytes,
+    num_cores,
+    unseen_gpu,
+)
 
 _GIB = 1024**3
 _IMPORT_SECONDS = 120
@@ -170,14 +176,9 @@ def check_devices() -> Check:
         )
         detail = f"{info['version']}, CUDA {info['cuda']}, driver {driver}: {names}"
         return Check("torch", "ok", detail)
-    if driver is not None:
-        built = f"CUDA {info['cuda']}" if info["cuda"] else "no CUDA"
-        return Check(
-            "torch",
-            "warn",
-            f"{info['version']} (built for {built}) sees no GPU, but driver {driver} is here",
-            "install a torch built for this driver's CUDA, and look at CUDA_VISIBLE_DEVICES",
-        )
+    problem, fix = unseen_gpu(info["cuda"], driver, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if problem:
+        return Check("torch", "warn", f"{info['version']}: {problem}", fix)
     return Check("torch", "ok", f"{info['version']}, no GPU: runs use the CPU")
 
 

@@ -135,6 +135,31 @@ def gpu_driver() -> str | None:
     )
 
 
+DRIVERS = {12: "525", 13: "580"}
+"""Oldest driver by CUDA's major version, which a torch wheel is built for (NVIDIA's CUDA Compatibility
+tables: Linux, minor version compatibility)."""
+
+
+def unseen_gpu(cuda: str | None, driver: str | None, visible: str | None) -> tuple[str, str]:
+    """Why torch sees no GPU of a machine that has a driver, and the fix; empty where that is meant.
+
+    Args:
+        cuda: version that torch is built for; None: it is built without.
+        driver: version of the driver; None: there is none.
+        visible: CUDA_VISIBLE_DEVICES; empty: none is to be seen.
+    """
+    if driver is None or visible in ("", "-1"):
+        return "", ""
+    if cuda is None:
+        return f"torch is built without CUDA, and driver {driver} is here", "install torch for CUDA"
+    needed = DRIVERS.get(int(cuda.partition(".")[0]), "")
+    problem = f"torch is built for CUDA {cuda} and sees no GPU, and driver {driver} is here"
+    fix = "look at CUDA_VISIBLE_DEVICES and the container's devices"
+    if needed and int(driver.partition(".")[0]) < int(needed):
+        fix = f"CUDA {cuda} needs driver {needed} or newer: update it, or install an older torch"
+    return problem, fix
+
+
 def git_state(root: Path = ROOT) -> dict[str, Any] | None:
     """Revision of a checkout, of the one that this package runs from; None: it is no checkout.
 

@@ -154,7 +154,8 @@ def test_a_gpu_that_torch_does_not_see_is_found(monkeypatch):
     monkeypatch.setattr(doctor, "gpu_driver", lambda: "580.1")
     check = doctor.check_devices()
     assert check.status == "warn"
-    assert "sees no GPU, but driver 580.1" in check.detail
+    assert "driver 580.1" in check.detail
+    assert "torch for CUDA" in check.fix
     monkeypatch.setattr(doctor, "gpu_driver", lambda: None)
     assert doctor.check_devices().status == "ok"
 

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from gear_cluster import launch as launch_module
 from gear_cluster.launch import launch
 from gear_cluster.ray_train.attempt import worker_environment
 from gear_cluster.ray_train.cluster import ray_cluster
 from gear_cluster.signals import StopSignals
 from gear_dist.config.loading import load_config
+from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError
@@ -165,3 +168,18 @@ def test_worker_environment_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = on_cpu["PYTHONPATH"].split(os.pathsep)
     assert [Path(folder).name for folder in folders[1:4]] == ["kernels", "cluster", "data_prep"]
     assert folders[-1] == "/elsewhere"
+
+
+def test_training_on_the_cpu_beside_a_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch_module, "gpu_driver", lambda: "535.1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    launch_module._warn_of_unseen_gpu(RunSection(device="cpu"))
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    launch_module._warn_of_unseen_gpu(RunSection())
+    line = capsys.readouterr().out
+    assert "driver 535.1" in line
+    assert "run.device=cpu" in line

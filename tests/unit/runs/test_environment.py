@@ -4,9 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from gear_dist import source_tree
 from gear_dist.runs import environment
-from gear_dist.runs.environment import collect_environment
+from gear_dist.runs.environment import collect_environment, unseen_gpu
 
 
 def test_the_record_holds_what_a_reader_needs_to_repeat_a_run():
@@ -62,3 +64,22 @@ def test_memory_stays_within_the_container(monkeypatch):
     assert environment.memory_bytes() == (512000, 400000)
     files["/sys/fs/cgroup/memory.max"] = ["max"]
     assert environment.memory_bytes() == (1024000, 921600)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "visible", "problem", "fix"),
+    [
+        ("13.0", None, None, "", ""),
+        ("13.0", "535.161.08", None, "driver 535.161.08", "driver 580"),
+        ("13.0", "580.65", None, "driver 580.65", "CUDA_VISIBLE_DEVICES"),
+        ("12.8", "470.82", None, "driver 470.82", "driver 525"),
+        (None, "580.65", None, "without CUDA", "torch for CUDA"),
+        ("13.0", "580.65", "", "", ""),
+        ("13.0", "535.1", "-1", "", ""),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_has_a_reason(cuda, driver, visible, problem, fix):
+    found = unseen_gpu(cuda, driver, visible)
+    assert problem in found[0]
+    assert fix in found[1]
+    assert bool(problem) == bool(found[0])
