@@ -136,8 +136,8 @@ def gpu_driver() -> str | None:
 
 
 DRIVERS = {12: "525", 13: "580"}
-"""Oldest driver by CUDA's major version, which a torch wheel is built for (NVIDIA's CUDA Compatibility
-tables: Linux, minor version compatibility)."""
+"""Oldest driver for each major version of CUDA that a torch wheel may be built for (NVIDIA, CUDA
+Compatibility, minor version compatibility on Linux)."""
 
 
 def unseen_gpu(cuda: str | None, driver: str | None, visible: str | None) -> tuple[str, str]:
