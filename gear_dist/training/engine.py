@@ -247,12 +247,50 @@ class TrainingEngine:
         return shapes | {name: list(b.shape) for name, b in self.module.named_buffers()}
 
     def close(self) -> None:
-        """Release hooks and partitions; the engine is of no use afterwards."""
-        module = self.module
+        """Release hooks and memory; the engine and its module are of no use afterwards.
+
+        DeepSpeed's objects hold one another, at ZeRO 3 through hooks that no collector sees through
+        (0.19.8). So what holds memory is emptied, and who holds the rest does not matter.
+        """
+        module, optimizer = self.module, self.optimizer
+        tensors = [*self.masters(), *module.parameters()]
+        tensors += _tensors_in(vars(self._engine.optimizer))
         self.compute_dtypes.close()
         self._engine.destroy()
         # It refers to the module, which would then live until the garbage collector comes.
         module.__dict__.pop("forward", None)
+        tensors += _tensors_in(dict(optimizer.state))
+        optimizer.state.clear()
+        _empty(tensors)
+        _forget_module(module)
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    """Tensors in nested lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors_in(item)]
+    return []
+
+
+def _empty(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.grad = None
+        partition = getattr(tensor, "ds_tensor", None)  # of a ZeRO-3 parameter
+        for held in (tensor, partition):
+            if held is not None:
+                held.data = torch.empty(0, dtype=held.dtype, device=held.device)
+
+
+def _forget_module(module: nn.Module) -> None:
+    """Take a network from the list of modules that ZeRO 3 keeps for the process's lifetime."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [other for other in stack if other is not module]
 
 
 def autocast_forward(module: nn.Module, device: torch.device) -> None:

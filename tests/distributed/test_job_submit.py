@@ -150,7 +150,7 @@ def test_runs_as_a_module(head: Head, checkout: Path, tmp_path: Path) -> None:
     code, out, job = submit(head, checkout, "python", "-m", "gear_dist", *words)
     assert code == 0, out
     assert job["driver_exit_code"] == 0
-    assert "ray: 2 workers on cpu, 4 images each" in out
+    assert "ray: 2 workers on cpu, micro-batch 4" in out
 
 
 def test_failure_keeps_its_exit_code(head: Head, checkout: Path, tmp_path: Path) -> None:

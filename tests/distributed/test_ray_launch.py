@@ -20,6 +20,8 @@ from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.runs.run_folder import RunFolder
 from refusals import refused
 
+HERE = Path(__file__).parent
+
 ray = pytest.importorskip("ray")
 
 TOTAL_STEPS = 40
@@ -165,7 +167,7 @@ def test_impossible_clusters_are_refused(tmp_path: Path, override: str, needles:
 def test_ctrl_c_stops_a_local_worker(tmp_path: Path) -> None:
     """The whole way with a process of its own; Ray's is in test_ray_training.py."""
     program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parent / 'helpers')]!r}\n"
         "import test_ray_launch as here\n"
         "from gear_cluster.launch import launch\n"
         "from pathlib import Path\n"
