@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gear_dist.checkpoints.address import checkpoint_storage
-from gear_dist.checkpoints.contents import find_published
+from gear_dist.checkpoints.listing import find_published
 from gear_dist.distributed.device import choose_device, choose_precision
 from gear_dist.errors import DataError
 from gear_dist.evaluation.classifier import load_or_train_classifier, load_validation
