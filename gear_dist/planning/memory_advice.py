@@ -13,8 +13,8 @@ from gear_dist.planning.memory import ActivationBytes, NetworkStateBytes, estima
 from gear_dist.planning.plan import CostPlan, plan_costs
 
 CERTAIN = 1.25
-"""An estimate this many times the free memory is refused; below that it is a warning, as estimates
-are some 10 % off and allocators keep what they have freed."""
+"""An estimate this many times the free memory is refused; below that it is a warning, as what an
+allocator keeps and libraries take is not in it."""
 _CHECKPOINTED = "tokenizer.activation_checkpointing=true generator.activation_checkpointing=true"
 
 
