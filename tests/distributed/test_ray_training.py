@@ -91,7 +91,7 @@ def test_interrupted_resumed_and_killed_equals_straight(case: Case, tmp_path: Pa
     final = folder.read_status()
     assert final is not None
     assert (final.state, final.attempt) == ("done", 2)
-    assert "of 2" in final.last_failure
+    assert "of 2" in final.last_failure, out
     assert leftovers(case) == []
 
     straight = train_under_torchrun(case, "run.name=straight", *words)

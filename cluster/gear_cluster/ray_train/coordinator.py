@@ -67,8 +67,13 @@ class RunCoordinator:
         self._failure = self._failure or failure
 
     async def give_notice(self, reason: str) -> None:
-        """A worker expects its end: all are to stop with a checkpoint."""
-        self._notice = self._notice or reason
+        """A worker expects its end: all are to stop with a checkpoint.
+
+        Once one has failed or the run is over, Ray ends the others, which it announces by SIGTERM
+        as well: that is a consequence, and no preemption that would excuse the failure.
+        """
+        if self._failure is None and self._result is None:
+            self._notice = self._notice or reason
         await self.request_stop(reason)
 
     async def poll(self) -> CoordinatorState:

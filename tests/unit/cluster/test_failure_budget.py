@@ -1,5 +1,6 @@
 """What the driver decides about failures, room and notices, without a cluster."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from gear_cluster.ray_train.capacity import (
     count_capacity,
     wait_for_capacity,
 )
-from gear_cluster.ray_train.coordinator import CoordinatorState, WorkerFailure
+from gear_cluster.ray_train.coordinator import CoordinatorState, RunCoordinator, WorkerFailure
 from gear_cluster.ray_train.driver import train_variables
 from gear_cluster.ray_train.failure_budget import LONGEST_BACKOFF_S, FailureBudget, newest_step
 from gear_cluster.ray_train.failure_report import (
@@ -294,3 +295,17 @@ def test_ray_train_has_our_patience_unless_told_otherwise(monkeypatch: pytest.Mo
     variables = train_variables(600)
     assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert variables["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] == "600"
+
+
+def test_a_sigterm_that_follows_a_failure_is_no_preemption() -> None:
+    async def notices(*, failed_before: bool) -> str:
+        coordinator = RunCoordinator()
+        if failed_before:
+            await coordinator.fail(WorkerFailure(0, "RuntimeError: lost", "log", None))
+        await coordinator.give_notice("worker 0 was sent SIGTERM")
+        if not failed_before:
+            await coordinator.fail(WorkerFailure(0, "RuntimeError: lost", "log", None))
+        return (await coordinator.poll()).notice
+
+    assert asyncio.run(notices(failed_before=False)) == "worker 0 was sent SIGTERM"
+    assert asyncio.run(notices(failed_before=True)) == ""
