@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from gear_kernels import assign_torch, reference
 from gear_kernels.assignment import Assignment
 from gear_kernels.dispatch import Affinity, full_precision
+from gear_kernels.needed_gradients import gradient_shapes, needed, without_none
 
 
 def differentiable_assign(
@@ -118,8 +119,7 @@ def _backward(
     if (entropy_grad is None and mean_grad_K is None) or not any(needs):
         return (None,) * 6
     found = gradients(*ctx.saved_tensors, entropy_grad, mean_grad_K, *ctx.settings, needs)
-    kept = [grad if need else None for grad, need in zip(found, needs, strict=True)]
-    return *kept, None, None, None, None
+    return *needed(found, needs), None, None, None, None
 
 
 def _constants(result: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -191,20 +191,10 @@ def gradients_operator(
     """Gradients of latents and codebook, without elements where not needed."""
     inputs = latents_NC, codebook_KC, shift_N, log_mass_N, entropy_grad, mean_grad_K
     found = _gradients(*inputs, implementation, affinity, temperature, needs)
-    latents_grad, codebook_grad = found
-    return (
-        latents_NC.new_empty(0) if latents_grad is None else latents_grad,
-        codebook_KC.new_empty(0) if codebook_grad is None else codebook_grad,
-    )
+    return without_none(inputs[:2], found, needs)
 
 
-@gradients_operator.register_fake
-def _gradients_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    needs = arguments[-1]
-    return tuple(
-        torch.empty_like(tensor) if need else tensor.new_empty(0)
-        for tensor, need in zip(arguments[:2], needs, strict=True)
-    )
+gradients_operator.register_fake(gradient_shapes)
 
 
 def _save_of_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

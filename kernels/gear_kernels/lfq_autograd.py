@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from gear_kernels import lfq_torch
 from gear_kernels.dispatch import full_precision
+from gear_kernels.needed_gradients import gradient_shapes, needed, without_none
 
 
 def factored_readout(
@@ -63,7 +64,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:3])
     found = gradients(*ctx.saved_tensors, out_grad_ND, ctx.implementation, needs)
-    return *(grad if need else None for grad, need in zip(found, needs, strict=True)), None
+    return *needed(found, needs), None
 
 
 class _FactoredReadout(torch.autograd.Function):
@@ -108,19 +109,10 @@ def gradients_operator(
     """Gradients of both factors and the table, without elements where not needed."""
     inputs = high_NH, low_NL, table_KD
     found = _gradients(*inputs, out_grad_ND, implementation, needs)
-    high_grad, low_grad, table_grad = (
-        like.new_empty(0) if grad is None or not need else grad
-        for like, grad, need in zip(inputs, found, needs, strict=True)
-    )
-    return high_grad, low_grad, table_grad
+    return without_none(inputs, found, needs)
 
 
-@gradients_operator.register_fake
-def _gradients_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        tensor.new_empty(tensor.shape) if need else tensor.new_empty(0)
-        for tensor, need in zip(arguments[:3], arguments[-1], strict=True)
-    )
+gradients_operator.register_fake(gradient_shapes)
 
 
 def _save_of_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

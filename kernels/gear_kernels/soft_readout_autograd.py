@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from gear_kernels import soft_readout_torch
 from gear_kernels.dispatch import Affinity, full_precision
+from gear_kernels.needed_gradients import gradient_shapes, needed, without_none
 from gear_kernels.soft_readout_state import empty_rest
 
 
@@ -92,8 +93,7 @@ def _backward(
     inputs = latents_NC, codebook_KC, table_KD
     needs = list(ctx.needs_input_grad[:3])
     found = gradients(*inputs, state, out_grad_ND, *ctx.settings, needs)
-    kept = [grad if need else None for grad, need in zip(found, needs, strict=True)]
-    return *kept, None, None, None, None
+    return *needed(found, needs), None, None, None, None
 
 
 class _SoftReadout(torch.autograd.Function):
@@ -163,20 +163,10 @@ def gradients_operator(
     """Gradients of latents, codebook and table, without elements where not needed."""
     inputs = latents_NC, codebook_KC, table_KD
     found = _gradients(*inputs, state, out_grad_ND, implementation, affinity, temperature, needs)
-    latents_grad, codebook_grad, table_grad = (
-        like.new_empty(0) if grad is None else grad
-        for like, grad in zip(inputs, found, strict=True)
-    )
-    return latents_grad, codebook_grad, table_grad
+    return without_none(inputs, found, needs)
 
 
-@gradients_operator.register_fake
-def _gradients_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    needs = arguments[-1]
-    return tuple(
-        torch.empty_like(tensor) if need else tensor.new_empty(0)
-        for tensor, need in zip(arguments[:3], needs, strict=True)
-    )
+gradients_operator.register_fake(gradient_shapes)
 
 
 def _save_of_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gear_kernels.dispatch import Affinity, full_precision
+from gear_kernels.needed_gradients import gradient_shapes, needed, without_none
 from gear_kernels.soft_readout_autograd import backend
 
 
@@ -72,8 +73,7 @@ def _backward(
     """The gradients of all eight arguments, by `_gradients` or its operator."""
     needs = list(ctx.needs_input_grad[:3])
     found = gradients(*ctx.saved_tensors, out_grad_ND, *ctx.settings, needs)
-    kept = [grad if need else None for grad, need in zip(found, needs, strict=True)]
-    return *kept, None, None, None, None, None
+    return *needed(found, needs), None, None, None, None, None
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -127,20 +127,10 @@ def gradients_operator(
     inputs = latents_NC, codebook_KC, table_KD
     given = *inputs, indices_N, log_sum_exp_N, out_grad_ND
     found = _gradients(*given, implementation, affinity, temperature, needs)
-    latents_grad, codebook_grad, table_grad = (
-        like.new_empty(0) if grad is None else grad
-        for like, grad in zip(inputs, found, strict=True)
-    )
-    return latents_grad, codebook_grad, table_grad
+    return without_none(inputs, found, needs)
 
 
-@gradients_operator.register_fake
-def _gradients_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    needs = arguments[-1]
-    return tuple(
-        torch.empty_like(tensor) if need else tensor.new_empty(0)
-        for tensor, need in zip(arguments[:3], needs, strict=True)
-    )
+gradients_operator.register_fake(gradient_shapes)
 
 
 def _save_of_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
