@@ -34,11 +34,18 @@ class OneLineParser(argparse.ArgumentParser):
         lines = "".join(f"  {example}\n" for example in self.examples)
         return super().format_help() + (f"\nexamples:\n{lines}" if lines else "")
 
-    def suggest(self, word: str) -> str:
-        """What an unknown option may have meant, for the end of a message; else nothing."""
-        known = [name for action in self._actions for name in action.option_strings]
-        close = difflib.get_close_matches(word.partition("=")[0], known, 1)
-        return f"; did you mean {close[0]}?" if close else ""
+    def check_option(self, word: str) -> None:
+        """Refuse a misspelt option, which argparse may tell of only after what else is missing.
+
+        Raises:
+            ConfigError: an option that is unknown, and like a known one.
+        """
+        name = word.partition("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        if not name.startswith("--") or any(option.startswith(name) for option in known):
+            return
+        if close := difflib.get_close_matches(name, known, 1):
+            self.error(f"unknown option {name}; did you mean {close[0]}?")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # argparse drops `--` also where it is an option's value, and gives an empty list for it.

@@ -73,14 +73,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, commands = build_parser()
     if argv:
         _check_first_word(argv[0], parser, list(commands))
+    for word in argv[1:]:
+        commands.get(argv[0], parser).check_option(word)
     args, rest = parser.parse_known_args(argv)
     # argparse gives a list of positionals no word that follows an option.
     takes_overrides = hasattr(args, "overrides")
     late = [word for word in rest if takes_overrides and "=" in word and word[0] != "-"]
     unknown = [word for word in rest if word not in late]
     if unknown:
-        hint = commands[args.command].suggest(unknown[0])
-        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
+        commands[args.command].error(f"unknown arguments: {' '.join(unknown)}")
     if late:
         args.overrides = [*args.overrides, *late]
     return args
@@ -89,9 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check_first_word(word: str, parser: OneLineParser, commands: list[str]) -> None:
     """Refuse an unknown command or option; argparse would only miss a command."""
     if word.startswith("-"):
-        hint = parser.suggest(word)
-        if hint and not hint.endswith(f" {word}?"):
-            parser.error(f"unknown option {word}{hint}")
+        parser.check_option(word)
     elif word not in commands:
         close = difflib.get_close_matches(word, commands, 1, 0.5)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(commands)}"

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -20,9 +21,12 @@ from gear_cluster.signals import StopSignals
 from gear_dist.config.loading import load_config
 from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
+from gear_dist.distributed import device
 from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.planning.memory_advice import DeviceMemoryError
 from gear_dist.runs.run_folder import RunFolder
+from gear_dist.training import trainer
 from refusals import refused
 
 
@@ -183,3 +187,35 @@ def test_training_on_the_cpu_beside_a_gpu_is_said(
     line = capsys.readouterr().out
     assert "driver 535.1" in line
     assert "run.device=cpu" in line
+
+
+class OnCuda(NamedTuple):
+    """A worker's context, of a machine whose device is imitated."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def test_a_worker_refuses_what_its_device_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before it trains, by estimate; and where the allocator ends it, without a traceback."""
+    trained: list[RunConfig] = []
+
+    def train_worker(config: RunConfig, context: object) -> TrainResult:
+        trained.append(config)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    monkeypatch.setattr(device, "choose_device", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(trainer, "train_worker", train_worker)
+    config = load_config(Path(__file__).parents[3] / "configs/tiny.yaml", [f"run.root={tmp_path}"])
+    context: Any = OnCuda()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 20, 1 << 30))
+    with refused(DeviceMemoryError, "1.0", "engine.accumulation=2"):
+        launch_module.train(config, context)
+    assert trained == []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 40, 1 << 40))
+    with refused(DeviceMemoryError, "2.00", "engine.accumulation=2"):
+        launch_module.train(config, context)
+    assert trained == [config]
