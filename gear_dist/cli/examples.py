@@ -3,7 +3,7 @@
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "quickstart": (
         "gear-dist quickstart",
-        "gear-dist quickstart --data photos --run-name photos stages.joint_steps=2000",
+        "gear-dist quickstart --data photos --run-name photos stages.joint.steps=2000",
     ),
     "train": (
         "gear-dist train configs/demo.yaml run.name=first data.train=s3://gear/train",
@@ -17,7 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sample": (
         "gear-dist sample runs/demo",
-        "gear-dist sample runs/demo --classes circle,ring --count 16 --seed 1 --out grid.png",
+        "gear-dist sample runs/demo --classes 0,3 --count 16 --seed 1 --out grid.png",
     ),
     "reconstruct": ("gear-dist reconstruct runs/demo --images photos --count 16",),
     "tokenize": ("gear-dist tokenize runs/demo --images photos --out codes",),

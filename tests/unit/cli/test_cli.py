@@ -10,8 +10,10 @@ import pytest
 
 from gear_dist.cli import main as cli
 from gear_dist.cli.examples import EXAMPLES
+from gear_dist.config.loading import load_config
 from gear_dist.errors import DataError
 
+ROOT = Path(__file__).parents[3]
 COMMANDS = (
     "quickstart train sample reconstruct evaluate report teacher shard sample-corpus store doctor"
 )
@@ -41,7 +43,11 @@ def test_examples_of_the_help_pages_are_valid_commands() -> None:
         for line in lines:
             words = shlex.split(line.removeprefix('eval "$(').removesuffix(')"'))
             assert words[:2] == ["gear-dist", name]
-            assert cli.parse(words[1:]).command == name
+            args = cli.parse(words[1:])
+            assert args.command == name
+            for file in getattr(args, "configs", None) or []:
+                assert (ROOT / file).is_file()
+            load_config(None, getattr(args, "overrides", None) or [])  # refuses unknown settings
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_settings_without_a_file_are_refused(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "words", [["train", "c.yaml", "--dryrun"], ["train", "c.yaml", "--dry-run", "word"]]
+    "words", [["train", "c.yaml", "--qqqqqqqq"], ["train", "c.yaml", "--dry-run", "word"]]
 )
 def test_unknown_words_are_refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     code, _, err = run_cli(capsys, *words)
