@@ -25,4 +25,5 @@ class TensorShard(NamedTuple):
 
 def replicated(key: str, tensor: Tensor) -> TensorShard:
     """A tensor that every rank has whole."""
-    return TensorShard(key, 0, tensor.view(-1), replicated=True)
+    source = None if tensor.is_contiguous() else tensor
+    return TensorShard(key, 0, tensor.reshape(-1), replicated=True, copied_from=source)

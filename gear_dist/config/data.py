@@ -73,8 +73,9 @@ number of workers; 0: chosen when the run starts. They stay when the number of w
     tail: Literal["drop", "repeat"] = "drop"
     """What happens to the samples of an epoch that do not fill a global batch. drop: left out, \
 different ones each epoch; repeat: filled up with samples of the epoch's beginning."""
-    decode_threads: int = 2
-    """Threads of a worker that decode images; what it yields does not depend on it."""
+    decode_threads: int = 0
+    """Threads of a worker that decode images; what it yields does not depend on it. 0: its share \
+of the machine's cores but one, from 2 to 16."""
     max_bad_share: float = 0.001
     """Share of a worker's samples of an epoch that may be unusable: each is named in the run \
 folder's bad_samples.txt and replaced by the next one of its shard; more of them end the run."""
@@ -89,9 +90,9 @@ itself up to ten requests."""
     def __post_init__(self) -> None:
         refuse_user("data.endpoint", self.endpoint, endpoint=True)
         require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
-        require_at_least("data", self, 1, "prefetch_batches", "decode_threads", "read_attempts")
+        require_at_least("data", self, 1, "prefetch_batches", "read_attempts")
         require_at_least("data", self, 1, "shard_memory_bytes")
-        require_at_least("data", self, 0, "lanes", "cache_bytes")
+        require_at_least("data", self, 0, "lanes", "cache_bytes", "decode_threads")
         require_at_most("data", self, MAX_SIDE, "image_size")
         require_at_most("data", self, MAX_WIDTH, "lanes")
         require_at_most("data", self, MAX_THREADS, "prefetch_batches", "decode_threads")

@@ -1,6 +1,7 @@
 """Samples to batches: decode, crop, label, caption; a bad sample is replaced by its neighbour."""
 
 import contextlib
+import os
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -19,8 +20,10 @@ from gear_dist.data.images import BadImageError
 from gear_dist.data.lane_reader import SampleRef
 from gear_dist.data.shard_reader import Shard, UnreadableSampleError
 from gear_dist.errors import DataError
+from gear_dist.runs.environment import num_cores
 
 _BATCHES_IN_WORK = 2
+_FEWEST_THREADS, _MOST_THREADS = 2, 16
 
 
 class Batch(NamedTuple):
@@ -76,6 +79,7 @@ class BatchMaker:
         num_classes: int | None,
         first_samples: np.ndarray,
         shard_name: Callable[[int], str],
+        pin_memory: bool = False,
     ) -> None:
         """Nothing is decoded yet.
 
@@ -85,8 +89,11 @@ class BatchMaker:
             num_classes: labels must be below; None: any label, or none, will do.
             first_samples: (num_shards,) number of each shard's first sample in the corpora.
             shard_name: a shard's address, for messages.
+            pin_memory: batches in page-locked memory, from which a copy to a GPU does not wait.
         """
         self._data = data
+        self._threads = data.decode_threads or choose_decode_threads()
+        self._pin_memory = pin_memory
         self._crops = CropSettings(
             data.image_size, data.max_pixels, data.decoding, parse_colour(data.background)
         )
@@ -108,22 +115,22 @@ class BatchMaker:
         Raises:
             DataError: a label out of range, too many bad samples, a shard of bad samples only.
         """
-        if self._data.decode_threads == 1:
+        if self._threads == 1:
             for items in item_batches:
                 pixels = self._room(items)
-                yield _collate(pixels, self._fill(pixels, items, bad, augment))
+                yield self._collate(pixels, self._fill(pixels, items, bad, augment))
             return
-        pool = ThreadPoolExecutor(self._data.decode_threads, "gear-decode")
+        pool = ThreadPoolExecutor(self._threads, "gear-decode")
         work: deque[_Work] = deque()
         try:
             at_once = 1  # the first batch does not wait for the items of the second
             for items in item_batches:
                 work.append(self._submit(pool, items, bad, augment))
                 if len(work) == at_once:
-                    yield _finish(work.popleft())
+                    yield self._finish(work.popleft())
                     at_once = _BATCHES_IN_WORK
             while work:
-                yield _finish(work.popleft())
+                yield self._finish(work.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -135,7 +142,7 @@ class BatchMaker:
         self, pool: ThreadPoolExecutor, items: list[SampleRef], bad: BadSamples, augment: bool
     ) -> _Work:
         pixels = self._room(items)
-        step = -(-len(items) // self._data.decode_threads)
+        step = -(-len(items) // self._threads)
         parts = [
             pool.submit(self._fill, pixels[low : low + step], items[low : low + step], bad, augment)
             for low in range(0, len(items), step)
@@ -215,17 +222,26 @@ class BatchMaker:
     def _name(self, item: SampleRef, key: str) -> str:
         return f"{self._shard_name(item.number)}: sample {key}"
 
+    def _finish(self, work: _Work) -> Batch:
+        return self._collate(work.pixels, [known for part in work.parts for known in part.result()])
 
-def _finish(work: _Work) -> Batch:
-    return _collate(work.pixels, [known for part in work.parts for known in part.result()])
+    def _collate(self, pixels: np.ndarray, known: list[_Known]) -> Batch:
+        keys, labels, captions, drops = zip(*known, strict=True)
+        return Batch(
+            self._to_memory(torch.from_numpy(pixels).permute(0, 3, 1, 2)),
+            self._to_memory(torch.tensor(labels, dtype=torch.int64)),
+            keys,
+            captions,
+            self._to_memory(torch.tensor(drops, dtype=torch.float32)),
+        )
+
+    def _to_memory(self, source: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy where the batch is to lie."""
+        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=self._pin_memory)
+        return target.copy_(source)
 
 
-def _collate(pixels: np.ndarray, known: list[_Known]) -> Batch:
-    keys, labels, captions, drops = zip(*known, strict=True)
-    return Batch(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(labels, dtype=torch.int64),
-        keys,
-        captions,
-        torch.tensor(drops, dtype=torch.float32),
-    )
+def choose_decode_threads() -> int:
+    """Threads of a worker that decode: its share of the cores but one, which trains; 2 to 16."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST_THREADS, max(_FEWEST_THREADS, num_cores() // max(1, workers) - 1))

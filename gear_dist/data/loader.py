@@ -39,6 +39,7 @@ class ShardLoader:
         data_rank: DataRank,
         seed: int = 0,
         num_classes: int | None,
+        pin_memory: bool = False,
     ) -> None:
         """Nothing is read yet.
 
@@ -48,6 +49,7 @@ class ShardLoader:
             data_rank: this rank, the world size and the batch sizes.
             seed: seed of order, crops, flips and choice of captions.
             num_classes: labels must be below; None: any label, or none, will do.
+            pin_memory: batches in page-locked memory, for a GPU.
 
         Raises:
             DataError: an empty corpus, one without the classes or captions that are needed or with
@@ -64,6 +66,7 @@ class ShardLoader:
         self._seed = seed
         self._plan = DataPlan(corpora, data, data_rank, seed)
         self._num_classes = num_classes
+        self._pin_memory = pin_memory
         self._position = Position(0, 0)
         self._reader: ReadAhead[Batch] | None = None
         self.bad_samples = self._new_count(int(self._plan.counts.sum()) // data_rank.world_size)
@@ -176,6 +179,7 @@ class ShardLoader:
             num_classes=self._num_classes,
             first_samples=np.cumsum(self._plan.counts) - self._plan.counts,
             shard_name=fetcher.name,
+            pin_memory=self._pin_memory,
         )
 
     def _new_count(self, samples: int) -> BadSamples:
@@ -217,6 +221,7 @@ def build_loader(
     seed: int,
     num_classes: int | None,
     accumulation: int = 1,
+    pin_memory: bool = False,
 ) -> ShardLoader:
     """The loader of a corpus, or of several, by address; reads their manifests.
 
@@ -230,4 +235,5 @@ def build_loader(
         data_rank=DataRank(batch_size, rank, world_size, accumulation),
         seed=seed,
         num_classes=num_classes,
+        pin_memory=pin_memory,
     )

@@ -1,12 +1,18 @@
-"""Resolves run.device and engine.precision (autocast dtype) for this machine."""
+"""Resolves run.device, engine.precision (autocast dtype), engine.deterministic for this machine."""
 
-from typing import Literal
+import os
+from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 
 from gear_dist.errors import ConfigError
 
 DeviceName = Literal["auto", "cuda", "cpu"]
+Module = TypeVar("Module", bound=nn.Module)
+
+CHANNELS_LAST_DEVICES = ("cuda",)
+"""Where bf16 convolutions on tensor cores want weights channels-last."""
 
 
 def choose_device(name: str, local_rank: int = 0, *, setting: str = "run.device") -> torch.device:
@@ -38,3 +44,24 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" else "fp32"
+
+
+def choose_algorithms(*, deterministic: bool) -> None:
+    """What engine.deterministic means for this process; before its first operation on a GPU.
+
+    Without it, cuDNN measures its algorithms for each shape and takes the fastest: every shape of a
+    run comes again in each step. Which one wins may differ from start to start, and so the bits.
+    """
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        # cuBLAS is deterministic only with a workspace of fixed size; torch refuses products else.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def place(module: Module, device: torch.device) -> Module:
+    """Move a network that is not trained to a device, in the memory format that is fast there."""
+    module.to(device)
+    if device.type in CHANNELS_LAST_DEVICES:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module

@@ -11,7 +11,7 @@ from gear_dist.checkpoints.shards import TensorShard, replicated
 from gear_dist.config.schema import RunConfig
 from gear_dist.config.training import EngineConfig, OptimizerConfig
 from gear_dist.distributed import collectives
-from gear_dist.distributed.device import choose_precision
+from gear_dist.distributed.device import choose_precision, place
 from gear_dist.errors import ConfigError
 from gear_dist.inference.weights import LECAM_PREFIX, PROJECTORS_PREFIX, NetworkStates
 from gear_dist.models.discriminator.patchgan import build_discriminator
@@ -66,7 +66,7 @@ class Networks:
             if name in states:
                 load_network(module, states[name])
         if stage == "generator":
-            tokenizer = modules["tokenizer"].to(device).eval().requires_grad_(False)
+            tokenizer = place(modules["tokenizer"], device).eval().requires_grad_(False)
             assert isinstance(tokenizer, Tokenizer)
             self.frozen_tokenizer = tokenizer
         for name in TRAINED[stage]:

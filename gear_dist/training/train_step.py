@@ -10,7 +10,7 @@ from torch import Tensor
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import Batch
 from gear_dist.data.pixels import to_model_range
-from gear_dist.distributed.device import choose_precision
+from gear_dist.distributed.device import choose_precision, place
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.generator import ClassCondition
 from gear_dist.models.teachers import Teacher, load_teachers
@@ -47,13 +47,13 @@ class TrainStep:
         self._device = device
         self._lpips = load_lpips(config.losses) if config.stages.has_tokenizer else None
         if self._lpips is not None:
-            self._lpips.to(device)
+            place(self._lpips, device)
         teachers: list[Teacher] = []
         if config.alignment.enabled and config.stages.has_generator:
             teachers = load_teachers(
                 config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
             )
-        self.teachers = [teacher.to(device) for teacher in teachers]
+        self.teachers = [place(teacher, device) for teacher in teachers]
 
     def run(
         self,

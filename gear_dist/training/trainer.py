@@ -19,7 +19,7 @@ from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import Batch, ShardLoader, build_loader
 from gear_dist.distributed import collectives
-from gear_dist.distributed.device import choose_device, choose_precision
+from gear_dist.distributed.device import choose_algorithms, choose_device, choose_precision
 from gear_dist.distributed.hang_watchdog import HangError, HangWatchdog
 from gear_dist.distributed.worker_context import TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, NumericError
@@ -87,7 +87,7 @@ def _build_trainer(
     """Open the run folder, the checkpoints and the data; resume from the newest checkpoint."""
     requested.check_trainable()
     torch.set_num_threads(requested.run.threads)
-    torch.use_deterministic_algorithms(requested.engine.deterministic)
+    choose_algorithms(deterministic=requested.engine.deterministic)
     prepare_deepspeed(recorder.device)
     collectives.on_rank_0(lambda: RunFolder.create(requested.run.folder, requested))
     recorder.take_folder()
@@ -106,6 +106,7 @@ def _build_trainer(
         seed=config.run.seed,
         num_classes=config.num_label_classes,
         accumulation=config.engine.accumulation,
+        pin_memory=recorder.device.type == "cuda",
     )
     closing.callback(loader.close)
     trainer = Trainer(

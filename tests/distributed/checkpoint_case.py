@@ -9,7 +9,7 @@ import training_case as case
 from torch import Tensor
 
 from gear_dist.config.schema import RunConfig
-from gear_dist.distributed import collectives
+from gear_dist.distributed import collectives, device
 from gear_dist.distributed.worker_context import TrainResult
 from gear_dist.errors import ConfigError, NumericError, StorageError
 from gear_dist.runs.run_folder import RunFolder
@@ -152,6 +152,27 @@ def channels_last(rank: int, world_size: int, config: RunConfig) -> tuple[int, l
             trainer.networks.load_state_dict(reader.state["networks"], reader)
         turned = sum(not p.is_contiguous() for p in module.parameters())
         return turned, case.differences(saved, _snapshot(trainer))
+
+
+def channels_last_frozen(rank: int, world_size: int, config: RunConfig) -> tuple[int, list[str]]:
+    """Worker: a frozen tokenizer laid out as on CUDA, saved and restored into another of its kind.
+
+    Returns how many of its tensors lie so, and which of the restored ones differ.
+    """
+    device.CHANNELS_LAST_DEVICES = ("cpu",)
+    with open_trainer(config, case.StoppingContext(rank, world_size)) as trainer:
+        trainer.run()
+        frozen = trainer.networks.frozen_tokenizer
+        assert frozen is not None
+        saved = {name: value.clone() for name, value in frozen.state_dict().items()}
+        with torch.no_grad():
+            for value in frozen.state_dict().values():
+                value.zero_()
+        with trainer.checkpoints.open_newest() as reader:
+            trainer.networks.load_state_dict(reader.state["networks"], reader)
+        restored = frozen.state_dict()
+        turned = sum(not value.is_contiguous() for value in restored.values())
+        return turned, [name for name in saved if not torch.equal(saved[name], restored[name])]
 
 
 def go_back_and_fork(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:

@@ -109,6 +109,13 @@ def test_channels_last_weights_come_back(config: RunConfig) -> None:
     assert differing == []
 
 
+def test_a_frozen_tokenizer_that_is_channels_last_comes_back(config: RunConfig) -> None:
+    changed = with_overrides(config, "stages.joint.steps=1", "stages.generator.steps=2")
+    [(turned, differing)] = run_workers(1, case.channels_last_frozen, 1, changed)
+    assert turned > 10
+    assert differing == []
+
+
 def test_fewer_workers_accumulate_so_that_the_batch_fits(config: RunConfig) -> None:
     """Without a larger `max_micro_batch` a worker takes no more at a time than at the start."""
     first = with_overrides(config, "stages.joint.steps=2")

@@ -42,6 +42,7 @@ def make_loader(
     accumulation: int = 1,
     seed: int = 0,
     num_classes: int = 16,
+    pin_memory: bool = False,
     **data: Any,
 ) -> ShardLoader:
     return ShardLoader(
@@ -50,6 +51,7 @@ def make_loader(
         data_rank=DataRank(batch_size, rank, world_size, accumulation),
         seed=seed,
         num_classes=num_classes,
+        pin_memory=pin_memory,
     )
 
 

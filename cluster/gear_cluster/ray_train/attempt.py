@@ -199,12 +199,12 @@ def _torch_config(backend: str) -> Any:
 
     class TrainBackend(backend_cls):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            def take() -> None:
-                from gear_cluster.ray_train.worker import take_sigterm
+            def prepare() -> None:
+                from gear_cluster.ray_train.worker import prepare_process
 
-                take_sigterm()
+                prepare_process()
 
-            worker_group.execute(take)
+            worker_group.execute(prepare)
             super().on_start(worker_group, backend_config)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:

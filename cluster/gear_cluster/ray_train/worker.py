@@ -17,6 +17,7 @@ import torch
 from gear_cluster.local_launcher import Worker
 from gear_cluster.ray_train.coordinator import WorkerFailure
 from gear_dist.config.schema import RunConfig
+from gear_dist.distributed.network_interface import use_interface
 from gear_dist.distributed.worker_context import TrainProgress
 from gear_dist.errors import UserError
 from gear_dist.formatting import class_and_line
@@ -41,6 +42,12 @@ class WorkerJob(NamedTuple):
 
 terminated = threading.Event()
 """Set once this worker process was sent SIGTERM."""
+
+
+def prepare_process() -> None:
+    """What must be done in a worker's main thread before torch.distributed starts."""
+    use_interface(ray.util.get_node_ip_address())
+    take_sigterm()
 
 
 def take_sigterm() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,6 @@ def test_order_depends_on_seed_and_epoch(train: str) -> None:
 
 def test_folder_and_s3_yield_the_same(sample_shards: SampleShards, train: str) -> None:
     config = DataConfig(image_size=32, shuffle_buffer_shards=2)
-    assert config.decode_threads == 2
     options = {"batch_size": 16, "rank": 0, "world_size": 1, "seed": 0, "num_classes": 16}
     remote = build_loader(config, f"{sample_shards.s3}/train", **options)
     assert same(take(remote, 14), take(make_loader(train), 14))
@@ -410,3 +410,36 @@ def test_speed_from_memory(train: str) -> None:
     seconds = time.process_time() - start
     loader.close()
     assert 60 * 64 / seconds > 4000
+
+
+def test_batches_for_a_gpu_lie_in_pinned_memory(
+    train: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned memory needs CUDA, so what is asked of torch is looked at."""
+    asked: list[bool] = []
+    empty = torch.empty
+
+    def record(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*args, **kwargs)
+
+    expected = take(make_loader(train), 3)
+    monkeypatch.setattr(torch, "empty", record)
+    assert same(take(make_loader(train, pin_memory=True), 3), expected)
+    assert asked
+    assert all(asked)
+    asked.clear()
+    take(make_loader(train), 1)
+    assert not any(asked)
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [(2, "1", 2), (16, "1", 15), (96, "8", 11), (8, "8", 2), (128, "1", 16)],
+)
+def test_decode_threads_are_a_share_of_the_cores(
+    cores: int, workers: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "num_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", workers)
+    assert batches_module.choose_decode_threads() == threads
