@@ -145,8 +145,18 @@ class GeneratorConfig:
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads."""
+    condition: Literal["class", "text"] = "class"
+    """What an image is generated for: a class, or a caption that a frozen text encoder has read \
+(section text_encoder)."""
     num_classes: int = 1000
-    """Classes of the condition; labels are 0 .. num_classes - 1."""
+    """Classes of the condition; labels are 0 .. num_classes - 1. Not for text."""
+    text_width: int = 2048
+    """Width of the text encoder's features. For text only, like the two below."""
+    text_mask: Literal["causal", "prefix"] = "causal"
+    """What a caption's tokens see of their caption. causal: those before them; prefix: all."""
+    text_rotary: Literal["identity", "zeros"] = "identity"
+    """Rotary rows of the caption's tokens. identity: they are not turned; zeros: as in the \
+published weights, whose text queries and keys are dead by it: all text attention is uniform."""
     residual_dropout: float = 0.1
     """Dropout of attention and feed-forward outputs on the residual stream."""
     feed_forward_dropout: float = 0.1
@@ -154,8 +164,8 @@ class GeneratorConfig:
     token_dropout: float = 0.1
     """Dropout of token embeddings."""
     class_dropout: float = 0.1
-    """Probability that a label becomes the null class, for guidance; drawn by seed, epoch and \
-sample."""
+    """Probability that a label becomes the null class, or a caption the empty one, for guidance; \
+drawn by seed, epoch and sample."""
     tap_layer: int = 4
     """The alignment reads the residual stream after this many blocks."""
     activation_checkpointing: bool = False
@@ -163,7 +173,7 @@ sample."""
 memory for one more forward; the gradients stay the same."""
 
     def __post_init__(self) -> None:
-        names = ("width", "num_layers", "num_heads", "num_classes", "tap_layer")
+        names = ("width", "num_layers", "num_heads", "num_classes", "text_width", "tap_layer")
         require_at_least("generator", self, 1, *names)
         require_at_most("generator", self, MAX_WIDTH, *names)
         require_at_most("generator", self, MAX_LAYERS, "num_layers")
@@ -179,6 +189,11 @@ memory for one more forward; the gradients stay the same."""
             f"generator.width={self.width} must be a multiple of 4 x generator.num_heads"
             f"={self.num_heads}, for rotary pairs of rows and columns in each head",
         )
+
+    @property
+    def num_double_layers(self) -> int:
+        """Blocks, the first ones, in which text and image have their own attention weights."""
+        return max(1, round(self.num_layers / 3)) if self.condition == "text" else 0
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,11 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         ok = self.stages.total_steps > 0
         require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
         stages = self.stages
+        require(
+            self.generator.condition == "class" or not stages.has_generator,
+            "generator.condition=text: such a generator is imported and exported, and not trained "
+            "yet: use class",
+        )
         taken = bool(stages.init_from) and "tokenizer" in stages.init_networks
         require(
             taken or stages.has_tokenizer,

@@ -6,6 +6,7 @@ as `projectors`, whose keys the public code begins with `projs.`; LlamaGen's wra
 dots>`. All are told apart by the keys of the networks themselves.
 """
 
+import argparse
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -66,6 +67,8 @@ class Recognised(NamedTuple):
 
     networks: list[Found]
     dropped: list[Dropped]
+    options: Mapping[str, Any]
+    """Of the training that wrote the file, by name; none where it does not say."""
 
 
 def recognise(checkpoint: Mapping[str, Any], copy: Copy = "ema") -> Recognised:
@@ -100,7 +103,12 @@ def recognise(checkpoint: Mapping[str, Any], copy: Copy = "ema") -> Recognised:
         found, rest = _cleaned(network, source, state, copy)
         networks.append(found)
         dropped += rest
-    return Recognised(networks, dropped)
+    return Recognised(networks, dropped, _options(checkpoint.get("args")))
+
+
+def _options(args: Any) -> Mapping[str, Any]:
+    node = vars(args) if isinstance(args, argparse.Namespace) else args
+    return node if isinstance(node, Mapping) else {}
 
 
 def _why_left_out(key: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import DataError
 from gear_dist.inference.model_folder import (
     CARD_NAME,
@@ -52,7 +53,9 @@ def export_model(model: ModelFolder, out: Path, layout: Layout = "gear") -> list
         state, step = read_weights(file), _metadata(file).get("step", step)
         check_fit(name, state, model.config, str(file))
         if layout == "public":
-            written.append(_write_public(out / f"{name}.pt", state, _public_keys(name, model)))
+            content = dict.fromkeys(_public_keys(name, model), state)
+            content |= _public_options(name, model.config, step)
+            written.append(_write_public(out / f"{name}.pt", content))
         else:
             written.append(out / file.name)
             write_weights(written[-1], state, {"step": step} if step else {})
@@ -74,9 +77,16 @@ def _public_keys(network: str, model: ModelFolder) -> tuple[str, ...]:
     return _PUBLIC_KEYS[model.config.tokenizer.quantizer if network == "tokenizer" else network]
 
 
-def _write_public(path: Path, state: dict[str, Any], keys: tuple[str, ...]) -> Path:
+def _public_options(network: str, config: RunConfig, step: str) -> dict[str, Any]:
+    """What the public file of a text-to-image generator has beside its weights."""
+    if network != "generator" or config.generator.condition != "text":
+        return {}
+    return {"args": {"text_attn": config.generator.text_mask}, "steps": int(step or 0)}
+
+
+def _write_public(path: Path, content: dict[str, Any]) -> Path:
     with atomic_file(path) as stream:
-        torch.save(dict.fromkeys(keys, state), stream)
+        torch.save(content, stream)
     return path
 
 

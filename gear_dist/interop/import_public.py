@@ -12,7 +12,7 @@ from gear_dist.config.training import INIT_NETWORKS
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import CARD_NAME, create_model_folder, write_model_config
 from gear_dist.inference.weights import check_fit, write_weights
-from gear_dist.interop.detect_format import Copy, Dropped, Found, recognise
+from gear_dist.interop.detect_format import Copy, Dropped, Found, Recognised, recognise
 from gear_dist.interop.hub import find_source
 from gear_dist.interop.infer_config import infer_settings
 from gear_dist.interop.load_checkpoint import read_checkpoint
@@ -21,6 +21,7 @@ from gear_dist.storage.atomic import write_file, write_text
 from gear_dist.storage.json_files import to_json
 
 REPORT_NAME = "import.json"
+PUBLISHED_TEXT_TOKENIZER = "BinLin203/GEAR-VQ/gear-vq.pt"
 
 
 class ImportedNetwork(NamedTuple):
@@ -42,6 +43,8 @@ class ImportReport(NamedTuple):
     """By source."""
     missing: list[str]
     """Networks that no source holds; a run makes new ones."""
+    notes: list[str]
+    """What a user of the model should know."""
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -53,7 +56,7 @@ class ImportReport(NamedTuple):
         for source, dropped in self.dropped.items():
             lines += [f"dropped: {item.name} of {source}: {item.reason}" for item in dropped]
         lines.append(f"missing: {', '.join(self.missing) or 'nothing'}")
-        return lines
+        return lines + [f"note: {note}" for note in self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """The report for machines."""
@@ -64,6 +67,7 @@ class ImportReport(NamedTuple):
                 for source, dropped in self.dropped.items()
             },
             "missing": self.missing,
+            "notes": self.notes,
         }
 
 
@@ -82,14 +86,14 @@ def import_checkpoints(
         DataError: a source cannot be read, holds no network, or does not fit any configuration.
         ConfigError: `out` is taken, sources collide, an override is wrong.
     """
-    found, files, dropped = _find_networks(sources, copy)
-    config = _configuration(found, files, overrides)
+    found, files, dropped, options = _find_networks(sources, copy)
+    config = _configuration(found, files, options, overrides)
     for name, item in found.items():
         check_fit(name, item.state, config, files[name])
     create_model_folder(out)
     used = [_write(out, item, files[name]) for name, item in found.items()]
     missing = [name for name in INIT_NETWORKS if name not in found]
-    report = ImportReport(used, dropped, missing)
+    report = ImportReport(used, dropped, missing, _notes(config, found))
     write_file(out / REPORT_NAME, (to_json(report.to_json(), indent=2) + "\n").encode())
     origins = [Provenance(item.network, item.source, item.key) for item in used]
     write_text(out / CARD_NAME, import_card(out.name, config, origins, report.lines()))
@@ -97,41 +101,74 @@ def import_checkpoints(
     return report
 
 
-def _find_networks(
-    sources: Sequence[str], copy: Copy
-) -> tuple[dict[str, Found], dict[str, str], dict[str, list[Dropped]]]:
-    """The networks of all sources, the source of each, and by source what is not taken."""
+def _notes(config: RunConfig, found: Mapping[str, Found]) -> list[str]:
+    """Of a text-to-image generator: its dead text attention, and the tokenizer that it lacks."""
+    if "generator" not in found or config.generator.condition != "text":
+        return []
+    notes = []
+    if config.generator.text_rotary == "zeros":
+        notes.append(
+            "generator.text_rotary=zeros: queries and keys of its text positions are dead, as in "
+            "all published weights; set identity to train them from here"
+        )
+    if "tokenizer" not in found:
+        notes.append(
+            "its tokenizer is not in the file: import it along; that of the published model is "
+            f"{PUBLISHED_TEXT_TOKENIZER}"
+        )
+    return notes
+
+
+class _Sources(NamedTuple):
+    """What all sources hold together."""
+
+    found: dict[str, Found]
+    files: dict[str, str]
+    """The source of each network."""
+    dropped: dict[str, list[Dropped]]
+    """By source."""
+    options: dict[str, Any]
+    """Of the generator's training."""
+
+
+def _find_networks(sources: Sequence[str], copy: Copy) -> _Sources:
     found: dict[str, Found] = {}
     files: dict[str, str] = {}
     dropped: dict[str, list[Dropped]] = {}
+    options: dict[str, Any] = {}
     for source in sources:
-        networks, dropped[source] = _read(source, copy)
-        for item in networks:
+        recognised = _read(source, copy)
+        dropped[source] = recognised.dropped
+        for item in recognised.networks:
             if item.network in found:
                 raise ConfigError(
                     f"{source}: has a {item.network}, and so has {files[item.network]}: import "
                     "them into folders of their own"
                 )
             found[item.network], files[item.network] = item, source
+            if item.network == "generator":
+                options = dict(recognised.options)
     if "projectors" in found and "generator" not in found:
         alone = Dropped(found.pop("projectors").source, "alignment heads without their generator")
         dropped[files["projectors"]].append(alone)
     if not found:
         raise DataError(f"{', '.join(sources)}: only alignment heads, and no generator of theirs")
-    return found, files, dropped
+    return _Sources(found, files, dropped, options)
 
 
-def _read(source: str, copy: Copy) -> tuple[list[Found], list[Dropped]]:
+def _read(source: str, copy: Copy) -> Recognised:
     checkpoint = read_checkpoint(find_source(source))
     try:
-        recognised = recognise(checkpoint, copy)
+        return recognise(checkpoint, copy)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
-    return recognised.networks, recognised.dropped
 
 
 def _configuration(
-    found: Mapping[str, Found], files: Mapping[str, str], overrides: Sequence[str]
+    found: Mapping[str, Found],
+    files: Mapping[str, str],
+    options: Mapping[str, Any],
+    overrides: Sequence[str],
 ) -> RunConfig:
     """The configuration whose networks have these shapes."""
     settings: dict[str, dict[str, Any]] = {}
@@ -142,6 +179,7 @@ def _configuration(
         except DataError as error:
             raise DataError(f"{files[name]}: {error}") from None
     if "generator" in found:
+        settings["generator"] |= _from_options(settings["generator"], options)
         _match_codes(found["generator"], settings, files)
     words = [
         f"{section}.{name}={value}"
@@ -153,6 +191,13 @@ def _configuration(
         return config
     size = _image_size(found, config.tokenizer, config.data.image_size)
     return load_config(None, [*words, f"data.image_size={size}", *overrides])
+
+
+def _from_options(generator: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of its training say of a text-to-image generator and shapes do not."""
+    mask = options.get("text_attn")
+    known = generator.get("condition") == "text" and mask in ("causal", "prefix")
+    return {"text_mask": mask} if known else {}
 
 
 def _match_codes(

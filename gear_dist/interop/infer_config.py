@@ -14,6 +14,8 @@ from torch import Tensor
 from gear_dist.errors import DataError
 
 HEAD_WIDTH = 64
+PUBLISHED_HEADS = {1440: 20}
+"""Heads by width, where they are of another width: the text-to-image model of 1B."""
 TAP_SHARE = 3
 State = Mapping[str, Tensor]
 Settings = dict[str, Any]
@@ -77,17 +79,21 @@ def _trunk(state: State, levels_key: str, blocks_key: str) -> Settings:
 
 
 def _generator(state: State) -> Settings:
-    if "cls_embedding.cap_proj.fc1.weight" in state:
-        raise DataError("generator: a text-to-image generator, which is not supported yet")
     width = state["tok_embeddings.weight"].shape[1]
     layers = len(_indices(state, r"layers\.(\d+)\."))
-    return {
+    return _condition(state) | {
         "width": width,
         "num_layers": layers,
-        "num_heads": max(1, width // HEAD_WIDTH),
-        "num_classes": state["cls_embedding.embedding_table.weight"].shape[0] - 1,
+        "num_heads": PUBLISHED_HEADS.get(width, max(1, width // HEAD_WIDTH)),
         "tap_layer": max(1, layers // TAP_SHARE),
     }
+
+
+def _condition(state: State) -> Settings:
+    projection = state.get("cls_embedding.cap_proj.fc1.weight")
+    if projection is None:
+        return {"num_classes": state["cls_embedding.embedding_table.weight"].shape[0] - 1}
+    return {"condition": "text", "text_width": projection.shape[1], "text_rotary": "zeros"}
 
 
 def _discriminator(state: State) -> Settings:

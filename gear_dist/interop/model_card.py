@@ -97,11 +97,21 @@ def _architecture(config: RunConfig, networks: Sequence[str]) -> list[str]:
     if "generator" in networks:
         lines.append(
             f"- generator: {generator.num_layers} layers, width {generator.width}, "
-            f"{generator.num_heads} heads, {generator.num_classes} classes, "
+            f"{generator.num_heads} heads, {_conditions(config)}, "
             f"{config.num_tokens} tokens an image"
         )
     lines.append(f"- images: {config.data.image_size} x {config.data.image_size} pixels")
     return ["## Architecture", "\n".join(lines)]
+
+
+def _conditions(config: RunConfig) -> str:
+    generator = config.generator
+    if generator.condition == "class":
+        return f"{generator.num_classes} classes"
+    return (
+        f"captions as text features of width {generator.text_width}, {generator.text_mask} text, "
+        f"text rotary {generator.text_rotary}"
+    )
 
 
 def _use(name: str, networks: Sequence[str]) -> list[str]:

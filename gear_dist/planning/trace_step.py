@@ -209,4 +209,4 @@ def _batch(
     condition = ClassCondition(torch.zeros(images, dtype=torch.int64))
     with meter.measure("teacher forward"), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         features = [teacher(pixels) for teacher in teachers]
-    return MicroBatch(pixels, condition, features, torch.ones(images))
+    return MicroBatch(pixels, condition, features, [False] * images)

@@ -37,8 +37,8 @@ class MicroBatch(NamedTuple):
     """Of each image."""
     features: Sequence[Tensor]
     """Teacher features (B, L, F), one a teacher."""
-    cfg_dropout_rand: Tensor
-    """(B,) in [0, 1): conditions are dropped where it is below generator.class_dropout."""
+    drop: Sequence[bool]
+    """Whether each image's condition is dropped where the generator learns; on the host."""
 
 
 class TokenizerResult(NamedTuple):
@@ -169,7 +169,7 @@ def discriminator_step(
 
 def kept_condition(batch: MicroBatch, generator: GeneratorConfig) -> Condition:
     """The conditions, the null condition where they are dropped."""
-    return batch.condition.dropped(batch.cfg_dropout_rand < generator.class_dropout, generator)
+    return batch.condition.dropped(batch.drop, generator)
 
 
 def generator_step(

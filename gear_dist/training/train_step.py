@@ -99,9 +99,9 @@ class TrainStep:
         if self._device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         condition = ClassCondition(batch.labels).to(self._device)
-        cfg_dropout_rand = batch.cfg_dropout_rand.to(self._device, non_blocking=True)
+        drop = (batch.cfg_dropout_rand < self._config.generator.class_dropout).tolist()
         features = [] if stage.name == "tokenizer" else self._features(images)
-        return MicroBatch(images, condition, features, cfg_dropout_rand)
+        return MicroBatch(images, condition, features, drop)
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
         bf16 = choose_precision(self._config.engine.precision, self._device) == "bf16"

@@ -102,19 +102,22 @@ def reference_batch() -> MicroBatch:
     _, numbers = read_reference("joint_step")
     labels = numbers["labels"]
     return MicroBatch(
-        numbers["images"], ClassCondition(labels), [numbers["teacher"]], torch.rand(labels.shape)
+        numbers["images"], ClassCondition(labels), [numbers["teacher"]], [False] * len(labels)
     )
 
 
 def split_batch(batch: MicroBatch, index: int, parts: int) -> MicroBatch:
     """The index-th of equal parts of a batch."""
 
+    size = len(batch.images) // parts
+    images = slice(index * size, (index + 1) * size)
+
     def cut(x: Tensor) -> Tensor:
-        return x.chunk(parts)[index]
+        return x[images]
 
     features = [cut(f) for f in batch.features]
     condition = ClassCondition(cut(batch.condition.labels_B))
-    return MicroBatch(cut(batch.images), condition, features, cut(batch.cfg_dropout_rand))
+    return MicroBatch(cut(batch.images), condition, features, batch.drop[images])
 
 
 def build_networks(config: RunConfig, world_size: int) -> Networks:

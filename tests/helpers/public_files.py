@@ -70,6 +70,12 @@ def gear_joint_file(
     return path
 
 
+def gear_text_generator_file(path: Path, generator: State) -> Path:
+    """GEAR's gear-t2i-gpic-1b.pt."""
+    torch.save({"ema": generator, "args": {"text_attn": "causal"}, "steps": 390_625}, path)
+    return path
+
+
 def llamagen_tokenizer_file(path: Path, tokenizer: State) -> Path:
     """LlamaGen's vq_ds16_c2i.pt."""
     num_codes = len(tokenizer["quantize.embedding.weight"])

@@ -24,6 +24,16 @@ GENERATORS = {
         ("XXL", 48, 1536, 24, 16),
         ("XXXL", 48, 2560, 40, 16),
     )
+} | {
+    "t2i/LlamaGen-1B": GeneratorConfig(
+        condition="text",
+        width=1440,
+        num_layers=36,
+        num_heads=20,
+        text_width=1024,
+        text_rotary="zeros",
+        tap_layer=12,
+    )
 }
 
 

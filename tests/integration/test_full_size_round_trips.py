@@ -13,10 +13,14 @@ from gear_dist.interop.export import export_model
 from gear_dist.interop.import_public import import_checkpoints
 from public_layouts import GENERATORS, TOKENIZERS, read_layout
 
-SLOW = pytest.mark.slow  # files of 0.3 to 0.9 GB each
+SLOW = pytest.mark.slow  # files of 0.3 to 4.2 GB each
+PUBLISHED_GENERATORS = ("c2i/LlamaGen-B", "t2i/LlamaGen-1B")
 MODELS = [
     "VQ-16",
-    *(pytest.param(name, marks=SLOW) for name in ("VQ-8", "LFQ-16", "IBQ-16", "c2i/LlamaGen-B")),
+    *(
+        pytest.param(name, marks=SLOW)
+        for name in ("VQ-8", "LFQ-16", "IBQ-16", *PUBLISHED_GENERATORS)
+    ),
 ]
 
 
@@ -30,6 +34,8 @@ def public_file(name: str, state: files.State, folder: Path) -> Path:
     path = folder / "public.ckpt"
     if name.startswith("c2i"):
         return files.llamagen_generator_file(path, state, 16, 64)
+    if name.startswith("t2i"):
+        return files.gear_text_generator_file(path, state)
     if name.startswith("VQ"):
         return files.llamagen_tokenizer_file(path, state)
     return files.lightning_file(path, state)

@@ -10,7 +10,8 @@ from gear_dist.models.generator.aligned import (
     build_projector,
     find_teacher_widths,
 )
-from gear_dist.models.generator.conditioning import ClassCondition, Condition
+from gear_dist.models.generator.conditioning import ClassCondition, Condition, TextCondition
+from gear_dist.models.generator.text_generator import TextGenerator
 from gear_dist.models.generator.transformer import Generator, SoftTokens, StraightThroughTokens
 
 __all__ = [
@@ -21,15 +22,21 @@ __all__ = [
     "Generator",
     "SoftTokens",
     "StraightThroughTokens",
+    "TextCondition",
+    "TextGenerator",
     "build_aligned_generator",
     "build_generator",
     "find_teacher_widths",
 ]
 
 
+GENERATORS: dict[str, type[Generator]] = {"class": Generator, "text": TextGenerator}
+"""By `generator.condition`."""
+
+
 def build_generator(config: RunConfig) -> Generator:
     """The generator of a configuration, randomly initialised."""
-    return Generator(
+    return GENERATORS[config.generator.condition](
         config.generator,
         num_codes=config.tokenizer.codebook_size,
         grid_size=config.grid_size,

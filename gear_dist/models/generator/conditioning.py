@@ -1,9 +1,10 @@
-"""Conditions (class labels) and their embedding; dropping them for classifier-free guidance.
+"""Conditions (classes, captions) and their embedding; dropping them for classifier-free guidance.
 
-Shapes: B images, P positions in front of an image's tokens, D model width.
+Shapes: B images, P positions in front of an image's tokens, M rows of the captions of all images,
+D model width, F width of a text encoder's features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -32,8 +33,9 @@ class ClassCondition(NamedTuple):
         for labels_B in self.labels_B.split(size):
             yield self._replace(labels_B=labels_B)
 
-    def dropped(self, drop_B: Tensor, config: GeneratorConfig) -> Self:
-        """The null condition where `drop_B` (B,) is true, for classifier-free guidance."""
+    def dropped(self, drop: Sequence[bool], config: GeneratorConfig) -> Self:
+        """The null condition where `drop` (of each image) is true, for classifier-free guidance."""
+        drop_B = torch.tensor(drop, device=self.labels_B.device)
         return self._replace(labels_B=torch.where(drop_B, config.num_classes, self.labels_B))
 
     def with_null(self, config: GeneratorConfig) -> Self:
@@ -42,7 +44,67 @@ class ClassCondition(NamedTuple):
         return self._replace(labels_B=torch.cat([self.labels_B, null_B]))
 
 
-Condition = ClassCondition
+class TextCondition(NamedTuple):
+    """Images of captions: the features of their tokens, without padding.
+
+    How long captions are is known on the host, so that nothing waits for a device.
+    """
+
+    features_MF: Tensor
+    """Rows of the images in turn, as many as `lengths` says; any floating dtype."""
+    lengths: tuple[int, ...]
+    """Rows of each image, at least one. The last one predicts the first image token."""
+    hidden: tuple[bool, ...]
+    """Whether an image's last row is padding, which sees the caption and itself and is seen by no
+    other; the published weights have it so (see `text_encoder.padding`)."""
+    null_TF: Tensor
+    """Rows of the empty caption."""
+    null_hidden: bool
+    """`hidden` of the empty caption."""
+
+    @property
+    def num_images(self) -> int:
+        """Images B."""
+        return len(self.lengths)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return self._replace(
+            features_MF=self.features_MF.to(device, non_blocking=True),
+            null_TF=self.null_TF.to(device, non_blocking=True),
+        )
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Parts of at most so many images."""
+        rows = self.features_MF.split(self.lengths)
+        for start in range(0, self.num_images, size):
+            images = slice(start, start + size)
+            yield self._of(rows[images], self.hidden[images])
+
+    def dropped(self, drop: Sequence[bool], config: GeneratorConfig) -> Self:
+        """The null condition where `drop` is true, for classifier-free guidance."""
+        rows = zip(self.features_MF.split(self.lengths), drop, strict=True)
+        hidden = zip(self.hidden, drop, strict=True)
+        return self._of(
+            [self.null_TF if dropped else features for features, dropped in rows],
+            [self.null_hidden if dropped else own for own, dropped in hidden],
+        )
+
+    def with_null(self, config: GeneratorConfig) -> Self:
+        """2 B images: each one's condition, then the null condition as often."""
+        null = [self.null_TF] * self.num_images
+        hidden = [*self.hidden, *[self.null_hidden] * self.num_images]
+        return self._of([*self.features_MF.split(self.lengths), *null], hidden)
+
+    def _of(self, rows: Sequence[Tensor], hidden: Sequence[bool]) -> Self:
+        return self._replace(
+            features_MF=torch.cat(list(rows)),
+            lengths=tuple(map(len, rows)),
+            hidden=tuple(hidden),
+        )
+
+
+Condition = ClassCondition | TextCondition
 """Every kind of condition has the members of `ClassCondition`."""
 
 

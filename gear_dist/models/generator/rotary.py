@@ -30,14 +30,19 @@ def rotary_table(side: int, head_width: int, device: torch.device) -> Tensor:
     return torch.cat([torch.zeros(1, 2 * quarter, 2), table]).to(device)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """The tensor in fp32; float64 stays, so that tests can compare in it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rotate(x_BSHh: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring pairs (a, b) -> (a cos - b sin, b cos + a sin), in fp32.
+    """Turn neighbouring pairs (a, b) -> (a cos - b sin, b cos + a sin), in fp32 or float64.
 
     Args:
         x_BSHh: queries or keys (B, S, heads, h).
         table: rows (S, h / 2, 2) of `rotary_table` for these positions.
     """
-    pairs = x_BSHh.float().unflatten(-1, (-1, 2))
+    pairs = at_least_fp32(x_BSHh).unflatten(-1, (-1, 2))
     cos, sin = table[None, :, None].unbind(-1)
     a, b = pairs.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x_BSHh.dtype)

@@ -4,7 +4,7 @@ Shapes: B images, L tokens, P positions of the condition, S positions in this pa
 K codes, N = B (L - 1) soft tokens, C code width. Source: arXiv 2406.06525; 2606.32039.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from gear_dist.config.models import GeneratorConfig
 from gear_dist.models.activation_checkpoint import activation_checkpoint
 from gear_dist.models.generator.conditioning import ClassEmbedding, Condition
 from gear_dist.models.generator.kv_cache import KeyValueCache
-from gear_dist.models.generator.rotary import rotary_table, rotate
+from gear_dist.models.generator.rotary import at_least_fp32, rotary_table, rotate
 from gear_dist.models.tokenizers.codes import Codes
 from gear_kernels import vocabulary_cross_entropy
 
@@ -111,7 +111,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
+        x32 = at_least_fp32(x)
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + NORM_EPS)
         return normed.to(x.dtype) * self.weight
 
@@ -154,17 +154,18 @@ class Attention(nn.Module):
             # One new position sees all: no mask. Several are only ever the first ones.
             causal = q.shape[2] > 1
             k, v = cached.cache.update(k, v, cached.positions_S, cached.filled)
-        y = _attend(q, k, v, causal).to(x_BSD.dtype)
+        y = attend(q, k, v, causal).to(x_BSD.dtype)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(h)) v, heads second."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     # In bf16 the backward of torch's attention on CPU takes three times as long as in fp32.
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+        q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 class FeedForward(nn.Module):
@@ -245,12 +246,18 @@ class Generator(nn.Module):
         self.config = config
         self.grid_size = grid_size
         self.tok_embeddings = TokenEmbedding(num_codes, config.width, kernels)
-        self.cls_embedding = ClassEmbedding(config)
+        self.cls_embedding = self._build_condition_embedding()
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(map(self._build_block, range(config.num_layers)))
         self.norm = RMSNorm(config.width)
         self.output = OutputHead(config.width, num_codes, kernels)
         self._initialise()
+
+    def _build_condition_embedding(self) -> Any:
+        return ClassEmbedding(self.config)
+
+    def _build_block(self, index: int) -> nn.Module:
+        return Block(self.config)
 
     def _initialise(self) -> None:
         for parameter in self.parameters():
@@ -283,29 +290,36 @@ class Generator(nn.Module):
             condition: of each image, the null condition where it is dropped.
             targets_BL: all L, to predict.
         """
-        condition_BPD = self.cls_embedding(condition)
-        tokens_BlD = self.tok_embeddings(tokens)
-        tokens_BlD = tokens_BlD.to(condition_BPD.dtype)
-        x = self.token_dropout(torch.cat([condition_BPD, tokens_BlD], dim=1))
-        table = self.rotary(x.device)[: x.shape[1]]
+        x, where = self.embed(tokens, condition)
         tap = self.config.tap_layer
         for block in self.layers[:tap]:
-            x = block(x, table)
-        tap_BLD = x
+            x = block(x, where)
+        tap_BLD = self.predicting(x, where)
         if targets_BL is None:
             return GeneratorOutput(tap_BLD, None)
         for block in self.layers[tap:]:
-            x = block(x, table)
-        return GeneratorOutput(tap_BLD, self.output(self.norm(x), targets_BL))
+            x = block(x, where)
+        hidden_BLD = self.predicting(x, where)
+        return GeneratorOutput(tap_BLD, self.output(self.norm(hidden_BLD), targets_BL))
+
+    def embed(self, tokens: Tokens, condition: Condition) -> tuple[Tensor, Any]:
+        """The residual stream before the first block, and what blocks need to know of positions."""
+        condition_BPD = self.cls_embedding(condition)
+        tokens_BlD = self.tok_embeddings(tokens).to(condition_BPD.dtype)
+        x = self.token_dropout(torch.cat([condition_BPD, tokens_BlD], dim=1))
+        return x, self.rotary(x.device)[: x.shape[1]]
+
+    def predicting(self, x: Tensor, where: Any) -> Tensor:
+        """Of the residual stream, the positions that predict tokens, (B, L, D)."""
+        return x
 
     @torch.no_grad()
     def logits(self, indices_BL: Tensor, condition: Condition) -> Tensor:
         """fp32 logits (B, L', K) after the condition and L' - 1 given tokens."""
-        x = torch.cat([self.cls_embedding(condition), self.tok_embeddings(indices_BL)], dim=1)
-        table = self.rotary(x.device)[: x.shape[1]]
+        x, where = self.embed(indices_BL, condition)
         for block in self.layers:
-            x = block(x, table)
-        return self.output.logits(self.norm(x))
+            x = block(x, where)
+        return self.output.logits(self.norm(self.predicting(x, where)))
 
     def new_caches(self, batch: int, like: Tensor) -> list[KeyValueCache]:
         """An empty cache for each layer, of the dtype and device of `like`."""

@@ -167,7 +167,7 @@ def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path
         below = batch.cfg_dropout_rand < 0.3
         assert below.tolist() == [not caption for caption in batch.captions]
         kept = kept_condition(
-            MicroBatch(batch.images, ClassCondition(batch.labels), [], batch.cfg_dropout_rand),
+            MicroBatch(batch.images, ClassCondition(batch.labels), [], below.tolist()),
             GeneratorConfig(num_classes=2, class_dropout=0.3),
         )
         assert kept.labels_B.tolist() == [2 if drop else 1 for drop in below.tolist()]

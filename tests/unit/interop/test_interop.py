@@ -18,7 +18,7 @@ from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.interop.export import export_model
-from gear_dist.interop.import_public import import_checkpoints
+from gear_dist.interop.import_public import PUBLISHED_TEXT_TOKENIZER, import_checkpoints
 from gear_dist.interop.infer_config import infer_settings
 from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator import build_aligned_generator, build_generator
@@ -383,16 +383,50 @@ def test_pieces_that_do_not_belong_together(vq, tmp_path):
         import_checkpoints([str(one)], tmp_path / "full")
 
 
-def test_a_text_to_image_generator_is_named(tmp_path):
-    shapes = read_layout("t2i/LlamaGen-1B")[1]
-    state = {key: torch.zeros(shape) for key, shape in shapes.items() if len(shape) == 1}
-    state |= {
-        "cls_embedding.cap_proj.fc1.weight": torch.zeros(2, 2),
-        "tok_embeddings.weight": torch.zeros(2, 2),
-    }
+def text_generator_file(path, mask="prefix", *, options=True):
+    """As the published one: a dictionary of options, and progress."""
+    state = files.reference_state(f"generator_t2i_{mask}")
+    args = {"args": {"text_attn": mask, "text_max_len": 5}} if options else {}
+    torch.save({"ema": state, **args, "steps": 7}, path)
+    return state
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+def test_a_text_to_image_generator_in_and_out(mask, tmp_path):
+    state = text_generator_file(tmp_path / "t2i.pt", mask)
+    heads = ["generator.num_heads=4", "data.image_size=64"]
+    report = import_checkpoints([str(tmp_path / "t2i.pt")], tmp_path / "model", overrides=heads)
+    generator = open_model(tmp_path / "model").config.generator
+    assert (generator.condition, generator.text_width) == ("text", 24)
+    assert (generator.text_mask, generator.text_rotary) == (mask, "zeros")
+    assert (generator.num_layers, generator.num_double_layers, generator.tap_layer) == (6, 2, 2)
+    text = "\n".join(report.lines())
+    assert "text_rotary=zeros" in text
+    assert PUBLISHED_TEXT_TOKENIZER in text
+    [written] = export_model(open_model(tmp_path / "model"), tmp_path / "public", "public")
+    content = torch.load(written, weights_only=True)
+    assert content["args"]["text_attn"] == mask
+    assert content["ema"].keys() == state.keys()
+    assert all(torch.equal(content["ema"][key], state[key]) for key in state)
+    import_checkpoints([str(written)], tmp_path / "again", overrides=heads)
+    assert open_model(tmp_path / "again").config == open_model(tmp_path / "model").config
+
+
+def test_a_text_to_image_generator_without_options_is_causal(tmp_path):
+    text_generator_file(tmp_path / "t2i.pt", options=False)
+    overrides = ["generator.num_heads=4", "data.image_size=64"]
+    import_checkpoints([str(tmp_path / "t2i.pt")], tmp_path / "model", overrides=overrides)
+    assert open_model(tmp_path / "model").config.generator.text_mask == "causal"
+
+
+def test_a_text_to_image_generator_of_other_shapes_is_refused(tmp_path):
+    state = text_generator_file(tmp_path / "t2i.pt")
+    del state["layers.1.attention.wqkv_text.weight"]
     torch.save({"ema": state}, tmp_path / "t2i.pt")
-    with refused(DataError, tmp_path / "t2i.pt", "text-to-image"):
-        import_checkpoints([str(tmp_path / "t2i.pt")], tmp_path / "model")
+    with refused(DataError, tmp_path / "t2i.pt", "layers.1.attention.wqkv_text.weight"):
+        import_checkpoints(
+            [str(tmp_path / "t2i.pt")], tmp_path / "model", overrides=["generator.num_heads=4"]
+        )
 
 
 def test_a_hub_file_comes_from_the_cache_when_offline(vq, tmp_path, monkeypatch):
