@@ -77,6 +77,11 @@ bench-loading: $(STAMP) .gear/streaming
 	$(TEST_ENV) PYTHONPATH=.gear/streaming $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench $(ARGS)
 bench-training: $(STAMP)
 	$(TEST_ENV) $(BIN)/python cluster/bench/run.py $(ARGS)
+
+.PHONY: gpu-check
+gpu-check: $(STAMP) ## what only a GPU can tell, step by step; goes on where it was cut off; ARGS='--device cpu' tries it without
+	$(BIN)/python cluster/bench/gpu_check/run.py $(ARGS)
+
 # Pins of their own: folders that only the benchmarks look into.
 .gear/peers:
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --target $@ 'img2dataset==1.47.0'
