@@ -17,6 +17,7 @@ from gear_dist.config.models import (
     TokenizerConfig,
 )
 from gear_dist.config.run import CheckpointConfig, CollapseConfig, LogConfig, RunSection
+from gear_dist.config.text import TextEncoderConfig
 from gear_dist.config.training import (
     AlignmentConfig,
     EngineConfig,
@@ -37,6 +38,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     more_teachers: dict[str, TeacherConfig] = field(default_factory=dict)
@@ -82,6 +84,7 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
                 parse_address(address, name)
         require(all(data.mixture), f"data.mixture={list(data.mixture)} has an empty address")
         paths = {f"{name}.path": teacher.path for name, teacher in self.teachers.items()}
+        paths["text_encoder.path"] = self.text_encoder.path
         paths["stages.init_from"] = self.stages.init_from
         paths["data.cache_folder"] = data.cache_folder
         for name in ("lpips_vgg16_path", "lpips_heads_path"):

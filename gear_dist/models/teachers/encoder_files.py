@@ -1,24 +1,19 @@
-"""Models of the transformers library from a local folder or the hub.
-
-Only safetensors are read. The library's own settings act as everywhere: HF_HUB_OFFLINE, HF_HOME,
-HF_TOKEN. It fills in at random what a file lacks, and only warns; here that is an error.
-"""
+"""Vision encoders of the transformers library from a local folder or the hub."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 from gear_dist.config.models import TeacherConfig
 from gear_dist.errors import ConfigError
-from gear_dist.formatting import first_line
+from gear_dist.models.library_files import (
+    UnreachableError,
+    explained,
+    find_source,
+    quiet,
+    read_model,
+)
 from gear_dist.models.teachers import TEACHERS, teacher_class
-from gear_dist.storage.paths import expand_user, local_path
-
-_SHOWN = 3
 
 
 class EncoderFamily(Protocol):
@@ -28,10 +23,6 @@ class EncoderFamily(Protocol):
     published: ClassVar[Mapping[str, Mapping[str, Any]]]
     patch_sizes: ClassVar[tuple[int, ...]]
     fixed_sizes: ClassVar[Mapping[str, Any]]
-
-
-class UnreachableError(ConfigError):
-    """Neither folder nor hub has the files."""
 
 
 def load_backbone(family: type[EncoderFamily], config: TeacherConfig, setting: str) -> Any:
@@ -46,24 +37,9 @@ def load_backbone(family: type[EncoderFamily], config: TeacherConfig, setting: s
         ConfigError: the weights are not reachable, damaged, incomplete, or of another family.
     """
     sizes = _read_sizes(family, config, setting)
-    with _explained(config, setting), _quiet():
-        backbone, found = _model_class(family, sizes.model_type).from_pretrained(
-            _source(config, setting),
-            config=sizes,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    lacking = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
-    if lacking:
-        names = ", ".join(lacking[:_SHOWN]) + (", ..." if len(lacking) > _SHOWN else "")
-        raise ConfigError(
-            f"{setting}.path={config.path} lacks {len(lacking)} weights of its model, or has them "
-            f"in other shapes ({names}): use a whole checkpoint in the transformers library's "
-            "layout"
-        )
-    return backbone
+    model_class = _model_class(family, sizes.model_type)
+    with _reading(config, setting):
+        return read_model(model_class, _source(config, setting), config.path, setting, config=sizes)
 
 
 def empty_backbone(family: type[EncoderFamily], config: TeacherConfig, setting: str) -> Any:
@@ -105,7 +81,7 @@ def _read_sizes(family: type[EncoderFamily], config: TeacherConfig, setting: str
     from transformers import PreTrainedConfig
 
     source = _source(config, setting)
-    with _explained(config, setting), _quiet():
+    with _reading(config, setting):
         sizes_json, _ = PreTrainedConfig.get_config_dict(source)
         if not sizes_json:
             raise OSError("there is no config.json")
@@ -115,7 +91,7 @@ def _read_sizes(family: type[EncoderFamily], config: TeacherConfig, setting: str
             f"{setting}.path={config.path} holds a {model_type!r} model, which {setting}.name="
             f"{config.name} does not read: {_advice(family, model_type, setting)}"
         )
-    with _explained(config, setting), _quiet():
+    with _reading(config, setting):
         config_class = _model_class(family, model_type).config_class
         sizes = config_class.from_pretrained(source, **family.fixed_sizes)
     _check_sizes(family, config, setting, sizes)
@@ -145,47 +121,10 @@ def _check_sizes(
 
 
 def _source(config: TeacherConfig, setting: str) -> str:
-    """A local folder, or a hub name as it is given."""
-    path = expand_user(local_path(config.path, f"{setting}.path"))
-    if path.is_dir():
-        return str(path)
-    if config.path.startswith((".", "/", "~")) or path.exists():
-        raise ConfigError(
-            f"{setting}.path={config.path}: no such folder; give a folder with config.json and "
-            "model.safetensors, or a hub name such as facebook/dinov2-base"
-        )
-    return config.path
+    return find_source(config.path, setting, "facebook/dinov2-base")
 
 
 @contextmanager
-def _explained(config: TeacherConfig, setting: str) -> Iterator[None]:
-    """Turn what the library raises into one line that names the setting and the fix."""
-    try:
+def _reading(config: TeacherConfig, setting: str) -> Iterator[None]:
+    with explained(config.path, setting, f"{setting}.name=convnet"), quiet():
         yield
-    except OSError as error:
-        raise UnreachableError(
-            f"{setting}.path={config.path}: weights are not reachable ({first_line(error)}); give "
-            "a local folder with config.json and model.safetensors, or connect to the hub (unset "
-            f"HF_HUB_OFFLINE), or use {setting}.name=convnet"
-        ) from None
-    except (ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"{setting}.path={config.path}: config.json or weights are damaged "
-            f"({first_line(error)}): fetch them again"
-        ) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no report of what a checkpoint has beside the vision encoder."""
-    from transformers.utils import logging
-
-    shows_progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shows_progress:
-            logging.enable_progress_bar()
