@@ -207,6 +207,7 @@ class TrainingEngine:
         if self.zero_stage == 0:
             found = [p.grad for p in self.module.parameters()]
         elif self._offloaded:
+            finish_copies(self.device)
             found = [master.grad for master in self.optimizer_parameters()]
         elif hasattr(wrapper, "averaged_gradients"):
             groups = [group for group in wrapper.averaged_gradients.values() if group is not None]
@@ -263,6 +264,16 @@ class TrainingEngine:
         optimizer.state.clear()
         _empty(tensors)
         _forget_module(module)
+
+
+def finish_copies(device: torch.device) -> None:
+    """Wait for what a GPU still copies to the host.
+
+    DeepSpeed (0.19.8, ZeRO 1 and 2) hands offloaded gradients over without waiting, and waits
+    itself only in its step: who reads them before may see the step before, or half of this one.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

@@ -122,3 +122,12 @@ def test_an_offloaded_optimizer_takes_the_same_steps(offloaded, stage):
         for name, value in plain[0].items():
             assert ours[0][name] == pytest.approx(value, rel=1e-2, abs=1e-6), name
         assert all(value > 0 for name, value in ours[0].items() if name.startswith("largest"))
+
+
+def test_offloaded_gradients_are_looked_at_once_they_have_arrived():
+    """On CUDA DeepSpeed copies them to the host without waiting; a NaN would slip through."""
+    configs = [changed(reference(stage), engine__optimizer_offload="cpu") for stage in (1, 2, 3)]
+    for found in run_workers(2, case.sizes_of_late_gradients, 2, configs):
+        for sizes in found:
+            assert sizes.keys() == {"tokenizer", "discriminator", "generator"}
+            assert all(right > 0 and late == right for right, late in sizes.values()), sizes
