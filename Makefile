@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml requirements.lock $(NATIVE)
 		-c requirements.lock -e '.[dev]'
 	@touch $@
 
+# The Triton that torch's wheels for CUDA pin; here no torch brings one.
+CUDA_TRITON := 3.7.1
+
 .PHONY: train
 train: $(STAMP) ## train on made-up images, or on DATA=FOLDER; also RUN=, SEED=, ARGS='key=value ...'
 	@$(BIN)/gear-dist quickstart $(if $(DATA),--data '$(DATA)') $(if $(RUN),--run-name '$(RUN)') \
@@ -44,8 +47,10 @@ test: lint test-unit test-kernels test-distributed test-integration ## lint and 
 .PHONY: test-unit test-kernels test-distributed test-integration
 test-unit: $(STAMP) ## tests of single parts
 	$(PYTEST) tests/unit
-test-kernels: $(STAMP) ## kernels against their reference
+test-kernels: $(STAMP) .gear/triton-$(CUDA_TRITON) ## kernels against their reference, compiled with both Tritons
 	$(PYTEST) tests/kernels
+	PYTHONPATH=$(CURDIR)/.gear/triton-$(CUDA_TRITON) EXPECTED_TRITON=$(CUDA_TRITON) \
+		$(PYTEST) tests/kernels/test_triton_compile.py
 test-distributed: $(STAMP) ## several real processes, Ray
 	$(PYTEST) tests/distributed
 test-integration: $(STAMP) ## the real entry points
@@ -93,7 +98,7 @@ gpu-check: $(STAMP) ## what only a GPU can tell, step by step; goes on where it 
 # Versions of Triton that the kernels must compile with, in folders of their own, nothing else
 # beside them: what torch's CUDA wheels pin (requirements.lock pins no triton, so that it stays
 # theirs), and the newest of the range in pyproject.toml.
-TRITONS := 3.7.1 3.9.0
+TRITONS := $(CUDA_TRITON) 3.9.0
 .gear/triton-%:
 	rm -rf $@.part
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part 'triton==$*'
