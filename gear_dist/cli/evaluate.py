@@ -78,6 +78,7 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
     from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
     from gear_dist.inference.model_folder import open_model
     from gear_dist.inference.pipeline import GearPipeline
+    from gear_dist.inference.seeds import derive_seeds
     from gear_dist.models.generator import Condition
 
     config = folder.read_config()
@@ -100,9 +101,8 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
         guidance = config.sampling.guidance if config.generator.class_dropout else 1.0
 
     def generate(condition: Condition, guidance: float, seed: int) -> torch.Tensor:
-        return pair.generate(
-            condition, seed, dataclasses.replace(config.sampling, guidance=guidance)
-        )
+        sampling = dataclasses.replace(config.sampling, guidance=guidance)
+        return pair.generate(condition, derive_seeds(seed, range(condition.num_images)), sampling)
 
     return evaluate(
         generate=generate if pair.generator else None,

@@ -20,6 +20,7 @@ from gear_dist.cli.arguments import (
 from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.model_folder import ModelFolder, open_model
+from gear_dist.inference.seeds import MAX_SAMPLE_SEED, derive_seeds
 from gear_dist.runs.run_folder import RunFolder
 
 COLUMNS = 8
@@ -45,6 +46,12 @@ def add_commands(subparsers: Any) -> None:
         flag = "--" + item.name.replace("_", "-")
         kind = whole() if isinstance(item.default, int) else number()
         sample.add_argument(flag, type=kind, help="default: the run's sampling." + item.name)
+    sample.add_argument(
+        "--seed",
+        type=whole(0, MAX_SAMPLE_SEED),
+        default=0,
+        help="of the first image, from which the others' are derived (default: 0)",
+    )
     _add_shared(sample, "samples.png")
     sample.set_defaults(run=run_sample)
 
@@ -58,13 +65,13 @@ def add_commands(subparsers: Any) -> None:
     reconstruct.add_argument(
         "--count", type=whole(1, MAX_GRID_IMAGES), default=32, help="images (default: 32)"
     )
+    reconstruct.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
     add_bad_share(reconstruct)
     _add_shared(reconstruct, "reconstruction.png")
     reconstruct.set_defaults(run=run_reconstruct)
 
 
 def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
     parser.add_argument(
         "--out", type=output_file(".png"), help=f"PNG to write (default: MODEL/{name})"
     )
@@ -161,7 +168,8 @@ def run_sample(args: argparse.Namespace) -> int:
     _warn_of_untrained(classes, names)
     pair = GearPipeline.load(model, read_device(args))
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
-    images = pair.generate(ClassCondition(labels), args.seed, sampling)
+    seeds = derive_seeds(args.seed, range(len(labels)))
+    images = pair.generate(ClassCondition(labels), seeds, sampling)
     out = args.out or model.path / "samples.png"
     captions = [_class_name(i, names) for i in labels.tolist()] if names else None
     save_grid(images, out, args.columns, captions=captions)

@@ -268,13 +268,15 @@ class SamplingConfig:
     guidance: float = 2.0
     """Classifier-free guidance scale s: logits = null + s (class - null); 1: off."""
     temperature: float = 1.0
-    """Temperature of the token distribution."""
+    """Temperature of the token distribution; 0: the likeliest code every time (greedy)."""
     top_k: int = 0
     """Sample among the k likeliest codes; 0: all."""
     top_p: float = 1.0
-    """Sample among the likeliest codes that hold this probability mass."""
+    """Sample among the likeliest codes that hold this probability mass; 1: all."""
+    min_p: float = 0.0
+    """Sample among codes at least this many times as probable as the likeliest; 0: all."""
 
     def __post_init__(self) -> None:
-        require_at_least("sampling", self, 0, "guidance", "top_k")
-        require(self.temperature > 0, f"sampling.temperature={self.temperature} must be > 0")
+        require_at_least("sampling", self, 0, "guidance", "temperature", "top_k")
         require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p} must be in (0, 1]")
+        require(0 <= self.min_p <= 1, f"sampling.min_p={self.min_p} must be in [0, 1]")

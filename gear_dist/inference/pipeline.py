@@ -3,6 +3,8 @@
 Shapes: B images, H x W pixels, L tokens.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -75,24 +77,59 @@ class GearPipeline:
         return to_u8(torch.cat(parts))
 
     @torch.no_grad()
+    def decode(self, indices_BL: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) on the CPU, of indices (B, L) on any device."""
+        chunks = indices_BL.split(self._tokenizer_chunk)
+        return to_u8(torch.cat([self.tokenizer.decode(chunk.to(self.device)) for chunk in chunks]))
+
     def generate(
-        self, condition: Condition, seed: int, sampling: SamplingConfig | None = None
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        on_batch: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """An image for each condition, uint8 (B, 3, H, W) on the CPU; a function of the seed.
+        """An image for each condition and its seed, uint8 (B, 3, H, W) on the CPU.
+
+        Args:
+            condition: of B images.
+            seeds: of B images, whole numbers of 64 bits (see `seeds.derive_seeds`).
+            sampling: default: the configuration's.
+            on_batch: told of the images finished so far, after each internal batch; what it raises
+                ends the work.
 
         Raises:
             DataError: the run has no generator yet.
-            ConfigError: a class is out of range, or guidance is asked without a null class.
+            ConfigError: a class or seed is out of range, or guidance is asked without a null class.
         """
+        images: list[Tensor] = []
+        finished = 0
+        for indices in self._generate_batches(condition, seeds, sampling):
+            images.append(self.decode(indices))
+            finished += len(indices)
+            if on_batch:
+                on_batch(finished)
+        return torch.cat(images)
+
+    def generate_indices(
+        self, condition: Condition, seeds: Sequence[int], sampling: SamplingConfig | None = None
+    ) -> Tensor:
+        """As `generate`, the indices (B, L), int64 on the CPU."""
+        return torch.cat(
+            [part.cpu() for part in self._generate_batches(condition, seeds, sampling)]
+        )
+
+    def _generate_batches(
+        self, condition: Condition, seeds: Sequence[int], sampling: SamplingConfig | None
+    ) -> Iterator[Tensor]:
         if self.generator is None:
             raise DataError(
                 "no generator found: the run has not trained one yet, or none was imported"
             )
         sampling = sampling or self.config.sampling
-        random = torch.Generator(self.device).manual_seed(seed)
-        parts = []
-        for part in condition.split(CHUNK):
-            indices = sample(self.generator, part.to(self.device), sampling, random)
-            chunks = indices.split(self._tokenizer_chunk)
-            parts += [self.tokenizer.decode(chunk) for chunk in chunks]
-        return to_u8(torch.cat(parts))
+        assert len(seeds) == condition.num_images, "a seed for each image"
+        parts: Iterator[Condition] = condition.split(CHUNK)
+        for i, part in enumerate(parts):
+            part_seeds = seeds[i * CHUNK : (i + 1) * CHUNK]
+            yield sample(self.generator, part.to(self.device), part_seeds, sampling)

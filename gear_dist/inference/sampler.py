@@ -1,57 +1,32 @@
-"""Sampling with guidance, temperature, top-k, top-p and a key-value cache.
+"""Sampling images' indices with guidance and a key-value cache.
 
 Shapes: B images, L tokens, K codes.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
+from gear_dist.inference.draws import draw_codes
+from gear_dist.inference.seeds import token_uniforms
 from gear_dist.models.generator.conditioning import Condition
 from gear_dist.models.generator.transformer import Generator
 
 
-def filter_logits(logits_BK: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set all but the likeliest codes to -inf.
-
-    top_k keeps the k largest (0: all), ties with the k-th included; top_p then the smallest set
-    of likeliest codes whose probability reaches p, at least one.
-    """
-    if 0 < top_k < logits_BK.shape[-1]:
-        floor = logits_BK.topk(top_k, dim=-1).values[:, -1:]
-        logits_BK = logits_BK.masked_fill(logits_BK < floor, -torch.inf)
-    if top_p < 1:
-        ordered, order = logits_BK.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
-        logits_BK = logits_BK.masked_fill(dropped, -torch.inf)
-    return logits_BK
-
-
-def draw(logits_BK: Tensor, config: SamplingConfig, random: torch.Generator | None) -> Tensor:
-    """Codes (B,): drawn with the given random state, or the likeliest where it is None."""
-    if random is None:
-        return logits_BK.argmax(dim=-1)
-    filtered = filter_logits(logits_BK / config.temperature, config.top_k, config.top_p)
-    return torch.multinomial(filtered.softmax(dim=-1), 1, generator=random)[:, 0]
-
-
 @torch.no_grad()
 def sample(
-    generator: Generator,
-    condition: Condition,
-    config: SamplingConfig,
-    random: torch.Generator | None,
+    generator: Generator, condition: Condition, seeds: Sequence[int], config: SamplingConfig
 ) -> Tensor:
-    """Indices (B, L) of an image for each condition.
+    """Indices (B, L) of an image for each condition and its seed.
 
     Guidance s at every token: logits = null + s (condition - null), by a doubled batch; s = 1 runs
-    the conditional half only. Greedy where `random` is None.
+    the conditional half only.
 
     Raises:
-        ConfigError: guidance is asked of a generator without a null class.
+        ConfigError: guidance is asked of a generator without a null class; a seed that is none.
     """
     guided = config.guidance != 1
     if guided and generator.config.class_dropout == 0:
@@ -62,6 +37,7 @@ def sample(
     was_training = generator.training
     generator.eval()
     x = generator.cls_embedding(condition.with_null(generator.config) if guided else condition)
+    uniforms_LB = torch.from_numpy(token_uniforms(seeds, generator.num_tokens).T).to(x.device)
     caches = generator.new_caches(len(x), like=x)
     first = x.shape[1]
     positions = torch.arange(first + generator.num_tokens, device=x.device)
@@ -71,7 +47,7 @@ def sample(
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + config.guidance * (conditional - unconditional)
-        codes_B = draw(logits, config, random)
+        codes_B = draw_codes(logits, uniforms_LB[filled - first], config)
         indices.append(codes_B)
         x = generator.tok_embeddings((codes_B.repeat(2) if guided else codes_B)[:, None])
     generator.train(was_training)

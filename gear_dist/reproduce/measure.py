@@ -20,6 +20,7 @@ from gear_dist.evaluation.classifier import load_or_train_classifier, load_valid
 from gear_dist.evaluation.protocol import EvaluationSettings, evaluate
 from gear_dist.inference.consolidate import consolidated
 from gear_dist.inference.pipeline import GearPipeline
+from gear_dist.inference.seeds import derive_seeds
 from gear_dist.models.generator import Condition
 from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.trace_step import count_stage
@@ -62,7 +63,8 @@ def measure_run(
         plain = dataclasses.replace(config.sampling, guidance=1.0)
 
         def generate(condition: Condition, guidance: float, seed: int) -> torch.Tensor:
-            return pair.generate(condition, seed, plain)  # noqa: B023 (called in this round)
+            seeds = derive_seeds(seed, range(condition.num_images))
+            return pair.generate(condition, seeds, plain)  # noqa: B023 (called in this round)
 
         result = evaluate(
             generate=generate,

@@ -6,6 +6,7 @@ from gear_dist.config.data import DataConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.loader import build_loader
 from gear_dist.inference.pipeline import GearPipeline
+from gear_dist.inference.seeds import derive_seeds
 from gear_dist.inference.weights import NetworkStates, split_states
 from gear_dist.models.generator import ClassCondition
 from gear_dist.report.image_grid import pair_rows, save_grid
@@ -65,9 +66,8 @@ class GridPainter:
         if pair.generator is None:
             return
         path = self._folder.sample_grid_path(step)
-        save_grid(
-            pair.generate(ClassCondition(self.labels), seed=self._config.run.seed), path, COLUMNS
-        )
+        seeds = derive_seeds(self._config.run.seed, range(len(self.labels)))
+        save_grid(pair.generate(ClassCondition(self.labels), seeds), path, COLUMNS)
         self._log.log_grid("samples", path, step)
 
 

@@ -163,8 +163,9 @@ class TestGenerator:
     @pytest.mark.parametrize("guidance", [1, 3])
     def test_greedy_decoding(self, case, guidance):
         numbers, generator = case
-        sampling = SamplingConfig(guidance=guidance)
-        tokens = sample(generator, ClassCondition(numbers["labels"]), sampling, None)
+        sampling = SamplingConfig(guidance=guidance, temperature=0)
+        labels = numbers["labels"]
+        tokens = sample(generator, ClassCondition(labels), range(len(labels)), sampling)
         assert torch.equal(tokens.int(), numbers[f"greedy_cfg{guidance}"])
 
 

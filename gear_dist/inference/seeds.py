@@ -1,0 +1,61 @@
+"""Seeds of samples, and the noise that a seed gives: the same for every batch, order and machine.
+
+Every sample has a seed of its own, a whole number of 64 bits. Its noise is a function of (seed,
+place of the token), so a sample does not depend on what is sampled beside it. No torch.
+Source: splitmix64 (Steele, Lea, Flood 2014); Philox (Salmon et al. 2011), numpy's raw stream, which
+numpy promises to keep.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from gear_dist.errors import ConfigError
+
+MAX_SAMPLE_SEED = 2**64 - 1
+_WEYL = 0x9E3779B97F4A7C15
+_UNUSED_BITS = 11
+"""A float64 takes 53 of 64 bits."""
+
+
+def derive_seeds(seed: int, indices: Iterable[int]) -> list[int]:
+    """Seeds of the samples at these places of a series.
+
+    Index 0 gives the seed itself, so that a sample's recorded seed asks for that sample alone;
+    index i gives mix(mix(seed) + i). Two series share a sample by a chance of 2^-64 a pair.
+
+    Raises:
+        ConfigError: a seed or index of more than 64 bits.
+    """
+    check_seeds([seed])
+    indices = list(indices)
+    check_seeds(indices)
+    start = _mix(seed)
+    return [_mix(start + index) if index else seed for index in indices]
+
+
+def check_seeds(seeds: Iterable[int]) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        ConfigError: it is negative, or has more than 64 bits.
+    """
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SAMPLE_SEED:
+            raise ConfigError(f"seed {seed} is out of range: use 0 to {MAX_SAMPLE_SEED} (64 bits)")
+
+
+def token_uniforms(seeds: Sequence[int], num_tokens: int) -> np.ndarray:
+    """Uniform numbers (B, L) in [0, 1), float64, multiples of 2^-53."""
+    check_seeds(seeds)
+    rows = [np.random.Philox(key=seed).random_raw(num_tokens) for seed in seeds]
+    bits_BL = np.stack(rows) if rows else np.empty((0, num_tokens), np.uint64)
+    return (bits_BL >> np.uint64(_UNUSED_BITS)) * 2.0**-53
+
+
+def _mix(value: int) -> int:
+    """splitmix64's next number after a state: a bijection of 64 bits in which every bit counts."""
+    value = (value + _WEYL) & MAX_SAMPLE_SEED
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & MAX_SAMPLE_SEED
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & MAX_SAMPLE_SEED
+    return value ^ value >> 31
