@@ -153,7 +153,7 @@ def _make_sources(folder: Path) -> list[tuple[str, Path, bytes, Path]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from gear_data_prep.tar_writer import TarWriter
+    from gear_dist.data.tar_writer import TarWriter
 
     found = []
     images = {"jpg": encode_picture(0, (64, 48))}

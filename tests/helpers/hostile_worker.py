@@ -25,7 +25,7 @@ STOPS = (
     "gear_cluster.demo.object_store._start",  # a server that outlives the command
     "gear_cluster.demo.quickstart._use_store",  # the same, then minutes of training
     "gear_dist.reproduce.study._prepare",  # hours of training in other processes
-    "gear_data_prep.sharding.executors._run_on_ray",  # a Ray cluster
+    "gear_dist.distributed.task_pool._run_on_ray",  # a Ray cluster
 )
 ANSWERS: dict[str, Callable[..., Any]] = {
     # Three interpreters that import torch, ray and deepspeed: 20 seconds each time.

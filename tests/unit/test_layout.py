@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "gear_cluster": {"gear_dist", "gear_kernels", "gear_data_prep"},
 }
 ORDER = (
-    ("errors", "formatting", "progress", "source_tree"),
-    ("redaction",),
+    ("errors", "formatting", "source_tree"),
+    ("progress", "redaction"),
     ("storage",),
     ("config",),
     ("distributed",),

@@ -11,7 +11,6 @@ import pyarrow as pa
 import xxhash
 
 from gear_data_prep.images.checks import ImageSettings, check_image
-from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import BadSampleError
 from gear_data_prep.sharding.manifest_writer import is_corpus_object
 from gear_dist.data.manifest import (
@@ -25,6 +24,7 @@ from gear_dist.data.manifest import (
 from gear_dist.data.tar_members import TarDamageError, walk_members
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES
 from gear_dist.errors import DataError
+from gear_dist.progress import ImageProgress
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.checksums import crc64nvme_hex
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import NOT_FETCHED, common_reasons
 from gear_data_prep.sharding.destination import check_claim, find_finished_corpus
 from gear_data_prep.sharding.executors import run_tasks
@@ -29,6 +28,7 @@ from gear_data_prep.sources import SourceSpec
 from gear_data_prep.sources.base import Source
 from gear_dist.data.manifest import DatasetInfo, load_manifest
 from gear_dist.errors import DataError
+from gear_dist.progress import ImageProgress
 from gear_dist.storage.base import Storage
 
 Dropped = dict[int, tuple[int, ...]]

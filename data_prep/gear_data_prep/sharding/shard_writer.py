@@ -26,9 +26,9 @@ from gear_data_prep.sharding.records import (
     record_key,
 )
 from gear_data_prep.sources.base import Reader
-from gear_data_prep.tar_writer import TarWriter
 from gear_dist.config.colour import parse_colour
 from gear_dist.data.manifest import ShardInfo
+from gear_dist.data.tar_writer import TarWriter
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 from gear_dist.storage.checksums import checksum_of

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from gear_data_prep.progress import ImageProgress
 from gear_data_prep.samples import common_reasons
 from gear_data_prep.sources.fetch import Fetcher, FetchError, FetchLimits
 from gear_data_prep.sources.files import Place, SourceOptions, open_root
 from gear_data_prep.sources.ledgers import Ledgers, ledger_key, shown_url
 from gear_data_prep.sources.url_rows import Tell, UrlRow, read_url_rows
 from gear_dist.errors import DataError
+from gear_dist.progress import ImageProgress
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.open import open_storage
 

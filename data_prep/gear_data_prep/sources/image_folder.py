@@ -25,10 +25,10 @@ from gear_data_prep.sources.splits import (
     class_name,
     similar_names,
 )
-from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.data.split_names import TEST, folder_split
 from gear_dist.data.tar_samples import IMAGE_SUFFIXES as SUFFIXES
 from gear_dist.data.tar_samples import sample_key
+from gear_dist.data.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 from gear_dist.storage.file_kinds import is_hidden

@@ -14,7 +14,7 @@ from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.class_column import ClassColumn, make_class_column, read_label
 from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_remote, open_seekable
 from gear_data_prep.sources.splits import check_validation_classes, group_by_split
-from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
+from gear_dist.data.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.formatting import first_line
 from gear_dist.storage.base import Storage

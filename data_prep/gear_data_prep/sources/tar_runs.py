@@ -11,9 +11,9 @@ import numpy as np
 from gear_data_prep.samples import MAX_SAMPLE_BYTES, MAX_SIDECAR_BYTES, BadSample
 from gear_data_prep.sources.files import SourceFile, is_remote, open_seekable, read_at
 from gear_data_prep.sources.index_cache import remember
-from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.data.tar_members import ReadAt, TarDamageError, walk_members
 from gear_dist.data.tar_samples import TarSample, group_samples
+from gear_dist.data.tar_writer import SAMPLE_OVERHEAD_BYTES
 
 MAX_RUN_BYTES = 8 << 20
 _LABELS = ("label", "labels", "class", "cls", "class_id", "class_index", "class_name", "category")

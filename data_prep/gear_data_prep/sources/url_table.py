@@ -10,7 +10,7 @@ from gear_data_prep.sources.class_column import ClassColumn, Label, make_class_c
 from gear_data_prep.sources.fetch_table import object_key, table_address, table_key
 from gear_data_prep.sources.files import Place, SourceOptions, is_remote
 from gear_data_prep.sources.ledgers import ledger_key, load_rows
-from gear_data_prep.tar_writer import SAMPLE_OVERHEAD_BYTES
+from gear_dist.data.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import DataError
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.open import open_storage

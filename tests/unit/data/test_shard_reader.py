@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from gear_data_prep.tar_writer import TarWriter
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.manifest import DATASET_KEY, SHARDS_KEY, load_manifest
 from gear_dist.data.shard_reader import UnreadableSampleError, index_samples
 from gear_dist.data.tar_members import TarDamageError, list_members
+from gear_dist.data.tar_writer import TarWriter
 from gear_dist.errors import DataError
 from gear_dist.storage.base import MissingObjectError
 from gear_dist.storage.local import FileStorage

@@ -14,13 +14,14 @@ import xxhash
 from PIL import Image
 
 from gear_data_prep.__main__ import main as data_prep
-from gear_data_prep.sharding import executors, pipeline
+from gear_data_prep.sharding import pipeline
 from gear_data_prep.sharding.plan import PlanSettings, plan_shards
 from gear_data_prep.sources import make_spec, open_source
 from gear_data_prep.sources.base import Source
 from gear_data_prep.sources.files import SourceOptions
 from gear_dist.data.manifest import load_manifest, load_samples
 from gear_dist.data.tar_members import list_members
+from gear_dist.distributed import task_pool
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.storage.base import MissingObjectError
 from gear_dist.storage.checksums import crc64nvme_hex
@@ -331,11 +332,12 @@ def test_vanished_file(small_tree: Path, tmp_path: Path) -> None:
 def test_dead_workers_are_replaced(
     small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(shards, make_job, workers: int):
-        yield executors.run_job(make_job(next(shards)))
+    def dying(items, make_job, pool, workers: int):
+        i, planned = next(items)
+        yield i, pool.run(make_job(planned))
         raise BrokenProcessPool
 
-    monkeypatch.setattr(executors, "_pool_outcomes", dying)
+    monkeypatch.setattr(task_pool, "_pool_outcomes", dying)
     options = ("--shard-samples", "9", "--validation-share", "0")
     assert shard(small_tree, tmp_path / "out", *options, workers=2) == 5
     assert list((tmp_path / "out/train/shards").iterdir())

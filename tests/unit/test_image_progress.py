@@ -2,7 +2,7 @@
 
 import pytest
 
-from gear_data_prep.progress import ImageProgress
+from gear_dist.progress import ImageProgress
 
 
 def test_progress_tells_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
