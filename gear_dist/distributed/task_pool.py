@@ -44,6 +44,8 @@ class TaskPool(NamedTuple):
     """GPUs of this machine: each process sees one of them, each Ray task is given one; 0: none."""
     advice: str = "use fewer --workers"
     """What helps where workers keep dying."""
+    name: str = "task"
+    """Of a task among Ray's processes."""
 
 
 def run_tasks(
@@ -193,7 +195,7 @@ def _ray_task(ray: Any, pool: TaskPool) -> Any:
         max_retries=_RAY_RETRIES,
         max_calls=0,  # keep a process with its loaded networks; with a GPU Ray would end it
     )(run_pickled_job)
-    return remote.options(name=pool.run.__name__)
+    return remote.options(name=pool.name)
 
 
 def _result(ray: Any, reference: Any) -> Any:

@@ -26,4 +26,5 @@ def run_tasks(
         DataError, StorageError: as the tasks.
     """
     advice = "use fewer --workers, or smaller --shard-bytes"
-    return task_pool.run_tasks(shards, make_job, TaskPool(run_job, workers, on_ray, advice=advice))
+    pool = TaskPool(run_job, workers, on_ray, advice=advice, name="shard_task")
+    return task_pool.run_tasks(shards, make_job, pool)
