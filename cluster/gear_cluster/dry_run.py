@@ -2,6 +2,8 @@
 
 import os
 
+import torch
+
 from gear_cluster.rendezvous import read_processes
 from gear_data_prep.corpus_tools.duplicates import warn_of_shared
 from gear_dist.checkpoints.address import check_address
@@ -21,11 +23,12 @@ from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
 from gear_dist.planning.memory import format_estimate
 from gear_dist.runs.run_folder import RunFolder
-from gear_dist.training.init_from import open_init_from
+from gear_dist.training.conditions import load_conditions
+from gear_dist.training.init_from import check_initial_encoder, open_init_from
 
 
 def dry_run(config: RunConfig) -> None:
-    """Check the run folder, the shards, the teachers and LPIPS, and print an estimate of memory.
+    """Check the run folder, the shards, the frozen networks, and print an estimate of memory.
 
     Raises:
         UserError: what `train` would end with.
@@ -57,6 +60,8 @@ def dry_run(config: RunConfig) -> None:
     if config.alignment.enabled and config.stages.has_generator:
         size = config.data.image_size
         load_teachers(config.teachers, image_size=size, grid_size=config.grid_size)
+    if config.reads_captions:
+        check_initial_encoder(config, load_conditions(config, torch.device("cpu")))
     if config.stages.has_tokenizer:
         load_lpips(config.losses)
     _print_memory(config, world_size, on_cuda=device == "cuda")

@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "reproduce": ("gear-dist reproduce configs/convergence.yaml run.threads=2 --jobs 1",),
     "report": ("gear-dist report runs/demo",),
     "teacher": ("gear-dist teacher shards/train --out teacher.safetensors",),
+    "words": ("gear-dist words shards/train --out words.json",),
     "shard": (
         "gear-dist shard photos shards",
         "gear-dist shard table.parquet s3://gear/pairs --kind urls --rate 50",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gear_dist.config.loading import new_name, to_dict
-from gear_dist.config.models import TeacherConfig
+from gear_dist.config.models import GeneratorConfig, TeacherConfig
 from gear_dist.config.schema import RunConfig, architecture_settings
 
 MORE_TEACHERS = "more_teachers."
@@ -37,6 +37,8 @@ def differing_settings(old: Mapping[str, Any], config: RunConfig) -> list[str]:
 def differing_architecture(network: str, ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Settings that shape a network of `INIT_NETWORKS` and differ, each with both values."""
     section, names = architecture_settings(network)
+    if network == "generator":
+        names = _shared_generator_settings(names, ours.generator, theirs.generator)
     mine, other = (to_dict(getattr(config, section)) for config in (ours, theirs))
     return [
         f"{section}.{name}={mine[name]} ({other[name]} there)"
@@ -44,6 +46,20 @@ def differing_architecture(network: str, ours: RunConfig, theirs: RunConfig) -> 
         # No weight depends on which layer is read.
         if name != "tap_layer" and mine[name] != other[name]
     ]
+
+
+def _shared_generator_settings(
+    names: Iterable[str], ours: GeneratorConfig, theirs: GeneratorConfig
+) -> tuple[str, ...]:
+    """Those that count between two generators; captions may begin with the weights of classes."""
+    begins = (ours.condition, theirs.condition) == ("text", "class")
+    left_out = {"condition"} if begins else set()
+    if ours.condition == "text":
+        left_out.add("num_classes")
+    of_text = not begins and ours.condition == "text"
+    return tuple(
+        name for name in names if name not in left_out and (of_text or not name.startswith("text_"))
+    )
 
 
 def default_settings(given: Iterable[str] = ()) -> dict[str, Any]:

@@ -56,7 +56,10 @@ the size are decoded at a half, a quarter or an eighth, which changes pixels."""
     """Captions in the batches: none, each image's first, or one of its captions drawn again every \
 epoch. Unless off, a sample may lack a class and must have a caption."""
     caption_dropout: float = 0.1
-    """Probability that a caption is replaced by an empty one in training, for guidance."""
+    """Probability that a caption is replaced by an empty one, for guidance. Where a run trains a \
+generator on them, generator.class_dropout takes its place, with the same draws."""
+    flip_sides: bool = False
+    """Whether images are flipped whose caption says left or right, where captions are read."""
     prefetch_batches: int = 4
     """Batches that the loader's thread reads ahead."""
     shuffle_buffer_shards: int = 8

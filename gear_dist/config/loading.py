@@ -218,6 +218,8 @@ def _architecture_there(layers: list[tuple[str, dict[str, Any]]]) -> list[tuple[
                 found = node.get(section)
                 known = found if isinstance(found, dict) else {}
                 sections[section] = {name: known[name] for name in names if name in known}
+            if "generator" in taken and isinstance(node.get("text_encoder"), dict):
+                sections["text_encoder"] = node["text_encoder"]
             data = node.get("data")
             if taken and isinstance(data, dict) and "image_size" in data:
                 sections["data"] = {"image_size": data["image_size"]}

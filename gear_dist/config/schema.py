@@ -5,7 +5,7 @@ resumes ("*": all); MAY_GROW, those that may only grow then; NOT_IN_WEIGHTS, tho
 its weights do not depend on.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from gear_dist.config.checks import require, require_at_least
 from gear_dist.config.data import DataConfig
@@ -104,8 +104,20 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
 
     @property
     def num_label_classes(self) -> int | None:
-        """Classes that images may have; None: no generator is trained, so none is needed."""
-        return self.generator.num_classes if self.stages.has_generator else None
+        """Classes that images may have; None: no generator is trained on them, so any will do."""
+        trained = self.stages.has_generator and self.generator.condition == "class"
+        return self.generator.num_classes if trained else None
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether a generator is trained on captions."""
+        return self.stages.has_generator and self.generator.condition == "text"
+
+    @property
+    def training_data(self) -> DataConfig:
+        """How training reads its data: a generator of captions drops them itself, so that what
+        reaches the tokenizer through it sees them all."""
+        return replace(self.data, caption_dropout=0.0) if self.reads_captions else self.data
 
     @property
     def grid_size(self) -> int:
@@ -124,9 +136,9 @@ same tap, each by a projector of its own; the alignment is the mean of theirs.""
         require(ok, "stages: all have 0 steps; set stages.tokenizer.steps or another")
         stages = self.stages
         require(
-            self.generator.condition == "class" or not stages.has_generator,
-            "generator.condition=text: such a generator is imported and exported, and not trained "
-            "yet: use class",
+            not self.reads_captions or self.data.captions != "off",
+            "generator.condition=text trains on captions, and data.captions=off: set "
+            "data.captions=random, or first",
         )
         taken = bool(stages.init_from) and "tokenizer" in stages.init_networks
         require(

@@ -6,6 +6,8 @@ from typing import Literal
 from gear_dist.config.checks import MAX_LAYERS, require, require_at_least, require_at_most
 
 MAX_TOKENS = 8192
+MAX_WORDS = 8192
+"""Most words of a vocabulary for name=words; each is a feature of its own."""
 
 
 @dataclass(frozen=True)

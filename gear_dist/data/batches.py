@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +24,8 @@ from gear_dist.errors import DataError
 from gear_dist.runs.environment import num_cores
 
 _BATCHES_IN_WORK = 2
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+"""Words such as left, leftmost and right-hand, which a flip would make wrong."""
 _FEWEST_THREADS, _MOST_THREADS = 2, 16
 
 
@@ -185,11 +188,13 @@ class BatchMaker:
     ) -> _Known:
         """Write the crop of a row of a shard."""
         caption = self._caption(shard, row, draws)
+        kept = "" if draws.drop < self._data.caption_dropout else caption
         label = shard.class_index(row)
-        place = Placement(draws.left, draws.top, draws.flip < self._data.flip)
+        flipped = draws.flip < self._data.flip and self._may_flip(caption)
+        place = Placement(draws.left, draws.top, flipped)
         out[:] = take_crop(shard.image(row), self._crops, place)
         self._check_label(item, shard.keys[row], label)
-        return _Known(shard.keys[row], label, caption, draws.drop)
+        return _Known(shard.keys[row], label, kept, draws.drop)
 
     def _draw(self, item: SampleRef) -> _Draws:
         number = int(self._first_samples[item.number]) + item.row
@@ -204,10 +209,11 @@ class BatchMaker:
         captions = shard.captions(row)
         if not captions:
             raise UnreadableSampleError("it has no caption, but data.captions requires one")
-        if draws.drop < self._data.caption_dropout:
-            return ""
         chosen = int(draws.caption * len(captions)) if self._data.captions == "random" else 0
         return captions[chosen]
+
+    def _may_flip(self, caption: str) -> bool:
+        return self._data.flip_sides or not _SIDES.search(caption)
 
     def _check_label(self, item: SampleRef, key: str, label: int) -> None:
         if self._num_classes is None:

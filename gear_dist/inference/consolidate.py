@@ -18,6 +18,7 @@ from gear_dist.config.loading import config_from_dict, to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import DataError
 from gear_dist.inference.model_folder import ModelFolder
+from gear_dist.inference.text_weights import METADATA_KEY
 from gear_dist.inference.weights import metadata_texts, split_states
 from gear_dist.storage.addresses import split_address
 from gear_dist.storage.atomic import atomic_file
@@ -50,6 +51,8 @@ def consolidated(address: str, copy: Copy = "ema", endpoint: str = "") -> Iterat
         reader.verify(range(reader.manifest.world_size))
         config, shapes = _read_info(reader)
         metadata = {"config": to_dict(config), "step": reader.manifest.step}
+        if encoder := reader.state.get(METADATA_KEY):
+            metadata[METADATA_KEY] = encoder
         files = _write(reader, metadata, shapes, copy, Path(scratch))
         yield ModelFolder(Path(scratch), config, files)
 

@@ -85,6 +85,8 @@ def write_model_config(path: Path, config: RunConfig, networks: Mapping[str, Any
     node |= {section: settings[section] for section in SECTIONS if section in wanted}
     if "generator" in networks:
         node["sampling"] = settings["sampling"]
+        if config.generator.condition == "text":
+            node["text_encoder"] = settings["text_encoder"]
     if "projectors" in networks:
         section, names = architecture_settings("projectors")
         node[section] = {name: settings[section][name] for name in names}

@@ -14,6 +14,7 @@ from gear_dist.inference.model_folder import (
     create_model_folder,
     write_model_config,
 )
+from gear_dist.inference.text_weights import METADATA_KEY
 from gear_dist.inference.weights import check_fit, read_weights, write_weights
 from gear_dist.interop.model_card import export_card
 from gear_dist.runs.run_folder import RunFolder
@@ -50,7 +51,8 @@ def export_model(model: ModelFolder, out: Path, layout: Layout = "gear") -> list
     create_model_folder(out)
     step, written = "", []
     for name, file in files.items():
-        state, step = read_weights(file), _metadata(file).get("step", step)
+        state, metadata = read_weights(file), _metadata(file)
+        step = metadata.get("step", step)
         check_fit(name, state, model.config, str(file))
         if layout == "public":
             content = dict.fromkeys(_public_keys(name, model), state)
@@ -58,7 +60,8 @@ def export_model(model: ModelFolder, out: Path, layout: Layout = "gear") -> list
             written.append(_write_public(out / f"{name}.pt", content))
         else:
             written.append(out / file.name)
-            write_weights(written[-1], state, {"step": step} if step else {})
+            kept = {key: metadata[key] for key in ("step", METADATA_KEY) if key in metadata}
+            write_weights(written[-1], state, kept)
     folder = RunFolder(model.path)
     card = export_card(
         out.name,
@@ -81,7 +84,12 @@ def _public_options(network: str, config: RunConfig, step: str) -> dict[str, Any
     """What the public file of a text-to-image generator has beside its weights."""
     if network != "generator" or config.generator.condition != "text":
         return {}
-    return {"args": {"text_attn": config.generator.text_mask}, "steps": int(step or 0)}
+    args = {
+        "text_attn": config.generator.text_mask,
+        "text_encoder": config.text_encoder.path,
+        "text_max_len": config.text_encoder.max_tokens,
+    }
+    return {"args": args, "steps": int(step or 0)}
 
 
 def _write_public(path: Path, content: dict[str, Any]) -> Path:

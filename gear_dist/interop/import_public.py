@@ -1,6 +1,7 @@
 """Public checkpoints to a model folder that every command takes."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +112,11 @@ def _notes(config: RunConfig, found: Mapping[str, Found]) -> list[str]:
             "generator.text_rotary=zeros: queries and keys of its text positions are dead, as in "
             "all published weights; set identity to train them from here"
         )
+    encoder = config.text_encoder
+    notes.append(
+        f"text_encoder: {encoder.path}, {encoder.max_tokens} slots, padding {encoder.padding}"
+        ", as far as the file tells; others by --set text_encoder.path=... and so on"
+    )
     if "tokenizer" not in found:
         notes.append(
             "its tokenizer is not in the file: import it along; that of the published model is "
@@ -179,7 +185,9 @@ def _configuration(
         except DataError as error:
             raise DataError(f"{files[name]}: {error}") from None
     if "generator" in found:
-        settings["generator"] |= _from_options(settings["generator"], options)
+        if settings["generator"].get("condition") == "text":
+            for section, values in _from_options(options).items():
+                settings.setdefault(section, {}).update(values)
         _match_codes(found["generator"], settings, files)
     words = [
         f"{section}.{name}={value}"
@@ -193,11 +201,18 @@ def _configuration(
     return load_config(None, [*words, f"data.image_size={size}", *overrides])
 
 
-def _from_options(generator: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _from_options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the options of its training say of a text-to-image generator and shapes do not."""
-    mask = options.get("text_attn")
-    known = generator.get("condition") == "text" and mask in ("causal", "prefix")
-    return {"text_mask": mask} if known else {}
+    settings: dict[str, dict[str, Any]] = {"generator": {}, "text_encoder": {"padding": "right"}}
+    if (mask := options.get("text_attn")) in ("causal", "prefix"):
+        settings["generator"]["text_mask"] = mask
+    if isinstance(length := options.get("text_max_len"), int) and length > 0:
+        settings["text_encoder"]["max_tokens"] = length
+    # There it is a folder of the machine that trained, named after the model.
+    name = str(options.get("text_encoder", "")).rstrip("/").rpartition("/")[2]
+    if re.fullmatch(r"Qwen3-[\w.]+", name):
+        settings["text_encoder"]["path"] = f"Qwen/{name}"
+    return settings
 
 
 def _match_codes(

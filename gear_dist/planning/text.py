@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gear_dist.config.loading import to_dict
+from gear_dist.config.schema import RunConfig
 from gear_dist.formatting import format_bytes
 from gear_dist.planning.memory import format_estimate
 from gear_dist.planning.plan import CostPlan, StagePlan
+from gear_dist.planning.trace_step import CAPTION_TOKENS
 
 _GIGA = 1e9
 _DAY_S = 86400
@@ -23,8 +25,24 @@ def format_plan(plan: CostPlan) -> str:
         f"{config.data.image_size} px",
         "Nothing here is measured. Assumed rates:",
         *(f"  {note}" for note in plan.rates.notes),
+        *_captions(config),
     ]
     return "\n".join([*head, *(line for stage in plan.stages for line in _stage(plan, stage))])
+
+
+def _captions(config: RunConfig) -> list[str]:
+    if not config.reads_captions:
+        return []
+    lines = [
+        f"Captions of {CAPTION_TOKENS} tokens; the frozen text encoder is not counted, neither its "
+        "memory nor its passes."
+    ]
+    if config.generator.text_rotary == "zeros":
+        lines.append(
+            "generator.text_rotary=zeros: queries and keys of text positions are dead, as in the "
+            "published weights; identity trains them."
+        )
+    return lines
 
 
 def _stage(plan: CostPlan, stage: StagePlan) -> list[str]:

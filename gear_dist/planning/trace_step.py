@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 
+from gear_dist.config.models import GeneratorConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.config.training import EngineConfig
 from gear_dist.distributed.device import choose_precision
-from gear_dist.models.generator import ClassCondition
+from gear_dist.models.generator import ClassCondition, Condition, TextCondition
 from gear_dist.models.teachers import Teacher
 from gear_dist.models.tokenizers import Tokenizer
 from gear_dist.planning.cost_model import (
@@ -31,6 +32,8 @@ from gear_dist.training.stages import TRAINED, StageName
 from gear_dist.training.steps import MicroBatch, train_micro_batch
 
 _CPU = torch.device("cpu")
+CAPTION_TOKENS = 60
+"""Tokens of every caption; GPIC's have about so many on average."""
 
 
 class StageCost(NamedTuple):
@@ -195,18 +198,33 @@ def count_stage(
             meter = networks.meter = _Meter(tally, saved)
             lpips = meter.wrap("lpips forward", built.lpips) if built.lpips else None
             teachers = built.teachers if stage != "tokenizer" else []
-            batch = _batch(images, config.data.image_size, teachers, meter, bf16=bf16)
+            side = config.data.image_size
+            batch = _batch(images, side, config.generator, teachers, meter, bf16=bf16)
             adversarial_from = config.discriminator.start_step
             train_micro_batch(networks, batch, config, adversarial_from, lpips)  # type: ignore[arg-type]
     return StageCost(meter.passes, meter.activations)
 
 
+def _condition(images: int, generator: GeneratorConfig) -> Condition:
+    if generator.condition == "class":
+        return ClassCondition(torch.zeros(images, dtype=torch.int64))
+    features_MF = torch.zeros(images * CAPTION_TOKENS, generator.text_width)
+    lengths, hidden = (CAPTION_TOKENS,) * images, (False,) * images
+    return TextCondition(features_MF, lengths, hidden, features_MF[:1], False)
+
+
 def _batch(
-    images: int, side: int, teachers: list[Teacher], meter: _Meter, *, bf16: bool
+    images: int,
+    side: int,
+    generator: GeneratorConfig,
+    teachers: list[Teacher],
+    meter: _Meter,
+    *,
+    bf16: bool,
 ) -> MicroBatch:
     """As `Trainer` prepares it: images, conditions, the teachers' features."""
     pixels = torch.zeros(images, 3, side, side)
-    condition = ClassCondition(torch.zeros(images, dtype=torch.int64))
+    condition = _condition(images, generator)
     with meter.measure("teacher forward"), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         features = [teacher(pixels) for teacher in teachers]
     return MicroBatch(pixels, condition, features, [False] * images)

@@ -13,6 +13,7 @@ from gear_dist.config.training import AlignmentConfig, StagesConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.storage.paths import local_path
+from gear_dist.training.conditions import Conditions
 
 
 def open_init_from(config: RunConfig) -> ModelFolder | None:
@@ -58,11 +59,29 @@ def load_init_from(config: RunConfig) -> dict[str, Any]:
         UserError: see `open_init_from`; or weights that do not fit their configuration.
     """
     from gear_dist.inference.weights import check_fit, join_states, read_weights
+    from gear_dist.models.generator.class_to_text import text_state
 
     model = open_init_from(config)
     if model is None:
         return {}
     published = {name: read_weights(file) for name, file in model.weights.items()}
+    if "generator" in published and config.generator.condition == "text":
+        generator = published["generator"]
+        published["generator"] = text_state(generator, config.generator, config.run.seed)
     for name, state in published.items():
         check_fit(name, state, config, str(model.weights[name]))
     return join_states(published)
+
+
+def check_initial_encoder(config: RunConfig, conditions: Conditions) -> None:
+    """Compare the run's text encoder with the one that the initial generator was trained with.
+
+    Raises:
+        ConfigError: another one.
+    """
+    from gear_dist.inference.text_weights import read_encoder_fingerprint
+
+    model = open_init_from(config)
+    if model is not None and "generator" in model.weights:
+        weights = model.weights["generator"]
+        conditions.check(read_encoder_fingerprint(weights), f"stages.init_from ({weights})")

@@ -9,6 +9,7 @@ from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.distributed.worker_context import TrainProgress, WorkerContext
 from gear_dist.errors import EXIT_INTERRUPTED, StorageError, UserError
+from gear_dist.inference.text_weights import METADATA_KEY as TEXT_ENCODER
 from gear_dist.inference.weights import NetworkStates, save_run_weights
 from gear_dist.runs.environment import collect_environment
 from gear_dist.runs.loggers import MetricsLog, open_metrics_log
@@ -22,6 +23,8 @@ class RunRecorder:
     Attributes:
         device: of this worker.
         step: steps that the run has done; records and failures are of this step.
+        text_encoder: fingerprint of the generator's text encoder, which its weights tell; None:
+            it has none.
     """
 
     def __init__(self, config: RunConfig, context: WorkerContext, device: torch.device):
@@ -30,6 +33,7 @@ class RunRecorder:
         self._context = context
         self.device = device
         self.step = 0
+        self.text_encoder: dict[str, Any] | None = None
         self._folder = RunFolder(config.run.folder)
         self._log: MetricsLog | None = None
         self._owns_folder = False
@@ -110,6 +114,8 @@ class RunRecorder:
             return
         try:
             metadata = {"config": self._settings, "step": self.step}
+            if self.text_encoder is not None:
+                metadata[TEXT_ENCODER] = self.text_encoder
             save_run_weights(self._folder.weights, states, metadata)
         except StorageError as error:
             self.say(stage, f"WARNING: the weights of step {self.step} were not written: {error}")

@@ -63,7 +63,7 @@ class GridPainter:
         rebuilt = pair.reconstruct(images)
         save_grid(pair_rows(images.numpy(), rebuilt.numpy(), COLUMNS), path, COLUMNS)
         self._log.log_grid("reconstruction", path, step)
-        if pair.generator is None:
+        if pair.generator is None or self._config.generator.condition == "text":
             return
         path = self._folder.sample_grid_path(step)
         seeds = derive_seeds(self._config.run.seed, range(len(self.labels)))

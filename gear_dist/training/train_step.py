@@ -12,8 +12,9 @@ from gear_dist.data.loader import Batch
 from gear_dist.data.pixels import to_model_range
 from gear_dist.distributed.device import choose_precision, place
 from gear_dist.losses.perceptual import load_lpips
-from gear_dist.models.generator import ClassCondition
+from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.models.teachers import Teacher, load_teachers
+from gear_dist.training.conditions import load_conditions
 from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.nan_guard import NanGuard
 from gear_dist.training.networks import Networks
@@ -35,6 +36,7 @@ class TrainStep:
 
     Attributes:
         teachers: none where nothing is aligned.
+        conditions: of the generator, with the text encoder where it takes captions.
     """
 
     def __init__(self, config: RunConfig, device: torch.device):
@@ -53,6 +55,7 @@ class TrainStep:
             teachers = load_teachers(
                 config.teachers, image_size=config.data.image_size, grid_size=config.grid_size
             )
+        self.conditions = load_conditions(config, device)
         self.teachers = [place(teacher, device) for teacher in teachers]
 
     def run(
@@ -98,7 +101,9 @@ class TrainStep:
         images = to_model_range(batch.images.to(self._device, non_blocking=True))
         if self._device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
-        condition = ClassCondition(batch.labels).to(self._device)
+        condition: Condition = ClassCondition(batch.labels)  # no generator reads it
+        if stage.name != "tokenizer":
+            condition = self.conditions.of(batch)
         drop = (batch.cfg_dropout_rand < self._config.generator.class_dropout).tolist()
         features = [] if stage.name == "tokenizer" else self._features(images)
         return MicroBatch(images, condition, features, drop)

@@ -23,11 +23,12 @@ from gear_dist.distributed.device import choose_algorithms, choose_device, choos
 from gear_dist.distributed.hang_watchdog import HangError, HangWatchdog
 from gear_dist.distributed.worker_context import TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, NumericError
+from gear_dist.inference.text_weights import METADATA_KEY as TEXT_ENCODER
 from gear_dist.inference.weights import NetworkStates
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.training.collapse_monitor import CollapseMonitor
 from gear_dist.training.engine import prepare_deepspeed
-from gear_dist.training.init_from import load_init_from
+from gear_dist.training.init_from import check_initial_encoder, load_init_from
 from gear_dist.training.lr_schedule import rate_factor
 from gear_dist.training.metrics import MetricWindow, Speedometer
 from gear_dist.training.nan_guard import NanGuard
@@ -98,7 +99,7 @@ def _build_trainer(
     engine = fit_workers(requested.run, requested.engine, reader.state if reader else None)
     config = dataclasses.replace(requested, engine=engine)
     loader = build_loader(
-        config.data,
+        config.training_data,
         *config.data.train_addresses,
         batch_size=config.engine.micro_batch(collectives.world_size()),
         rank=collectives.rank(),
@@ -173,6 +174,7 @@ class Trainer:
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
         self.train_step = TrainStep(config, self.device)
+        recorder.text_encoder = self.train_step.conditions.fingerprint
         self._origin = ""
         self._first = (0, 0)
         self._last_metrics: dict[str, float] = {}
@@ -415,6 +417,7 @@ class Trainer:
             "networks": self.networks.state_dict(),
             "metrics": self._last_metrics,
             "config": to_dict(self.requested),
+            TEXT_ENCODER: self.train_step.conditions.fingerprint,
         }
 
     def shards(self) -> Iterator[TensorShard]:
@@ -436,6 +439,7 @@ class Trainer:
             self._first = (collectives.world_size(), engine.micro_batch(collectives.world_size()))
             self.guard = NanGuard(self.device)
             self.speed = Speedometer(engine.global_batch)
+            check_initial_encoder(self.config, self.train_step.conditions)
             self.networks = self._build_networks(self.stages[0], load_init_from(self.config))
             return
         with reader:
@@ -443,6 +447,8 @@ class Trainer:
 
     def _load_checkpoint(self, reader: CheckpointReader) -> None:
         state = reader.state
+        # An earlier version did not write it.
+        self.train_step.conditions.check(state.get(TEXT_ENCODER), reader.folder)
         self.step = reader.manifest.step
         self._origin = state["origin"]
         self._first = (state["first_workers"], state["first_micro_batch"])

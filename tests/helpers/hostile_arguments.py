@@ -64,6 +64,7 @@ BASES = {
     "reproduce": Base(_CONFIG, _FEW),
     "report": Base({"run_folder": [RUN]}),
     "teacher": Base({"corpus": [CORPUS]}, ("--out=new.safetensors", "--steps=1", "--batch=2")),
+    "words": Base({"corpus": [CORPUS]}, ("--out=new.json",)),
     "shard": Base({"source": ["images/val"], "destination": ["shards"]}, ("--workers=1",)),
     "verify": Base({"corpus": [CORPUS]}),
     "repair": Base({"corpus": [CORPUS]}, ("--workers=1",)),

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from gear_dist.config.text import TextEncoderConfig
+from gear_dist.config.text import MAX_WORDS, TextEncoderConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.text_encoders.base import CaptionFeatures, TextEncoder
 from gear_dist.storage.atomic import write_file
@@ -23,7 +23,6 @@ from gear_dist.storage.json_files import build_record, parse_json, to_json
 from gear_dist.storage.paths import expand_user, local_path
 
 FORMAT = 1
-MAX_WORDS = 8192
 UNKNOWN, END = 0, 1
 """Tokens before those of the words: any other word, and the end of a caption."""
 WIDTH_MULTIPLE = 8
@@ -69,12 +68,18 @@ def read_vocabulary(path: str) -> Vocabulary:
     except ValueError as error:
         raise ConfigError(f"text_encoder.path={path}: no vocabulary ({error}); {fix}") from None
     words = vocabulary.words
-    if vocabulary.format != FORMAT or not words or len(set(words)) < len(words):
+    unique = len(set(words)) == len(words) <= MAX_WORDS
+    if vocabulary.format != FORMAT or not words or not unique:
         raise ConfigError(
-            f"text_encoder.path={path}: no vocabulary of this version, or empty, or with a word "
-            f"twice; {fix}"
+            f"text_encoder.path={path}: no vocabulary of this version, or empty, with a word twice "
+            f"or more than {MAX_WORDS:,} words; {fix}"
         )
     return vocabulary
+
+
+def words_width(vocabulary: Vocabulary) -> int:
+    """Width of the features: one for each word and for the tokens before them, rounded up."""
+    return -(-(len(vocabulary.words) + END + 1) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 class WordsTextEncoder(TextEncoder):
@@ -84,8 +89,7 @@ class WordsTextEncoder(TextEncoder):
         super().__init__(config)
         self.vocabulary = vocabulary
         self._numbers = {word: i for i, word in enumerate(vocabulary.words, END + 1)}
-        count = len(vocabulary.words) + END + 1
-        self.width = -(-count // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        self.width = words_width(vocabulary)
         # No parameter tells the device.
         self.register_buffer("device_marker", torch.empty(0), persistent=False)
         self.freeze()

@@ -3,6 +3,7 @@
 That the networks compared with here have the published parameters: test_published_sizes.py.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gear_dist.config.models import DiscriminatorConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.planning.hardware import make_rates
 from gear_dist.planning.plan import plan_costs
+from gear_dist.planning.text import format_plan
 from public_layouts import GENERATORS, TOKENIZERS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -32,6 +34,7 @@ PUBLISHED = {
     "generator": {size: f"c2i/LlamaGen-{size.upper()}" for size in ("b", "l", "xl")},
     "image": {"256": 256, "384": 384, "512": 512},
 }
+TEXT = ("blip3o-60k", "gpic-1b", "tiny")
 TINY = {
     "": (40, 40, 20),
     "lfq": (40, 40, 20),
@@ -56,7 +59,7 @@ def steps_of(config: RunConfig) -> tuple[int, int, int]:
 
 
 def test_no_part_is_untested():
-    for folder, names in {**PUBLISHED, "tiny": set(TINY) - {""}}.items():
+    for folder, names in {**PUBLISHED, "tiny": set(TINY) - {""}, "text": TEXT}.items():
         assert {path.stem for path in (CONFIGS / folder).iterdir()} == set(names), folder
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {
         *("convergence", "demo", "published", "tiny")
@@ -102,6 +105,34 @@ def test_combinations_are_the_published_recipes():
         assert (config.collapse.patience == 0) == (stage == "ste")
         kept = config.stages.init_networks
         assert (len(kept) == 1) == (stage in ("generator-anew", "llamagen-repa", "llamagen"))
+
+
+def test_text_recipes():
+    """The 1B model has the published sizes, with the caption width of Qwen3-1.7B."""
+    config = recipe("text/gpic-1b", overrides=RUNNABLE)
+    config.check_trainable()
+    published = GENERATORS["t2i/LlamaGen-1B"]
+    new = {"text_width": 2048, "text_rotary": "identity"}
+    assert config.generator == dataclasses.replace(published, **new)
+    assert (config.stages.total_steps, config.engine.global_batch) == (400_000, 256)
+    assert config.num_label_classes is None
+    recipe("text/blip3o-60k", overrides=RUNNABLE).check_trainable()
+    tiny = recipe("text/tiny", overrides=RUNNABLE)
+    tiny.check_trainable()
+    assert steps_of(tiny) == TINY[""]
+
+
+def test_plan_takes_captions():
+    """No dearer than the image tokens and captions together, all through every block."""
+    config = recipe("text/gpic-1b", overrides=RUNNABLE)
+    plan = plan_costs(config, world_size=256, rates=make_rates({}), on_cuda=True)
+    assert plan.counts.generator > 1_046_000_000
+    text = format_plan(plan)
+    assert "60 tokens" in text
+    assert "dead" not in text
+    dead = recipe("text/gpic-1b", overrides=[*RUNNABLE, "generator.text_rotary=zeros"])
+    plan = plan_costs(dead, world_size=256, rates=make_rates({}), on_cuda=True)
+    assert "generator.text_rotary=zeros" in format_plan(plan)
 
 
 def test_a_stage_alone_is_of_the_usual_sizes():

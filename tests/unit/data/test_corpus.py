@@ -29,6 +29,7 @@ from gear_dist.storage.open import open_storage
 from gear_dist.training.steps import MicroBatch, kept_condition
 from loader_cases import (
     all_keys,
+    encode,
     flat_image,
     make_loader,
     numbered_samples,
@@ -151,6 +152,27 @@ def test_choice_of_captions(tmp_path: Path, classes: bool) -> None:
     ]
     for number, batch in enumerate(epochs):
         assert batch.captions == halves[0][number].captions + halves[1][number].captions
+
+
+@pytest.mark.parametrize("flip_sides", [False, True])
+def test_captions_that_say_left_or_right_are_not_flipped(tmp_path: Path, flip_sides: bool) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:, 16:] = 255
+    words = ["left of it", "the Right-hand one", "leftmost", "bright", "aleft", ""]
+    samples = [{"png": encode(pixels), "txt": f"{word} x".encode(), "cls": b"0"} for word in words]
+    address = write_corpus(tmp_path / "sides", [samples])
+    loader = make_loader(
+        address,
+        batch_size=6,
+        flip=1.0,
+        captions="first",
+        caption_dropout=0.5,
+        flip_sides=flip_sides,
+    )
+    for batch in take(loader, 4):
+        flipped = (batch.images[:, 0, 0, 0] == 255).tolist()
+        rows = [int(key) for key in batch.keys]
+        assert flipped == [flip_sides or row > 2 for row in rows], "also where it is dropped"
 
 
 def test_dropped_captions_and_labels_are_drawn_by_seed_epoch_and_sample(tmp_path: Path) -> None:

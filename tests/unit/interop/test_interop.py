@@ -386,7 +386,8 @@ def test_pieces_that_do_not_belong_together(vq, tmp_path):
 def text_generator_file(path, mask="prefix", *, options=True):
     """As the published one: a dictionary of options, and progress."""
     state = files.reference_state(f"generator_t2i_{mask}")
-    args = {"args": {"text_attn": mask, "text_max_len": 5}} if options else {}
+    args = {"text_attn": mask, "text_max_len": 5, "text_encoder": "/of/theirs/Qwen3-0.6B"}
+    args = {"args": args} if options else {}
     torch.save({"ema": state, **args, "steps": 7}, path)
     return state
 
@@ -396,7 +397,9 @@ def test_a_text_to_image_generator_in_and_out(mask, tmp_path):
     state = text_generator_file(tmp_path / "t2i.pt", mask)
     heads = ["generator.num_heads=4", "data.image_size=64"]
     report = import_checkpoints([str(tmp_path / "t2i.pt")], tmp_path / "model", overrides=heads)
-    generator = open_model(tmp_path / "model").config.generator
+    config = open_model(tmp_path / "model").config
+    generator, encoder = config.generator, config.text_encoder
+    assert (encoder.path, encoder.max_tokens, encoder.padding) == ("Qwen/Qwen3-0.6B", 5, "right")
     assert (generator.condition, generator.text_width) == ("text", 24)
     assert (generator.text_mask, generator.text_rotary) == (mask, "zeros")
     assert (generator.num_layers, generator.num_double_layers, generator.tap_layer) == (6, 2, 2)

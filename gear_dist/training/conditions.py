@@ -1,0 +1,87 @@
+"""What a generator is conditioned on, of the batches of a run."""
+
+from typing import Any, Protocol
+
+import torch
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.data.loader import Batch
+from gear_dist.inference.text_weights import check_same_encoder
+from gear_dist.models.generator import ClassCondition, Condition
+from gear_dist.models.text_encoders import load_text_encoder
+from gear_dist.models.text_encoders.fingerprint import take_fingerprint
+
+
+class Conditions(Protocol):
+    """Makes the conditions of batches."""
+
+    fingerprint: dict[str, Any] | None
+    """A `Fingerprint` of the frozen encoder that is part of the model, as plain values; None: no
+    encoder is."""
+
+    def of(self, batch: Batch) -> Condition:
+        """The condition of each of a batch's images, on the device."""
+        ...
+
+    def check(self, stored: Any, where: str) -> None:
+        """Compare the encoder with the one that weights were trained with, where that is known.
+
+        Raises:
+            ConfigError: it is another one.
+        """
+        ...
+
+
+class ClassConditions:
+    """Labels."""
+
+    fingerprint: dict[str, Any] | None = None
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._device = device
+
+    def of(self, batch: Batch) -> Condition:
+        """See `Conditions.of`."""
+        return ClassCondition(batch.labels).to(self._device)
+
+    def check(self, stored: Any, where: str) -> None:
+        """See `Conditions.check`; there is none."""
+
+
+class CaptionConditions:
+    """Captions, read by the frozen text encoder in the dtype of its weights."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Load the encoder.
+
+        Raises:
+            ConfigError: it cannot be had, or does not fit.
+        """
+        width = config.generator.text_width
+        self.encoder = load_text_encoder(config.text_encoder, width=width, device=device)
+        self.fingerprint: dict[str, Any] | None = take_fingerprint(self.encoder)._asdict()
+
+    def of(self, batch: Batch) -> Condition:
+        """See `Conditions.of`."""
+        return self.encoder(batch.captions)
+
+    def check(self, stored: Any, where: str) -> None:
+        """See `Conditions.check`."""
+        check_same_encoder(stored, self.fingerprint, where)
+
+
+CONDITIONS: dict[str, type[ClassConditions] | type[CaptionConditions]] = {
+    "class": ClassConditions,
+    "text": CaptionConditions,
+}
+"""By `generator.condition`."""
+
+
+def load_conditions(config: RunConfig, device: torch.device) -> Conditions:
+    """The conditions of a run, with what they need.
+
+    Raises:
+        ConfigError: the text encoder cannot be had, or does not fit the generator.
+    """
+    kind = config.generator.condition if config.stages.has_generator else "class"
+    return CONDITIONS[kind](config, device)

@@ -1,0 +1,125 @@
+"""Whole runs that train a generator on captions, by real worker processes."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import training_case as case
+from safetensors import safe_open
+from text_training_case import refusals
+from worker_processes import run_workers
+
+from gear_dist.config.schema import RunConfig
+from gear_dist.errors import ConfigError
+from gear_dist.inference.text_weights import read_encoder_fingerprint
+from gear_dist.models.text_encoders.words import count_words, write_vocabulary
+from gear_dist.runs.run_folder import RunFolder
+from refusals import refused
+from sample_shards import SampleShards
+
+STAGES = ("stages.tokenizer.steps=2", "stages.joint.steps=2", "stages.generator.steps=2")
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path, sample_shards: SampleShards) -> Path:
+    """Of the training captions."""
+    path = tmp_path / "words.json"
+    captions = [file.read_text() for file in sample_shards.tree.glob("train/*/*.txt")]
+    write_vocabulary(path, count_words(captions, 30))
+    return path
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, sample_shards: SampleShards, teacher: Path, vocabulary: Path
+) -> RunConfig:
+    return case.tiny_config(
+        tmp_path,
+        sample_shards.file,
+        teacher,
+        *STAGES,
+        "generator.condition=text",
+        "generator.text_width=32",
+        "text_encoder.name=words",
+        f"text_encoder.path={vocabulary}",
+        "text_encoder.max_tokens=24",
+        "data.captions=random",
+    )
+
+
+def test_stopped_and_resumed_equals_straight_bit_for_bit(config: RunConfig) -> None:
+    """Two ranks, every ZeRO stage and both masks, stopped in the joint stage and in the last."""
+    variants: list[tuple[str, ...]] = [
+        ("engine.zero_stage=0", "alignment.estimator=straight-through"),
+        ("engine.zero_stage=1", "engine.precision=bf16", "engine.accumulation=2"),
+        ("engine.zero_stage=2", "generator.text_mask=prefix"),
+        ("engine.zero_stage=3", "generator.activation_checkpointing=true"),
+    ]
+    found = run_workers(2, case.straight_and_resumed_each, 2, config, variants, [3, 5])
+    for by_rank in found:
+        assert dict(zip(variants, by_rank, strict=True)) == {v: [] for v in variants}
+
+
+def test_ranks_and_micro_batches_change_nothing(config: RunConfig) -> None:
+    """The generator stage without dropout: the same images, captions and dropped captions."""
+    first = case.with_overrides(config, "stages.joint.steps=0", "stages.generator.steps=0")
+    base = case.with_overrides(
+        config,
+        f"stages.init_from={first.run.folder}",
+        "stages.tokenizer.steps=0",
+        "stages.joint.steps=0",
+        "stages.generator.steps=4",
+        "generator.residual_dropout=0.0",
+        "generator.feed_forward_dropout=0.0",
+        "generator.token_dropout=0.0",
+        "generator.class_dropout=0.5",
+        "optimizer.name=sgd",
+        "optimizer.generator_lr=0.1",
+    )
+    run_workers(1, case.train_each, 1, [first])
+    states = []
+    for workers, parts in ((1, 1), (1, 4), (2, 1)):
+        changed = case.with_overrides(
+            case.named(base, f"{workers}-{parts}"), f"engine.accumulation={parts}"
+        )
+        run_workers(workers, case.train_until, workers, changed, None)
+        states.append(safe_open(changed.run.folder / "weights" / "generator.safetensors", "pt"))
+    whole, *others = states
+    for name in whole.keys():  # noqa: SIM118
+        for other in others:
+            assert torch.allclose(
+                whole.get_tensor(name), other.get_tensor(name), rtol=1e-5, atol=1e-6
+            ), name
+
+
+def test_weights_and_checkpoints_know_their_text_encoder(config: RunConfig) -> None:
+    """And a run with another one is refused, whether it resumes or begins from them."""
+    saving = case.with_overrides(config, "checkpoint.every_steps=2")
+    [result] = run_workers(1, case.train_until, 1, saving, 4)
+    assert (result.state, result.step) == ("interrupted", 4)
+    metrics = RunFolder(saving.run.folder).read_metrics()[-1]
+    assert {"cross_entropy", "align_soft", "align_hard"} <= set(metrics)
+    stored = read_encoder_fingerprint(saving.run.folder / "weights" / "generator.safetensors")
+    assert stored["width"] == 32
+    begun = case.with_overrides(
+        case.named(config, "begun"),
+        f"stages.init_from={saving.run.folder}",
+        "stages.tokenizer.steps=0",
+        "stages.joint.steps=0",
+    )
+    words = [f"word{i}" for i in range(30)]
+    [found] = run_workers(1, refusals, 1, [saving, begun], words)
+    assert [kind for kind, _ in found] == ["ConfigError"] * 2
+    assert all(message.startswith("text_encoder: ") for _, message in found)
+    assert ["step-00000004" in message for _, message in found] == [True, False]
+    assert ["generator.safetensors" in message for _, message in found] == [False, True]
+    [[(kind, message)]] = run_workers(1, refusals, 1, [begun], words[:5])
+    assert kind == "ConfigError"
+    assert "generator.text_width=8" in message
+
+
+def test_captions_must_be_there(config: RunConfig) -> None:
+    off = dataclasses.replace(config, data=dataclasses.replace(config.data, captions="off"))
+    with refused(ConfigError, "data.captions=off", "generator.condition=text"):
+        off.check_trainable()
