@@ -12,6 +12,7 @@ from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.draws import draw_codes
 from gear_dist.inference.seeds import token_uniforms
+from gear_dist.models.generator import begin_decoding
 from gear_dist.models.generator.conditioning import Condition
 from gear_dist.models.generator.transformer import Generator
 
@@ -36,19 +37,20 @@ def sample(
         )
     was_training = generator.training
     generator.eval()
-    x = generator.cls_embedding(condition.with_null(generator.config) if guided else condition)
-    uniforms_LB = torch.from_numpy(token_uniforms(seeds, generator.num_tokens).T).to(x.device)
-    caches = generator.new_caches(len(x), like=x)
-    first = x.shape[1]
-    positions = torch.arange(first + generator.num_tokens, device=x.device)
+    decoding = begin_decoding(
+        generator, condition.with_null(generator.config) if guided else condition
+    )
+    device = decoding.logits_BK.device
+    uniforms_LB = torch.from_numpy(token_uniforms(seeds, generator.num_tokens).T).to(device)
     indices: list[Tensor] = []
-    for filled in range(first, first + generator.num_tokens):
-        logits = generator.decode_step(x, positions[filled - x.shape[1] : filled], filled, caches)
+    for uniforms_B in uniforms_LB:
+        if indices:
+            codes_B = indices[-1]
+            decoding.advance(codes_B.repeat(2) if guided else codes_B)
+        logits = decoding.logits_BK
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + config.guidance * (conditional - unconditional)
-        codes_B = draw_codes(logits, uniforms_LB[filled - first], config)
-        indices.append(codes_B)
-        x = generator.tok_embeddings((codes_B.repeat(2) if guided else codes_B)[:, None])
+        indices.append(draw_codes(logits, uniforms_B, config))
     generator.train(was_training)
     return torch.stack(indices, dim=1)

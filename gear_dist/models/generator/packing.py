@@ -8,7 +8,7 @@ Shapes: B images, T rows of a caption, l image tokens of an image, M rows of all
 images, G images of one group, D model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -39,6 +39,8 @@ class PackedRows:
         num_text: rows of all captions.
         num_tokens: image tokens l of each image.
         table: rotary rows (l, h / 2, 2) of the image tokens.
+        on_keys: takes a block's keys and values (M, H, h) of all rows, as they are attended to;
+            None: nobody keeps them.
     """
 
     def __init__(self, condition: TextCondition, num_tokens: int, table: Tensor):
@@ -46,6 +48,7 @@ class PackedRows:
         self.num_tokens = num_tokens
         self.num_text = sum(condition.lengths)
         self.table = table
+        self.on_keys: Callable[[Tensor, Tensor], None] | None = None
         self._lengths, self._hidden = condition.lengths, condition.hidden
         self._order = sorted(range(self.num_images), key=self._kind)
 
@@ -89,6 +92,20 @@ class PackedRows:
         """Views of the captions' rows and of the image tokens (B, l, ...), in packed order."""
         tokens = x[self.num_text :].unflatten(0, (self.num_images, self.num_tokens))
         return x[: self.num_text], tokens
+
+    def visible(self) -> tuple[list[int], list[int], list[int]]:
+        """Of all caption rows that others see: their number among the rows, their image, and how
+        many visible rows of their caption are from there to its end."""
+        rows: list[int] = []
+        images: list[int] = []
+        left: list[int] = []
+        for group in self.groups:
+            for place in range(group.images.start, group.images.stop):
+                start = group.text.start + (place - group.images.start) * group.length
+                rows += range(start, start + group.num_visible)
+                images += [self._order[place]] * group.num_visible
+                left += range(group.num_visible, 0, -1)
+        return rows, images, left
 
     def caption(self, x_MD: Tensor, image: int) -> Tensor:
         """Rows (T, D) of an image's caption."""

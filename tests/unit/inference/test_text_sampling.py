@@ -1,0 +1,66 @@
+"""Sampling from captions: the cache, guidance by the empty caption, and independence."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gear_dist.config.models import GeneratorConfig, SamplingConfig
+from gear_dist.inference.sampler import sample
+from gear_dist.models.generator import TextCondition, TextGenerator
+
+CONFIG = GeneratorConfig(
+    condition="text", width=32, num_layers=3, num_heads=2, text_width=6, tap_layer=1
+)
+LENGTHS = (3, 1, 5, 1)
+
+
+def make_generator(**changes) -> TextGenerator:
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, **changes)
+    generator = TextGenerator(config, num_codes=11, grid_size=3, kernels="torch")
+    torch.nn.init.normal_(generator.output.weight, std=0.5)
+    for block in generator.layers:
+        torch.nn.init.normal_(block.attention.wqkv.weight, std=0.3)
+    return generator.train()
+
+
+def captions(hidden: tuple[bool, ...] = (False,) * 4) -> TextCondition:
+    """The second and fourth have one row; hidden, they have nothing to be seen."""
+    random = torch.Generator().manual_seed(1)
+    features = torch.randn(sum(LENGTHS), 6, generator=random)
+    null = torch.randn(2, 6, generator=random)
+    return TextCondition(features, LENGTHS, hidden, null, any(hidden))
+
+
+@pytest.mark.parametrize("hidden", [(False,) * 4, (True, True, False, True)])
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize("rotary", ["identity", "zeros"])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_cache_changes_nothing(hidden, mask, rotary, guidance):
+    """Greedy decoding equals the argmax of whole forward passes, token by token."""
+    generator = make_generator(text_mask=mask, text_rotary=rotary)
+    condition = captions(hidden)
+    found = sample(generator, condition, range(4), SamplingConfig(guidance, temperature=0))
+    assert generator.training, "the mode is as it was"
+    generator.eval()
+    null = condition.dropped([True] * 4, CONFIG)
+    for length in range(9):
+        logits = generator.logits(found[:, :length], condition)[:, -1]
+        if guidance != 1:
+            unconditional = generator.logits(found[:, :length], null)[:, -1]
+            logits = unconditional + guidance * (logits - unconditional)
+        assert torch.equal(logits.argmax(-1), found[:, length])
+    assert len(set(map(tuple, found.tolist()))) > 1
+
+
+def test_an_image_depends_on_its_own_caption_and_seed_alone():
+    generator = make_generator()
+    condition = captions()
+    config = SamplingConfig(guidance=1.5)
+    whole = sample(generator, condition, [5, 6, 7, 8], config)
+    for image, part in enumerate(condition.split(1)):
+        assert torch.equal(sample(generator, part, [5 + image], config)[0], whole[image])
+    other = sample(generator, condition, [9, 6, 7, 8], config)
+    assert not torch.equal(other[0], whole[0])
+    assert torch.equal(other[1:], whole[1:])
