@@ -89,7 +89,8 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
         config.data, args.cache, steps=args.classifier_steps, device=device, report=_say
     )
     num_classes = config.generator.num_classes
-    if judge and pair.generator and judge.stats.num_classes > num_classes:
+    of_classes = pair.generator is not None and config.generator.condition == "class"
+    if judge and of_classes and judge.stats.num_classes > num_classes:
         raise DataError(
             f"{folder.path}: generator.num_classes={num_classes}, but {config.data.train} has "
             f"{judge.stats.num_classes} classes: evaluate on the corpus of the run"
@@ -104,8 +105,10 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
         sampling = dataclasses.replace(config.sampling, guidance=guidance)
         return pair.generate(condition, derive_seeds(seed, range(condition.num_images)), sampling)
 
+    if pair.generator is not None and not of_classes:
+        _say("images of captions are not scored here yet: reconstructions alone")
     return evaluate(
-        generate=generate if pair.generator else None,
+        generate=generate if of_classes else None,
         reconstruct=pair.reconstruct,
         judge=judge,
         validation=load_validation(config.data, args.max_validation),

@@ -5,7 +5,8 @@ import csv
 import dataclasses
 import re
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gear_dist.cli.arguments import (
     MAX_GRID_IMAGES,
@@ -20,8 +21,13 @@ from gear_dist.cli.arguments import (
 from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.model_folder import ModelFolder, open_model
-from gear_dist.inference.seeds import MAX_SAMPLE_SEED, derive_seeds
+from gear_dist.inference.prompt_files import read_prompt_file
+from gear_dist.inference.seeds import MAX_SAMPLE_SEED, derive_seeds, prompt_seeds
 from gear_dist.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from gear_dist.inference.pipeline import GearPipeline
+    from gear_dist.models.generator import Condition
 
 COLUMNS = 8
 MAX_BAD_SHARE = 0.05
@@ -40,7 +46,22 @@ def add_commands(subparsers: Any) -> None:
         "all classes of the corpus)",
     )
     sample.add_argument(
-        "--count", type=whole(1, MAX_GRID_IMAGES), help="images in total (default: 64)"
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="of a text-to-image generator: what the image shows; may be given several times",
+    )
+    sample.add_argument(
+        "--prompts",
+        type=path_argument,
+        metavar="FILE",
+        help="of a text-to-image generator: a prompt a line, UTF-8; blank lines are left out",
+    )
+    sample.add_argument(
+        "--count",
+        type=whole(1, MAX_GRID_IMAGES),
+        help="images in total, the classes or prompts in turn (default: 64, or one a prompt)",
     )
     for item in dataclasses.fields(SamplingConfig):
         flag = "--" + item.name.replace("_", "-")
@@ -153,39 +174,90 @@ def _warn_of_untrained(classes: list[int], names: list[str]) -> None:
 
 def run_sample(args: argparse.Namespace) -> int:
     """Write a grid of generated images."""
-    import torch
-
     from gear_dist.inference.pipeline import GearPipeline
-    from gear_dist.models.generator import ClassCondition
     from gear_dist.report.image_grid import save_grid
-    from gear_dist.training.sample_grids import NUM_SAMPLES, grid_labels
 
     model = open_model(args.model)
-    config = model.config
-    sampling = sampling_from(args, config.sampling)
-    names = class_names(model)
-    classes = parse_classes(args.classes, config.generator.num_classes, names)
-    _warn_of_untrained(classes, names)
+    sampling = sampling_from(args, model.config.sampling)
+    read = _read_prompts if _takes_prompts(args, model) else _read_classes
+    wanted = read(args, model)
     pair = GearPipeline.load(model, read_device(args))
-    labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
-    seeds = derive_seeds(args.seed, range(len(labels)))
-    images = pair.generate(ClassCondition(labels), seeds, sampling)
+    condition = wanted.condition(pair)
+    images = pair.generate(condition, wanted.seeds, sampling)
     out = args.out or model.path / "samples.png"
-    captions = [_class_name(i, names) for i in labels.tolist()] if names else None
-    save_grid(images, out, args.columns, captions=captions)
+    save_grid(images, out, args.columns, captions=wanted.captions)
     print(out)
     return 0
+
+
+class _Wanted(NamedTuple):
+    """Images that were asked for."""
+
+    condition: "Callable[[GearPipeline], Condition]"
+    seeds: list[int]
+    captions: list[str] | None
+
+
+def _takes_prompts(args: argparse.Namespace, model: ModelFolder) -> bool:
+    """Whether the model generates for prompts.
+
+    Raises:
+        ConfigError: it was asked for the other kind, or for no prompt.
+    """
+    asked = args.prompts is not None or bool(args.prompt)
+    if model.config.generator.condition == "class":
+        if asked:
+            raise ConfigError(
+                f"{model.path} generates images of classes, not of prompts: use --classes"
+            )
+        return False
+    if args.classes:
+        raise ConfigError(
+            f"--classes {args.classes}: {model.path} generates images of prompts: use --prompt or "
+            "--prompts"
+        )
+    if not asked:
+        raise ConfigError(
+            f"{model.path} generates images of prompts: give --prompt TEXT, or --prompts FILE"
+        )
+    return True
+
+
+def _read_prompts(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
+    prompts = list(args.prompt)
+    if args.prompts:
+        prompts += read_prompt_file(args.prompts, most=MAX_GRID_IMAGES)
+    count = args.count or len(prompts)
+    prompts = [prompts[i % len(prompts)] for i in range(count)]
+    seeds = prompt_seeds(args.seed, prompts)
+    return _Wanted(lambda pair: pair.read_prompts(prompts), seeds, prompts)
+
+
+def _read_classes(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
+    import torch
+
+    from gear_dist.models.generator import ClassCondition
+    from gear_dist.training.conditions import grid_labels
+    from gear_dist.training.sample_grids import NUM_SAMPLES
+
+    names = class_names(model)
+    classes = parse_classes(args.classes, model.config.generator.num_classes, names)
+    _warn_of_untrained(classes, names)
+    labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
+    captions = [_class_name(i, names) for i in labels.tolist()] if names else None
+    seeds = derive_seeds(args.seed, range(len(labels)))
+    return _Wanted(lambda pair: ClassCondition(labels), seeds, captions)
 
 
 def run_reconstruct(args: argparse.Namespace) -> int:
     """Write a grid of originals over reconstructions, and print the PSNR."""
     import torch
 
+    from gear_dist.data.first_batches import first_images
     from gear_dist.evaluation.image_quality import psnr
     from gear_dist.inference.image_files import ImageFiles, image_paths
     from gear_dist.inference.pipeline import GearPipeline
     from gear_dist.report.image_grid import pair_rows, save_grid
-    from gear_dist.training.sample_grids import first_images
 
     model = open_model(args.model)
     config = model.config

@@ -11,11 +11,13 @@ from torch import Tensor
 from gear_dist.config.models import SamplingConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.pixels import to_model_range, to_u8
-from gear_dist.errors import DataError
+from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import ModelFolder
 from gear_dist.inference.sampler import sample
+from gear_dist.inference.text_weights import load_checked_encoder
 from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
 from gear_dist.models.generator import Condition, Generator, build_generator
+from gear_dist.models.text_encoders.base import TextEncoder
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 
 CHUNK = 64
@@ -38,6 +40,7 @@ class GearPipeline:
         )
         self.tokenizer.load_state_dict(states["tokenizer"])
         self.tokenizer.to(device).eval()
+        self.text_encoder: TextEncoder | None = None
         self.generator: Generator | None = None
         if "generator" in states:
             self.generator = build_generator(config)
@@ -56,7 +59,22 @@ class GearPipeline:
             states["generator"] = read_weights(model.weights["generator"])
         for name, state in states.items():
             check_fit(name, state, model.config, str(model.weights[name]))
-        return cls(model.config, states, device)
+        pipeline = cls(model.config, states, device)
+        if pipeline.generator is not None and model.config.generator.condition == "text":
+            pipeline.text_encoder = load_checked_encoder(model, device)
+        return pipeline
+
+    def read_prompts(self, prompts: Sequence[str]) -> Condition:
+        """The condition of images of these prompts; an empty one is the null condition.
+
+        Raises:
+            ConfigError: the generator is not text-to-image.
+        """
+        if self.text_encoder is None:
+            raise ConfigError(
+                "this model generates images of classes, not of prompts: name classes instead"
+            )
+        return self.text_encoder(prompts)
 
     @torch.no_grad()
     def encode(self, images_u8: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ Source: splitmix64 (Steele, Lea, Flood 2014); Philox (Salmon et al. 2011), numpy
 numpy promises to keep.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import xxhash
 
 from gear_dist.errors import ConfigError
 
@@ -32,6 +34,24 @@ def derive_seeds(seed: int, indices: Iterable[int]) -> list[int]:
     check_seeds(indices)
     start = _mix(seed)
     return [_mix(start + index) if index else seed for index in indices]
+
+
+def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
+    """Seeds of images of prompts: of the seed, the prompt, and how often it came before.
+
+    So a prompt's images stay the same when others join or leave the list. An empty prompt's first
+    image has the seed itself.
+
+    Raises:
+        ConfigError: a seed of more than 64 bits.
+    """
+    counts: Counter[str] = Counter()
+    found = []
+    for prompt in prompts:
+        own = seed ^ (xxhash.xxh3_64_intdigest(prompt.encode()) if prompt else 0)
+        found += derive_seeds(own, [counts[prompt]])
+        counts[prompt] += 1
+    return found
 
 
 def check_seeds(seeds: Iterable[int]) -> None:

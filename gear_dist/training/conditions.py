@@ -1,15 +1,24 @@
 """What a generator is conditioned on, of the batches of a run."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.data.first_batches import first_captions
 from gear_dist.data.loader import Batch
 from gear_dist.inference.text_weights import check_same_encoder
 from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.models.text_encoders import load_text_encoder
 from gear_dist.models.text_encoders.fingerprint import take_fingerprint
+
+
+class GridSamples(NamedTuple):
+    """Conditions of a grid of samples."""
+
+    condition: Condition
+    captions: tuple[str, ...] | None
+    """A line below each image; None: none."""
 
 
 class Conditions(Protocol):
@@ -21,6 +30,18 @@ class Conditions(Protocol):
 
     def of(self, batch: Batch) -> Condition:
         """The condition of each of a batch's images, on the device."""
+        ...
+
+    def samples(self, count: int, num_classes: int) -> GridSamples:
+        """What sample grids show; the same in every part of the run.
+
+        Args:
+            count: images at most.
+            num_classes: classes of the corpus.
+
+        Raises:
+            DataError: the corpus that they are taken of is not there.
+        """
         ...
 
     def check(self, stored: Any, where: str) -> None:
@@ -44,6 +65,10 @@ class ClassConditions:
         """See `Conditions.of`."""
         return ClassCondition(batch.labels).to(self._device)
 
+    def samples(self, count: int, num_classes: int) -> GridSamples:
+        """See `Conditions.samples`: classes in turn."""
+        return GridSamples(ClassCondition(grid_labels(num_classes, count)), None)
+
     def check(self, stored: Any, where: str) -> None:
         """See `Conditions.check`; there is none."""
 
@@ -57,6 +82,7 @@ class CaptionConditions:
         Raises:
             ConfigError: it cannot be had, or does not fit.
         """
+        self._data = config.data
         width = config.generator.text_width
         self.encoder = load_text_encoder(config.text_encoder, width=width, device=device)
         self.fingerprint: dict[str, Any] | None = take_fingerprint(self.encoder)._asdict()
@@ -64,6 +90,15 @@ class CaptionConditions:
     def of(self, batch: Batch) -> Condition:
         """See `Conditions.of`."""
         return self.encoder(batch.captions)
+
+    def samples(self, count: int, num_classes: int) -> GridSamples:
+        """See `Conditions.samples`: the first captions of the validation corpus, else training's.
+
+        Args:
+            num_classes: not used.
+        """
+        captions = first_captions(self._data, count)
+        return GridSamples(self.encoder(captions), captions)
 
     def check(self, stored: Any, where: str) -> None:
         """See `Conditions.check`."""
@@ -75,6 +110,13 @@ CONDITIONS: dict[str, type[ClassConditions] | type[CaptionConditions]] = {
     "text": CaptionConditions,
 }
 """By `generator.condition`."""
+
+
+def grid_labels(num_classes: int, count: int) -> torch.Tensor:
+    """Classes 0, 1, ... in turn, or spread evenly where there are more than images."""
+    if num_classes <= count:
+        return torch.arange(count) % num_classes
+    return torch.arange(count) * num_classes // count
 
 
 def load_conditions(config: RunConfig, device: torch.device) -> Conditions:

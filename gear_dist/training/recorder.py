@@ -14,6 +14,7 @@ from gear_dist.inference.weights import NetworkStates, save_run_weights
 from gear_dist.runs.environment import collect_environment
 from gear_dist.runs.loggers import MetricsLog, open_metrics_log
 from gear_dist.runs.run_folder import RunFolder, State
+from gear_dist.training.conditions import Conditions
 from gear_dist.training.sample_grids import GridPainter
 
 
@@ -23,9 +24,10 @@ class RunRecorder:
     Attributes:
         device: of this worker.
         step: steps that the run has done; records and failures are of this step.
-        text_encoder: fingerprint of the generator's text encoder, which its weights tell; None:
-            it has none.
+        conditions: of the generator; set before `open`. Its weights tell their fingerprint.
     """
+
+    conditions: Conditions
 
     def __init__(self, config: RunConfig, context: WorkerContext, device: torch.device):
         self._config = config
@@ -33,7 +35,6 @@ class RunRecorder:
         self._context = context
         self.device = device
         self.step = 0
-        self.text_encoder: dict[str, Any] | None = None
         self._folder = RunFolder(config.run.folder)
         self._log: MetricsLog | None = None
         self._owns_folder = False
@@ -62,6 +63,7 @@ class RunRecorder:
             self._folder,
             self._log,
             self.device,
+            conditions=self.conditions,
             num_classes=len(environment["data"]["classes"]),
         )
 
@@ -114,8 +116,8 @@ class RunRecorder:
             return
         try:
             metadata = {"config": self._settings, "step": self.step}
-            if self.text_encoder is not None:
-                metadata[TEXT_ENCODER] = self.text_encoder
+            if self.conditions.fingerprint is not None:
+                metadata[TEXT_ENCODER] = self.conditions.fingerprint
             save_run_weights(self._folder.weights, states, metadata)
         except StorageError as error:
             self.say(stage, f"WARNING: the weights of step {self.step} were not written: {error}")

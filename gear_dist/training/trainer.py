@@ -174,7 +174,7 @@ class Trainer:
         self.stages = plan_stages(config.stages)
         self.total_steps = config.stages.total_steps
         self.train_step = TrainStep(config, self.device)
-        recorder.text_encoder = self.train_step.conditions.fingerprint
+        recorder.conditions = self.train_step.conditions
         self._origin = ""
         self._first = (0, 0)
         self._last_metrics: dict[str, float] = {}

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from text_training_case import refusals
 from worker_processes import run_workers
 
+from gear_dist.cli.main import main
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.text_weights import read_encoder_fingerprint
@@ -117,6 +118,40 @@ def test_weights_and_checkpoints_know_their_text_encoder(config: RunConfig) -> N
     [[(kind, message)]] = run_workers(1, refusals, 1, [begun], words[:5])
     assert kind == "ConfigError"
     assert "generator.text_width=8" in message
+
+
+def test_a_run_is_sampled_from_prompts(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = case.with_overrides(config, "stages.joint.steps=1", "stages.generator.steps=1")
+    run_workers(1, case.train_until, 1, short, None)
+    run = short.run.folder
+    assert list(run.glob("**/samples*.png")), "grids have captions below"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a large red striped circle\n\na small blue solid square\n")
+    out = tmp_path / "grid.png"
+    assert main(["sample", str(run), "--prompts", str(prompts), "--out", str(out)]) == 0
+    first = out.read_bytes()
+    again = ["sample", str(run), "--prompt", "a large red striped circle", "--out", str(out)]
+    assert main([*again, "--prompt", "a small blue solid square"]) == 0
+    assert out.read_bytes() == first
+    for words, needle in (
+        (["--classes", "0"], "--classes 0"),
+        ([], "--prompt TEXT"),
+        (["--prompts", str(tmp_path / "no.txt")], "no.txt"),
+    ):
+        capsys.readouterr()
+        assert main(["sample", str(run), *words]) in (2, 3)
+        assert needle in capsys.readouterr().err
+    exported = tmp_path / "exported"
+    assert main(["export", str(run), "--out", str(exported)]) == 0
+    found = read_encoder_fingerprint(exported / "generator.safetensors")
+    assert found == read_encoder_fingerprint(run / "weights" / "generator.safetensors")
+    assert main(["sample", str(exported), "--prompts", str(prompts), "--out", str(out)]) == 0
+    assert out.read_bytes() == first
+    write_vocabulary(Path(config.text_encoder.path), count_words([f"w{i}" for i in range(30)], 30))
+    assert main(["sample", str(run), "--prompts", str(prompts)]) == 2
+    assert "text_encoder" in capsys.readouterr().err
 
 
 def test_captions_must_be_there(config: RunConfig) -> None:

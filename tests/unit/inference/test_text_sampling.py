@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from gear_dist.config.models import GeneratorConfig, SamplingConfig
+from gear_dist.errors import DataError
+from gear_dist.inference.prompt_files import read_prompt_file
 from gear_dist.inference.sampler import sample
+from gear_dist.inference.seeds import prompt_seeds
 from gear_dist.models.generator import TextCondition, TextGenerator
+from refusals import refused
 
 CONFIG = GeneratorConfig(
     condition="text", width=32, num_layers=3, num_heads=2, text_width=6, tap_layer=1
@@ -64,3 +68,33 @@ def test_an_image_depends_on_its_own_caption_and_seed_alone():
     other = sample(generator, condition, [9, 6, 7, 8], config)
     assert not torch.equal(other[0], whole[0])
     assert torch.equal(other[1:], whole[1:])
+
+
+def test_prompts_have_seeds_of_their_own():
+    seeds = prompt_seeds(7, ["a", "b", "a", ""])
+    assert len(set(seeds)) == 4
+    assert seeds[3] == 7, "an empty prompt has the seed itself"
+    assert prompt_seeds(7, ["c", "b", "a", "a"])[1:] == [seeds[1], seeds[0], seeds[2]]
+    assert prompt_seeds(8, ["a"]) != seeds[:1]
+
+
+class TestPromptFiles:
+    def test_a_prompt_a_line(self, tmp_path, capsys):
+        path = tmp_path / "prompts.txt"
+        path.write_bytes("\ufeffa red dot\n\n  \nune café  \r\n".encode())
+        assert read_prompt_file(path, most=5) == ["a red dot", "une café"]
+        assert "2 blank lines" in capsys.readouterr().err
+
+    def test_what_is_refused(self, tmp_path):
+        path = tmp_path / "prompts.txt"
+        for content in (b"", b"\n\n", b"a\n" * 6):
+            path.write_bytes(content)
+            with refused(DataError, f"--prompts {path}", 5):
+                read_prompt_file(path, most=5)
+        path.write_bytes(b"\xff\xfe\n")
+        with refused(DataError, f"--prompts {path}", "UTF-8"):
+            read_prompt_file(path, most=5)
+        with refused(DataError, f"--prompts {tmp_path / 'no'}"):
+            read_prompt_file(tmp_path / "no", most=5)
+        with refused(DataError, f"--prompts {tmp_path}"):
+            read_prompt_file(tmp_path, most=5)
