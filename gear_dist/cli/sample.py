@@ -3,8 +3,10 @@
 import argparse
 import csv
 import dataclasses
+import difflib
 import re
 import sys
+import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,10 +65,7 @@ def add_commands(subparsers: Any) -> None:
         type=whole(1, MAX_GRID_IMAGES),
         help="images in total, the classes or prompts in turn (default: 64, or one a prompt)",
     )
-    for item in dataclasses.fields(SamplingConfig):
-        flag = "--" + item.name.replace("_", "-")
-        kind = whole() if isinstance(item.default, int) else number()
-        sample.add_argument(flag, type=kind, help="default: the run's sampling." + item.name)
+    add_sampling(sample)
     sample.add_argument(
         "--seed",
         type=whole(0, MAX_SAMPLE_SEED),
@@ -100,6 +99,21 @@ def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
         "--columns", type=whole(1, 10_000), default=COLUMNS, help="images per row (default: 8)"
     )
     add_device(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting of sampling; see `sampling_from`."""
+    hints = typing.get_type_hints(SamplingConfig)
+    for item in dataclasses.fields(SamplingConfig):
+        kind = hints[item.name]
+        options: dict[str, Any] = {"help": "default: the run's sampling." + item.name}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is typing.Literal:
+            options["choices"] = typing.get_args(kind)
+        else:
+            options["type"] = whole() if kind is int else number()
+        parser.add_argument("--" + item.name.replace("_", "-"), default=None, **options)
 
 
 def add_bad_share(parser: argparse.ArgumentParser) -> None:
@@ -138,8 +152,10 @@ def _class_index(word: str, by_name: dict[str, int], num_classes: int) -> int:
     if not 0 <= index < num_classes:
         allowed = f"0 .. {num_classes - 1}"
         if by_name:
-            shown = ", ".join(list(by_name)[:_SHOWN_NAMES])
-            allowed += f", or a name, such as {shown} (one with commas in double quotes)"
+            near = difflib.get_close_matches(word, by_name, _SHOWN_NAMES)
+            shown = ", ".join(near or list(by_name)[:_SHOWN_NAMES])
+            allowed += ", or a name, the nearest: " if near else ", or a name, such as "
+            allowed += f"{shown} (one with commas in double quotes)"
         raise ConfigError(f"--classes {word}: no such class; use {allowed}")
     return index
 
@@ -148,7 +164,10 @@ def sampling_from(args: argparse.Namespace, sampling: SamplingConfig) -> Samplin
     """The run's sampling settings with the command's in their place."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
     changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(sampling, **changes)
+    sampling = dataclasses.replace(sampling, **changes)
+    if sampling.temperature == 0:
+        print("temperature 0: the likeliest code every time; seeds change nothing", file=sys.stderr)
+    return sampling
 
 
 def class_names(model: ModelFolder) -> list[str]:

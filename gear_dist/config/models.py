@@ -13,6 +13,8 @@ from gear_dist.config.checks import (
     require_fraction,
 )
 
+MAX_BATCH = 65_536
+"""Images that are generated at a time."""
 MAX_DISCRIMINATOR_MULTIPLIER = 8
 """Most channels of a discriminator's layer, as a multiple of its first layer's."""
 
@@ -267,6 +269,14 @@ class SamplingConfig:
 
     guidance: float = 2.0
     """Classifier-free guidance scale s: logits = null + s (class - null); 1: off."""
+    guidance_schedule: Literal["constant", "interval", "linear", "cosine"] = "constant"
+    """Scale s_t of token t of L, at the place x = t / (L - 1). constant: s; interval: s where \
+guidance_start <= x <= guidance_end, 1 elsewhere; linear: 1 + (s - 1) y; cosine: 1 + (s - 1) (1 - \
+cos(pi y)) / 2, where y goes from 0 at guidance_start to 1 at guidance_end and stays there."""
+    guidance_start: float = 0.0
+    """Place where the schedule begins; 0: the first token. Not for constant."""
+    guidance_end: float = 1.0
+    """Place where the schedule ends; 1: the last token. Not for constant."""
     temperature: float = 1.0
     """Temperature of the token distribution; 0: the likeliest code every time (greedy)."""
     top_k: int = 0
@@ -275,8 +285,35 @@ class SamplingConfig:
     """Sample among the likeliest codes that hold this probability mass; 1: all."""
     min_p: float = 0.0
     """Sample among codes at least this many times as probable as the likeliest; 0: all."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Numbers of the generator's weights and cache; auto: bf16 on CUDA, fp32 elsewhere."""
+    cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Numbers of the key-value cache; auto: as the weights; fp8 (e4m3): half of bf16, CUDA only."""
+    compile: bool = True
+    """On CUDA, compile the step of a token and replay it as CUDA graphs."""
+    batch: int = 64
+    """Images that are generated at a time, at most."""
+    fixed_batches: bool = False
+    """Fill every batch up to sampling.batch images, so that products always have one shape and a \
+sample's bytes do not depend on how many are asked for. In fp32 on the CPU they never do."""
 
     def __post_init__(self) -> None:
         require_at_least("sampling", self, 0, "guidance", "temperature", "top_k")
+        require_at_least("sampling", self, 1, "batch")
+        require_at_most("sampling", self, MAX_BATCH, "batch")
+        self._check_schedule()
         require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p} must be in (0, 1]")
         require(0 <= self.min_p <= 1, f"sampling.min_p={self.min_p} must be in [0, 1]")
+
+    def _check_schedule(self) -> None:
+        start, end = self.guidance_start, self.guidance_end
+        require(
+            0 <= start < end <= 1,
+            f"sampling.guidance_start={start} and sampling.guidance_end={end} must be places with "
+            "0 <= start < end <= 1",
+        )
+        require(
+            self.guidance_schedule != "constant" or (start, end) == (0, 1),
+            f"sampling.guidance_schedule=constant has no guidance_start={start} or "
+            f"guidance_end={end}: use interval, linear or cosine",
+        )

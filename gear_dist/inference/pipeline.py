@@ -12,8 +12,8 @@ from gear_dist.config.models import SamplingConfig
 from gear_dist.config.schema import RunConfig
 from gear_dist.data.pixels import to_model_range, to_u8
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.inference.decoding.engine import DecodingEngine
 from gear_dist.inference.model_folder import ModelFolder
-from gear_dist.inference.sampler import sample
 from gear_dist.inference.text_weights import load_checked_encoder
 from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
 from gear_dist.models.generator import Condition, Generator, build_generator
@@ -46,6 +46,7 @@ class GearPipeline:
             self.generator = build_generator(config)
             self.generator.load_state_dict(states["generator"])
             self.generator.to(device).eval()
+        self._engine: DecodingEngine | None = None
 
     @classmethod
     def load(cls, model: ModelFolder, device: torch.device) -> "GearPipeline":
@@ -147,7 +148,6 @@ class GearPipeline:
             )
         sampling = sampling or self.config.sampling
         assert len(seeds) == condition.num_images, "a seed for each image"
-        parts: Iterator[Condition] = condition.split(CHUNK)
-        for i, part in enumerate(parts):
-            part_seeds = seeds[i * CHUNK : (i + 1) * CHUNK]
-            yield sample(self.generator, part.to(self.device), part_seeds, sampling)
+        if self._engine is None:
+            self._engine = DecodingEngine(self.generator)
+        yield from self._engine.generate(condition, seeds, sampling)

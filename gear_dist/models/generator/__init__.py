@@ -11,8 +11,6 @@ from gear_dist.models.generator.aligned import (
     find_teacher_widths,
 )
 from gear_dist.models.generator.conditioning import ClassCondition, Condition, TextCondition
-from gear_dist.models.generator.decoding import ClassDecoding, Decoding
-from gear_dist.models.generator.text_decoding import TextDecoding
 from gear_dist.models.generator.text_generator import TextGenerator
 from gear_dist.models.generator.transformer import Generator, SoftTokens, StraightThroughTokens
 
@@ -21,13 +19,11 @@ __all__ = [
     "AlignedOutput",
     "ClassCondition",
     "Condition",
-    "Decoding",
     "Generator",
     "SoftTokens",
     "StraightThroughTokens",
     "TextCondition",
     "TextGenerator",
-    "begin_decoding",
     "build_aligned_generator",
     "build_generator",
     "find_teacher_widths",
@@ -36,14 +32,6 @@ __all__ = [
 
 GENERATORS: dict[str, type[Generator]] = {"class": Generator, "text": TextGenerator}
 """By `generator.condition`."""
-
-
-def begin_decoding(generator: Generator, condition: Condition) -> Decoding:
-    """Images of a condition, before their first token."""
-    if isinstance(generator, TextGenerator):
-        assert isinstance(condition, TextCondition), "a text-to-image generator takes captions"
-        return TextDecoding(generator, condition)
-    return ClassDecoding(generator, condition)
 
 
 def build_generator(config: RunConfig) -> Generator:

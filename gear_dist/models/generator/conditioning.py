@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gear_dist.config.models import GeneratorConfig
+from gear_dist.errors import ConfigError
 
 
 class ClassCondition(NamedTuple):
@@ -42,6 +43,24 @@ class ClassCondition(NamedTuple):
         """2 B images: each one's condition, then the null condition as often."""
         null_B = torch.full_like(self.labels_B, config.num_classes)
         return self._replace(labels_B=torch.cat([self.labels_B, null_B]))
+
+    def padded(self, size: int) -> Self:
+        """So many images, the last one's condition again and again."""
+        more_B = self.labels_B[-1:].expand(size - self.num_images)
+        return self._replace(labels_B=torch.cat([self.labels_B, more_B]))
+
+    def check(self, config: GeneratorConfig) -> None:
+        """Refuse classes that the generator does not have; waits for the labels' device.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        for label in self.labels_B.tolist():
+            if not 0 <= label < config.num_classes:
+                raise ConfigError(
+                    f"class {label} is out of range: use 0 to {config.num_classes - 1} "
+                    "(generator.num_classes)"
+                )
 
 
 class TextCondition(NamedTuple):
@@ -95,6 +114,25 @@ class TextCondition(NamedTuple):
         null = [self.null_TF] * self.num_images
         hidden = [*self.hidden, *[self.null_hidden] * self.num_images]
         return self._of([*self.features_MF.split(self.lengths), *null], hidden)
+
+    def padded(self, size: int) -> Self:
+        """So many images, with the empty caption in the new ones."""
+        more = size - self.num_images
+        rows = [*self.features_MF.split(self.lengths), *[self.null_TF] * more]
+        return self._of(rows, [*self.hidden, *[self.null_hidden] * more])
+
+    def check(self, config: GeneratorConfig) -> None:
+        """Refuse features of another text encoder.
+
+        Raises:
+            ConfigError: their width is not the generator's.
+        """
+        width = self.features_MF.shape[-1]
+        if width != config.text_width:
+            raise ConfigError(
+                f"the text encoder's features are {width} wide, and the generator takes "
+                f"generator.text_width={config.text_width}"
+            )
 
     def _of(self, rows: Sequence[Tensor], hidden: Sequence[bool]) -> Self:
         return self._replace(

@@ -4,7 +4,7 @@ Shapes: M rows of a batch (see `packing`), G images of one caption length, T row
 image tokens, S = T + l, H heads of width h, D model width, F width of text features.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,11 @@ from torch import Tensor, nn
 from gear_dist.config.models import GeneratorConfig
 from gear_dist.models.activation_checkpoint import activation_checkpoint
 from gear_dist.models.generator.conditioning import TextCondition
-from gear_dist.models.generator.kv_cache import KeyValueCache
 from gear_dist.models.generator.packing import Group, PackedRows
 from gear_dist.models.generator.rotary import rotate
 from gear_dist.models.generator.transformer import FeedForward, RMSNorm, attend
 
 Mask = Literal["causal", "prefix"]
-
-
-class CachedToken(NamedTuple):
-    """Where a token of each image is, while the positions before it are cached."""
-
-    table: Tensor
-    """Its rotary row, (1, h / 2, 2)."""
-    position_1: Tensor
-    """Its place in the cache, int64."""
-    filled: int
-    """Places that are known with it."""
-    seen_BS: Tensor
-    """Places of the cache that an image sees: all but those before its caption."""
 
 
 class FeatureLinear(nn.Linear):
@@ -99,16 +85,6 @@ class StreamAttention(nn.Module):
         y_MD = attend_packed(q, k, v, rows, self.mask)
         return self.dropout(apply_by_stream(y_MD.to(x_MD.dtype), rows, self.wo, self.wo_text))
 
-    def decode(self, x_B1D: Tensor, token: CachedToken, cache: KeyValueCache) -> Tensor:
-        """One image token of each image, which sees its caption and the tokens before it."""
-        q, k, v = self.wqkv(x_B1D).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        q, k = rotate(q, token.table), rotate(k, token.table)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        k, v = cache.update(k, v, token.position_1, token.filled)
-        seen_B11S = token.seen_BS[:, None, None, : token.filled]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B11S)
-        return self.wo(y.transpose(1, 2).flatten(2))
-
     def _turn(self, x_MHh: Tensor, rows: PackedRows) -> Tensor:
         """Queries or keys, the images' turned by their place in the grid."""
         text, tokens = rows.split(x_MHh)
@@ -174,11 +150,6 @@ class TextBlock(nn.Module):
 
     def forward(self, x_MD: Tensor, rows: PackedRows) -> Tensor:
         return activation_checkpoint(self._forward, x_MD, rows, enabled=self.recomputes)
-
-    def decode(self, x_B1D: Tensor, token: CachedToken, cache: KeyValueCache) -> Tensor:
-        """See `StreamAttention.decode`."""
-        x_B1D = x_B1D + self.attention.decode(self.attention_norm(x_B1D), token, cache)
-        return x_B1D + self.feed_forward(self.ffn_norm(x_B1D))
 
     def _forward(self, x_MD: Tensor, rows: PackedRows) -> Tensor:
         normed_MD = apply_by_stream(x_MD, rows, self.attention_norm, self.attention_norm_text)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from gear_dist.models.generator.conditioning import Condition, TextCondition
 from gear_dist.models.generator.packing import PackedRows
+from gear_dist.models.generator.prefix import Prefix
 from gear_dist.models.generator.text_blocks import CaptionEmbedding, TextBlock
+from gear_dist.models.generator.text_prefix import read_captions
 from gear_dist.models.generator.transformer import Generator, Tokens
 
 
@@ -30,6 +32,13 @@ class TextGenerator(Generator):
         table = self.rotary(text_MD.device)[1 : 1 + num_tokens]  # without the class token's row
         rows = PackedRows(condition, num_tokens, table)
         return self.token_dropout(rows.pack(text_MD, tokens_BlD)), rows
+
+    def read_condition(self, condition: Condition) -> Prefix:
+        """See `Generator.read_condition`: captions go through all blocks, and are cached."""
+        assert isinstance(condition, TextCondition), "a text-to-image generator takes captions"
+        text_MD = self.cls_embedding(condition)
+        rows = PackedRows(condition, 0, self.rotary(text_MD.device)[:0])
+        return read_captions(self.layers, text_MD, rows)
 
     def predicting(self, x: Tensor, where: PackedRows) -> Tensor:
         """See `Generator.predicting`."""

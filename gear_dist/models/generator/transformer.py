@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gear_dist.config.models import GeneratorConfig
 from gear_dist.models.activation_checkpoint import activation_checkpoint
 from gear_dist.models.generator.conditioning import ClassEmbedding, Condition
-from gear_dist.models.generator.kv_cache import KeyValueCache
+from gear_dist.models.generator.prefix import Prefix
 from gear_dist.models.generator.rotary import at_least_fp32, rotary_table, rotate
 from gear_dist.models.tokenizers.codes import Codes
 from gear_kernels import vocabulary_cross_entropy
@@ -93,16 +93,6 @@ class GeneratorOutput(NamedTuple):
     """Mean over all tokens, fp32; None where no targets were given."""
 
 
-class CachedPositions(NamedTuple):
-    """Where the positions of a pass are, while earlier ones are cached."""
-
-    positions_S: Tensor
-    """int64; one, or the first ones."""
-    filled: int
-    """Positions that are known with these."""
-    cache: KeyValueCache
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean x^2 + eps) * weight, in fp32."""
 
@@ -144,17 +134,12 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x_BSD: Tensor, table: Tensor, cached: CachedPositions | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, table: Tensor) -> Tensor:
         heads = (self.num_heads, x_BSD.shape[-1] // self.num_heads)
         q, k, v = (part.unflatten(-1, heads) for part in self.wqkv(x_BSD).chunk(3, dim=-1))
         q, k = rotate(q, table), rotate(k, table)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        causal = True
-        if cached is not None:
-            # One new position sees all: no mask. Several are only ever the first ones.
-            causal = q.shape[2] > 1
-            k, v = cached.cache.update(k, v, cached.positions_S, cached.filled)
-        y = attend(q, k, v, causal).to(x_BSD.dtype)
+        y = attend(q, k, v, causal=True).to(x_BSD.dtype)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
 
@@ -194,11 +179,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.width)
         self.recomputes = config.activation_checkpointing
 
-    def forward(self, x: Tensor, table: Tensor, cached: CachedPositions | None = None) -> Tensor:
-        return activation_checkpoint(self._forward, x, table, cached, enabled=self.recomputes)
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return activation_checkpoint(self._forward, x, table, enabled=self.recomputes)
 
-    def _forward(self, x: Tensor, table: Tensor, cached: CachedPositions | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, cached)
+    def _forward(self, x: Tensor, table: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -309,6 +294,10 @@ class Generator(nn.Module):
         x = self.token_dropout(torch.cat([condition_BPD, tokens_BlD], dim=1))
         return x, self.rotary(x.device)[: x.shape[1]]
 
+    def read_condition(self, condition: Condition) -> Prefix:
+        """The condition as decoding starts from it."""
+        return Prefix(self.cls_embedding(condition)[:, 0])
+
     def predicting(self, x: Tensor, where: Any) -> Tensor:
         """Of the residual stream, the positions that predict tokens, (B, L, D)."""
         return x
@@ -320,26 +309,3 @@ class Generator(nn.Module):
         for block in self.layers:
             x = block(x, where)
         return self.output.logits(self.norm(self.predicting(x, where)))
-
-    def new_caches(self, batch: int, like: Tensor) -> list[KeyValueCache]:
-        """An empty cache for each layer, of the dtype and device of `like`."""
-        config, positions = self.config, self.cls_embedding.num_positions + self.num_tokens
-        shape = (batch, positions, config.num_heads, config.width // config.num_heads)
-        return [KeyValueCache(*shape, like) for _ in self.layers]
-
-    def decode_step(
-        self, x_BSD: Tensor, positions_S: Tensor, filled: int, caches: list[KeyValueCache]
-    ) -> Tensor:
-        """fp32 logits (B, K) after embedded positions, given the cached ones before them.
-
-        Args:
-            x_BSD: embedded: the condition, or one token.
-            positions_S: where they are, int64 on the device.
-            filled: positions that are known with these.
-            caches: of `new_caches`; the new positions are written there.
-        """
-        table = self.rotary(x_BSD.device)[positions_S]
-        x = x_BSD
-        for block, cache in zip(self.layers, caches, strict=True):
-            x = block(x, table, CachedPositions(positions_S, filled, cache))
-        return self.output.logits(self.norm(x[:, -1]))

@@ -5,14 +5,18 @@ import pytest
 import torch
 
 from gear_dist.config.models import SamplingConfig
-from gear_dist.inference.draws import draw_codes, filter_weights, weights_of
+from gear_dist.inference.draws import Filters, draw_codes, filter_weights, weights_of
 from gear_dist.inference.seeds import token_uniforms
 
 LOGITS = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
 
 
+def filters(**settings):
+    return Filters.of(SamplingConfig(**settings), torch.device("cpu"))
+
+
 def kept(logits, **settings):
-    weights = filter_weights(weights_of(logits, 1.0), SamplingConfig(**settings))
+    weights = filter_weights(weights_of(logits, 1.0), filters(**settings))
     return weights[0].nonzero()[:, 0].tolist()
 
 
@@ -84,7 +88,7 @@ def test_draws_follow_the_filtered_distribution(settings):
     wanted = 40_000 * plain_probabilities(logits, config)
     uniforms = torch.from_numpy(token_uniforms(range(20_000), 2).ravel())
     many = torch.tensor(logits, dtype=torch.float32).expand(len(uniforms), -1)
-    counts = draw_codes(many, uniforms, config).bincount(minlength=60).numpy()
+    counts = draw_codes(many, uniforms, filters(**settings)).bincount(minlength=60).numpy()
     assert counts[wanted == 0].sum() == 0
     common = wanted >= 5
     bins = [*zip(counts[common], wanted[common], strict=True)]
@@ -100,8 +104,8 @@ def test_edges_of_the_inverse_distribution():
     logits = torch.zeros(2, 16384)
     logits[:, :100] = logits[:, -100:] = -torch.inf
     uniforms = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
-    assert draw_codes(logits, uniforms, SamplingConfig()).tolist() == [100, 16283]
-    one = SamplingConfig(top_k=1)
+    assert draw_codes(logits, uniforms, filters()).tolist() == [100, 16283]
+    one = filters(top_k=1)
     logits[:, 7] = 1.0
     assert draw_codes(logits, uniforms, one).tolist() == [7, 7]
 
@@ -110,12 +114,12 @@ def test_edges_of_the_inverse_distribution():
 def test_next_to_no_temperature_is_greedy(temperature):
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0 - 1e-3]])
     uniforms = torch.tensor([0.999], dtype=torch.float64)
-    assert draw_codes(logits, uniforms, SamplingConfig(temperature=temperature)).tolist() == [1]
+    assert draw_codes(logits, uniforms, filters(temperature=temperature)).tolist() == [1]
 
 
 def test_greedy_takes_the_first_of_equals():
     logits = torch.tensor([[0.0, 2.0, 2.0]])
-    greedy = SamplingConfig(temperature=0)
+    greedy = filters(temperature=0)
     assert draw_codes(logits, torch.zeros(1, dtype=torch.float64), greedy).tolist() == [1]
 
 
@@ -139,7 +143,7 @@ def test_deterministic_algorithms_are_enough():
     try:
         with Watch():
             uniforms = torch.tensor([0.3], dtype=torch.float64)
-            draw_codes(LOGITS, uniforms, SamplingConfig(top_k=3, top_p=0.9, min_p=0.01))
+            draw_codes(LOGITS, uniforms, filters(top_k=3, top_p=0.9, min_p=0.01))
     finally:
         torch.use_deterministic_algorithms(False)
     assert kinds == {torch.int64}

@@ -7,8 +7,8 @@ import torch
 
 from gear_dist.config.models import GeneratorConfig, SamplingConfig
 from gear_dist.errors import DataError
+from gear_dist.inference.decoding.engine import DecodingEngine
 from gear_dist.inference.prompt_files import read_prompt_file
-from gear_dist.inference.sampler import sample
 from gear_dist.inference.seeds import prompt_seeds
 from gear_dist.models.generator import TextCondition, TextGenerator
 from refusals import refused
@@ -26,7 +26,11 @@ def make_generator(**changes) -> TextGenerator:
     torch.nn.init.normal_(generator.output.weight, std=0.5)
     for block in generator.layers:
         torch.nn.init.normal_(block.attention.wqkv.weight, std=0.3)
-    return generator.train()
+    return generator.eval()
+
+
+def sample(generator, condition, seeds, config):
+    return torch.cat([*DecodingEngine(generator).generate(condition, seeds, config)])
 
 
 def captions(hidden: tuple[bool, ...] = (False,) * 4) -> TextCondition:
@@ -46,8 +50,6 @@ def test_the_cache_changes_nothing(hidden, mask, rotary, guidance):
     generator = make_generator(text_mask=mask, text_rotary=rotary)
     condition = captions(hidden)
     found = sample(generator, condition, range(4), SamplingConfig(guidance, temperature=0))
-    assert generator.training, "the mode is as it was"
-    generator.eval()
     null = condition.dropped([True] * 4, CONFIG)
     for length in range(9):
         logits = generator.logits(found[:, :length], condition)[:, -1]

@@ -12,7 +12,7 @@ from gear_dist.config.models import (
     SamplingConfig,
     TokenizerConfig,
 )
-from gear_dist.inference.sampler import sample
+from gear_dist.inference.decoding.engine import DecodingEngine
 from gear_dist.losses.adversarial import adversarial_loss, hinge_loss
 from gear_dist.losses.entropy import entropy_loss
 from gear_dist.losses.reconstruction import l1_loss
@@ -165,7 +165,9 @@ class TestGenerator:
         numbers, generator = case
         sampling = SamplingConfig(guidance=guidance, temperature=0)
         labels = numbers["labels"]
-        tokens = sample(generator, ClassCondition(labels), range(len(labels)), sampling)
+        [tokens] = DecodingEngine(generator).generate(
+            ClassCondition(labels), range(len(labels)), sampling
+        )
         assert torch.equal(tokens.int(), numbers[f"greedy_cfg{guidance}"])
 
 

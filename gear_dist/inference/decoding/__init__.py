@@ -1,0 +1,1 @@
+"""Decoding: a generator's weights and cache laid out for one token after another."""
