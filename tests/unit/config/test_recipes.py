@@ -34,7 +34,7 @@ PUBLISHED = {
     "generator": {size: f"c2i/LlamaGen-{size.upper()}" for size in ("b", "l", "xl")},
     "image": {"256": 256, "384": 384, "512": 512},
 }
-TEXT = ("blip3o-60k", "gpic-1b", "tiny")
+TEXT = ("blip3o-60k", "demo", "gpic-1b", "tiny")
 TINY = {
     "": (40, 40, 20),
     "lfq": (40, 40, 20),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import public_text_step
 from dense_text_generator import dense_hidden, packed_condition
 from gear_dist.config.models import GeneratorConfig
 from gear_dist.config.training import AlignmentConfig
@@ -223,3 +224,15 @@ def test_few_tokens_and_no_caption(side):
     out = generator(indices[:, :-1], packed_condition(text.float(), mask), indices)
     assert out.tap_BLD.shape == (2, side**2, TINY.width)
     assert torch.isfinite(out.cross_entropy)
+
+
+def test_the_benchmarks_other_side_computes_the_same():
+    """All 300 slots and the head at all positions, as the public layout: the same loss."""
+    config = dataclasses.replace(TINY, num_layers=2, tap_layer=1)
+    generator = make_generator(config, public_text_step.GRID, public_text_step.CODES)
+    text, mask, indices = public_text_step.make_batch(2, config.text_width)
+    condition = packed_condition(text, mask)
+    with torch.no_grad():
+        padded = public_text_step.PaddedStep(generator).loss(text, mask, indices)
+        packed = generator(indices[:, :-1], condition, indices).cross_entropy
+    assert_close(packed, padded, 1e-5, "loss")
