@@ -163,10 +163,10 @@ def assign_launches(width: int, affinity: Affinity) -> None:
         assign_triton.gradients(latents, codebook, *state, needs=(True, True), **options)
 
 
-def soft_readout_launches(width: int, dtype: torch.dtype) -> None:
+def soft_readout_launches(width: int, dtype: torch.dtype, columns: int = COLUMNS) -> None:
     """Forward without a log-sum-exp at hand, and the gradients where Triton takes them."""
     latents, codebook = torch.zeros(TOKENS, width), torch.zeros(CODES, width)
-    inputs = latents, codebook, torch.zeros(CODES, COLUMNS, dtype=dtype)
+    inputs = latents, codebook, torch.zeros(CODES, columns, dtype=dtype)
     options: dict[str, Any] = {"affinity": Affinity.SQUARED_DISTANCE, "temperature": 0.1}
     out, state = soft_readout_triton.forward(*inputs, None, **options)
     if width <= GRADIENT_WIDTH:
@@ -198,6 +198,11 @@ def variants() -> dict[str, Callable[[], None]]:
     ):
         found[f"soft_readout, C {width}, {_short(dtype)} table"] = lambda w=width, d=dtype: (
             soft_readout_launches(w, d)
+        )
+    for width in (8, 32):
+        # Narrow enough for the backward to contract the table itself.
+        found[f"soft_readout, C {width}, bf16 table of 768 columns"] = lambda w=width: (
+            soft_readout_launches(w, torch.bfloat16, 768)
         )
     for dtype in (torch.bfloat16, torch.float32):
         found[f"lfq, 14 bits, {_short(dtype)} table"] = lambda d=dtype: lfq_launches(d)

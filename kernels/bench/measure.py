@@ -1,8 +1,9 @@
 """Time and peak memory of a step, on CPU or CUDA."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,23 +22,41 @@ class Timing(NamedTuple):
     """Third quartile."""
 
 
-def contender(name: str) -> tuple[str, bool]:
-    """Implementation, and whether torch.compile wraps the step: `reference+compile`."""
+def contender(name: str) -> tuple[str, str]:
+    """Implementation, and what is different about it.
+
+    `reference+compile`: torch.compile wraps the step; `triton+whole`: the read-out's backward
+    contracts wide tables in its own kernel, not by the library in chunks.
+    """
     implementation, _, suffix = name.partition("+")
-    return implementation, suffix == "compile"
+    assert suffix in ("", "compile", "whole"), name
+    return implementation, suffix
 
 
 def make_step(operation: str, name: str, inputs: Inputs) -> Step:
     """A step that leaves no gradients behind."""
-    implementation, compiled = contender(name)
+    implementation, suffix = contender(name)
     function = OPERATIONS[operation]
-    run = torch.compile(function) if compiled else function
+    run = torch.compile(function) if suffix == "compile" else function
 
     def step() -> None:
-        run(inputs, implementation)
+        with _without_chunks() if suffix == "whole" else contextlib.nullcontext():
+            run(inputs, implementation)
         inputs.latents_NC.grad = inputs.codebook_KC.grad = None
 
     return step
+
+
+@contextlib.contextmanager
+def _without_chunks() -> Iterator[None]:
+    from gear_kernels import soft_readout_backward_triton
+
+    columns = soft_readout_backward_triton.CHUNKED_COLUMNS
+    soft_readout_backward_triton.CHUNKED_COLUMNS = 2**31
+    try:
+        yield
+    finally:
+        soft_readout_backward_triton.CHUNKED_COLUMNS = columns
 
 
 def clock(device: str) -> Callable[[Step], float]:

@@ -209,6 +209,42 @@ def test_several_launches_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> No
     assert_parity(run_soft_readout, "triton", Case(260, 100, 8, 17))
 
 
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case(130, 150, 8, 70), Case(40, 100, 32, 300), Case(1, 70, 8, 17), *HARD[:2]],
+    ids=str,
+)
+def test_chunks_of_codes_that_the_library_contracts(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward of wide tables: several chunks, the last in part, and several launches each."""
+    monkeypatch.setattr(soft_readout_backward_triton, "CHUNKED_COLUMNS", 1)
+    monkeypatch.setattr(soft_readout_backward_triton, "_PULL_BYTES", 1)
+    monkeypatch.setattr(soft_readout_backward_triton, "_PARTIAL_BYTES", 1)
+    tolerance = 1e-5 if case in SHAPES or case.kind == "normal" else sharp_tolerance(case)
+    assert_parity(run_soft_readout, "triton", case, dtype, tolerance=tolerance)
+
+
+def test_wide_half_precision_tables_take_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the table alone, and g.t of no more codes than the buffer has room for."""
+    module, seen = soft_readout_backward_triton, []
+    monkeypatch.setattr(module, "_PULL_BYTES", 40 * 64 * 4)
+    product = module.product_into
+
+    def record(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(out.shape))
+        return product(out, left, right)
+
+    monkeypatch.setattr(module, "product_into", record)
+    run_soft_readout("triton", Case(40, 150, 8, 1024), torch.float32, torch.bfloat16)
+    assert seen == [(40, 64), (40, 64), (40, 22)]
+    seen.clear()
+    run_soft_readout("triton", Case(40, 150, 8, 1000), torch.float32, torch.bfloat16)
+    run_soft_readout("triton", Case(40, 150, 8, 1024), torch.float32)
+    assert not seen
+
+
 def test_same_gradients_every_time() -> None:
     case = Case(130, 150, 8, 17)
     runs = [
