@@ -180,8 +180,8 @@ def takes_chunks(table_KD: Tensor) -> bool:
 
 def plan_tiles(problem: Problem, table_KD: Tensor) -> TilePlan:
     """The cut for one problem on its device."""
-    num_tokens, num_codes = problem.arguments[3:]
-    width = problem.latents_NC.shape[1]
+    num_tokens, width = problem.latents_NC.shape
+    num_codes = len(problem.codebook_KC)
     tile, chunk_codes = backward_tile(width, table_KD.dtype), num_codes
     if takes_chunks(table_KD):
         tile = chunk_tile(width)
