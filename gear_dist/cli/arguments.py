@@ -172,3 +172,15 @@ def output_folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a file: name a folder")
     return path
+
+
+def read_argument(option: str, kind: Callable[[str], Any], text: str) -> Any:
+    """What an argument's type makes of a text, where the type is known only after parsing.
+
+    Raises:
+        ConfigError: as argparse would tell of it.
+    """
+    try:
+        return kind(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{option} {error}") from None

@@ -18,6 +18,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "sample": (
         "gear-dist sample runs/demo",
         "gear-dist sample runs/demo --classes 0,3 --count 16 --seed 1 --out grid.png",
+        "gear-dist sample runs/demo --num 50000 --out s3://results/demo --guidance 1",
+        "gear-dist sample runs/demo --per-class 50 --out samples --workers 4",
     ),
     "reconstruct": ("gear-dist reconstruct runs/demo --images photos --count 16",),
     "tokenize": ("gear-dist tokenize runs/demo --images photos --out codes",),

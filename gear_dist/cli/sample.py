@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gear_dist.cli import sample_bulk
 from gear_dist.cli.arguments import (
     MAX_GRID_IMAGES,
     MAX_SEED,
@@ -17,6 +18,7 @@ from gear_dist.cli.arguments import (
     number,
     output_file,
     path_argument,
+    read_argument,
     read_device,
     whole,
 )
@@ -72,7 +74,12 @@ def add_commands(subparsers: Any) -> None:
         default=0,
         help="of the first image, from which the others' are derived (default: 0)",
     )
-    _add_shared(sample, "samples.png")
+    sample.add_argument(
+        "--out",
+        help="PNG to write (default: MODEL/samples.png); with --num a folder or s3://BUCKET/PREFIX",
+    )
+    _add_shared(sample)
+    sample_bulk.add_arguments(sample)
     sample.set_defaults(run=run_sample)
 
     reconstruct = subparsers.add_parser(
@@ -87,14 +94,16 @@ def add_commands(subparsers: Any) -> None:
     )
     reconstruct.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="seed (default: 0)")
     add_bad_share(reconstruct)
-    _add_shared(reconstruct, "reconstruction.png")
+    reconstruct.add_argument(
+        "--out",
+        type=output_file(".png"),
+        help="PNG to write (default: MODEL/reconstruction.png)",
+    )
+    _add_shared(reconstruct)
     reconstruct.set_defaults(run=run_reconstruct)
 
 
-def _add_shared(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument(
-        "--out", type=output_file(".png"), help=f"PNG to write (default: MODEL/{name})"
-    )
+def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns", type=whole(1, 10_000), default=COLUMNS, help="images per row (default: 8)"
     )
@@ -196,14 +205,23 @@ def run_sample(args: argparse.Namespace) -> int:
     from gear_dist.inference.pipeline import GearPipeline
     from gear_dist.report.image_grid import save_grid
 
+    bulk = sample_bulk.is_bulk(args)
+    grid = None
+    if not bulk and args.out is not None:
+        grid = read_argument("--out", output_file(".png"), args.out)
     model = open_model(args.model)
     sampling = sampling_from(args, model.config.sampling)
-    read = _read_prompts if _takes_prompts(args, model) else _read_classes
-    wanted = read(args, model)
+    takes_prompts = _takes_prompts(args, model)
+    if bulk:
+        names = class_names(model)
+        classes = parse_classes(args.classes, model.config.generator.num_classes, names)
+        _warn_of_untrained(classes, names)
+        return sample_bulk.run_bulk(args, model, classes, names, sampling)
+    wanted = _read_prompts(args, model) if takes_prompts else _read_classes(args, model)
     pair = GearPipeline.load(model, read_device(args))
     condition = wanted.condition(pair)
     images = pair.generate(condition, wanted.seeds, sampling)
-    out = args.out or model.path / "samples.png"
+    out = grid or model.path / "samples.png"
     save_grid(images, out, args.columns, captions=wanted.captions)
     print(out)
     return 0

@@ -19,6 +19,8 @@ FAULTS = ("500", "503", "reset", "slow", "truncated")
 LOST = "lost"
 """The request reaches the store, its answer nobody."""
 REFUSED = "403"
+FULL = "full"
+"""The store has no room for what is written."""
 SILENT = "silent"
 """No answer for a while, and then none at all."""
 TORN = "torn"
@@ -26,6 +28,7 @@ TORN = "torn"
 _SLOW_S = 0.3
 SILENT_S = 1.0
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>planted</Message></Error>"
+_FULL = b"<Error><Code>QuotaExceeded</Code><Message>planted</Message></Error>"
 _EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>planted</Message></Error>"
 
 
@@ -108,6 +111,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault == REFUSED:
             self._refuse(403, _DENIED)
+            return
+        if fault == FULL:
+            self._refuse(400, _FULL)
             return
         if fault in ("500", "503"):
             self.send_response(int(fault))

@@ -1,0 +1,133 @@
+"""Which samples a bulk run makes, and which tar has which: a function of its settings. No torch."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from gear_dist.config.models import SamplingConfig
+from gear_dist.errors import ConfigError
+from gear_dist.inference.seeds import derive_seeds
+from gear_dist.storage.base import MissingObjectError, Storage
+from gear_dist.storage.json_files import build_record, parse_json, to_json
+
+PLAN_KEY = "sampling.json"
+ClassRule = Literal["per-class", "random"]
+_CLASS_DRAWS = 0x636C617373  # a series of its own beside the samples' seeds
+_ORDER_DRAWS = 0x6F72646572
+
+
+class BulkPlan(NamedTuple):
+    """Everything that the bytes of a bulk run depend on; the destination's sampling.json."""
+
+    weights: dict[str, str]
+    """SHA-256 of each network's file."""
+    num: int
+    """Samples in all."""
+    class_rule: ClassRule
+    """per-class: each class as often as any other, but for one sample; random: drawn by the seed,
+    a class for each sample."""
+    classes: tuple[int, ...]
+    """Classes that are sampled."""
+    seed: int
+    """Of sample 0; those of the others are derived from it."""
+    sampling: dict[str, Any]
+    """Settings of sampling."""
+    image_size: int
+    samples_per_tar: int
+    device: str
+    """cpu or cuda: rounding differs between them, and so may samples."""
+    format: int = 1
+
+    @property
+    def num_tars(self) -> int:
+        """Tars in all; the last may have fewer samples."""
+        return -(-self.num // self.samples_per_tar)
+
+    @property
+    def checkpoint(self) -> str:
+        """A short hash of all weights, for metadata."""
+        return "-".join(self.weights[name][:12] for name in sorted(self.weights))
+
+    def samples_of(self, tar: int) -> range:
+        """Numbers of a tar's samples."""
+        first = tar * self.samples_per_tar
+        return range(first, min(first + self.samples_per_tar, self.num))
+
+    def seeds(self, samples: Iterable[int]) -> list[int]:
+        """Their seeds."""
+        return derive_seeds(self.seed, samples)
+
+    def labels(self, samples: Iterable[int]) -> list[int]:
+        """Their classes."""
+        places = list(samples)
+        if self.class_rule == "random":
+            draws = derive_seeds(self.seed ^ _CLASS_DRAWS, [i + 1 for i in places])
+            return [self.classes[draw * len(self.classes) >> 64] for draw in draws]
+        return [self.classes[i % len(self.classes)] for i in places]
+
+    def rows(self) -> list[int]:
+        """Samples in the fixed random order of the npz: ADM's evaluator takes Inception Score over
+        stretches of it, which must not be of few classes each."""
+        keys = derive_seeds(_ORDER_DRAWS, range(1, self.num + 1))
+        return sorted(range(self.num), key=keys.__getitem__)
+
+    def settings(self) -> SamplingConfig:
+        """The settings of sampling, typed."""
+        return SamplingConfig(**self.sampling)
+
+
+def tar_key(tar: int) -> str:
+    """A tar's place in the destination."""
+    return f"samples/{tar:06d}.tar"
+
+
+def sample_key(sample: int) -> str:
+    """What a sample's members are called in its tar."""
+    return f"{sample:08d}"
+
+
+def claim(storage: Storage, plan: BulkPlan) -> bool:
+    """Take the destination for a plan; whether a former run of the same plan had.
+
+    Raises:
+        ConfigError: it holds something else, or samples of another plan: names the settings.
+    """
+    data = (to_json(plan._asdict(), indent=1) + "\n").encode()
+    try:
+        kept = storage.read(PLAN_KEY)
+    except MissingObjectError:
+        stranger = next(iter(storage.list()), None)
+        if stranger is not None:
+            raise ConfigError(
+                f"--out {storage.address} holds {stranger.key} and no {PLAN_KEY}: name an empty "
+                "folder or prefix"
+            ) from None
+        if storage.create(PLAN_KEY, data):
+            return False
+        kept = storage.read(PLAN_KEY)
+    _check_same(storage, plan, kept)
+    return True
+
+
+def _check_same(storage: Storage, plan: BulkPlan, kept: bytes) -> None:
+    where = f"--out {storage.address}"
+    try:
+        former = build_record(BulkPlan, parse_json(kept))
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}: its {PLAN_KEY} is damaged ({error}): name an empty folder or prefix"
+        ) from None
+    differing = [
+        f"{name}={_short(getattr(former, name))}, not {_short(getattr(plan, name))}"
+        for name in BulkPlan._fields
+        if getattr(former, name) != getattr(plan, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{where} holds samples of {'; '.join(differing)}: name another folder or prefix, or "
+            "give the same settings to go on there"
+        )
+
+
+def _short(value: Any) -> str:
+    text = to_json(value)
+    return text if len(text) <= 120 else text[:117] + "..."
