@@ -41,6 +41,11 @@ train: $(STAMP) ## train on made-up images, or on DATA=FOLDER; also RUN=, SEED=,
 	@$(BIN)/gear-dist quickstart $(if $(DATA),--data '$(DATA)') $(if $(RUN),--run-name '$(RUN)') \
 		$(if $(SEED),--seed '$(SEED)') $(ARGS)
 
+.PHONY: train-text
+train-text: $(STAMP) ## the same with captions in place of classes; also RUN=, SEED=, ARGS='key=value ...'
+	@$(BIN)/gear-dist quickstart --config configs/text/demo.yaml --run-name '$(or $(RUN),text)' \
+		$(if $(SEED),--seed '$(SEED)') $(ARGS)
+
 .PHONY: test
 test: lint test-unit test-kernels test-distributed test-integration ## lint and all tests but the slow ones
 

@@ -2,13 +2,20 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gear_dist.cli.arguments import MAX_SEED, add_device, number, path_argument, read_device, whole
 from gear_dist.config.checks import MAX_THREADS
 from gear_dist.errors import DataError
 from gear_dist.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gear_dist.data.labelled import LabelledImages
+    from gear_dist.inference.pipeline import GearPipeline
 
 CACHE = Path(".gear/classifiers")
 CLASSIFIER_STEPS = 450
@@ -38,6 +45,18 @@ def add_commands(subparsers: Any) -> None:
         "--max-validation", type=whole(1), default=5000, help="validation images (default: 5000)"
     )
     parser.add_argument(
+        "--captions",
+        type=whole(1),
+        default=256,
+        help="of a text-to-image run: held-out captions for each seed (default: 256)",
+    )
+    parser.add_argument(
+        "--attributes",
+        default="",
+        help="of a text-to-image run: what images must show, comma-separated, of the attributes "
+        "that the corpus records (default: all of them)",
+    )
+    parser.add_argument(
         "--cache",
         type=path_argument,
         default=CACHE,
@@ -63,15 +82,21 @@ def run_evaluate(args: argparse.Namespace) -> int:
         ConfigError: an impossible option. DataError: no weights, unreachable corpora.
     """
     folder = RunFolder.open(args.run_folder)
-    result = _evaluate(args, folder)
+    result, captions = _evaluate(args, folder)
     folder.write_evaluation(result.to_json())
     for line in result.summary():
         print(line, flush=True)
     print(folder.evaluation_path, flush=True)
+    if captions is not None:
+        folder.write_caption_scores(captions.to_json())
+        for line in captions.summary():
+            print(line, flush=True)
+        print(folder.caption_scores_path, flush=True)
     return 0
 
 
-def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
+def _evaluate(args: argparse.Namespace, folder: RunFolder) -> tuple[Any, Any]:
+    """The evaluation, and of a text-to-image run the scores of its captions, else None."""
     import torch
 
     from gear_dist.evaluation.classifier import load_or_train_classifier, load_validation
@@ -105,15 +130,58 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> Any:
         sampling = dataclasses.replace(config.sampling, guidance=guidance)
         return pair.generate(condition, derive_seeds(seed, range(condition.num_images)), sampling)
 
-    if pair.generator is not None and not of_classes:
-        _say("images of captions are not scored here yet: reconstructions alone")
-    return evaluate(
+    validation = load_validation(config.data, args.max_validation)
+    result = evaluate(
         generate=generate if of_classes else None,
         reconstruct=pair.reconstruct,
         judge=judge,
-        validation=load_validation(config.data, args.max_validation),
+        validation=validation,
         guidance=guidance,
         settings=EvaluationSettings(args.images_per_class, seeds=tuple(args.seeds)),
+        report=_say,
+    )
+    of_captions = pair.generator is not None and not of_classes
+    return result, _score_captions(args, pair, validation, guidance) if of_captions else None
+
+
+def _score_captions(
+    args: argparse.Namespace, pair: "GearPipeline", validation: "LabelledImages", guidance: float
+) -> Any:
+    from gear_dist.evaluation.captions import (
+        choose_attributes,
+        score_captions,
+        train_attribute_judge,
+    )
+    from gear_dist.evaluation.classifier import load_training
+    from gear_dist.inference.seeds import derive_seeds
+
+    data, sampling = pair.config.data, dataclasses.replace(pair.config.sampling, guidance=guidance)
+    wanted = [name for name in args.attributes.split(",") if name]
+    attributes = choose_attributes(wanted, validation.attribute_sizes)
+    if not attributes or not any(validation.captions):
+        _say(f"{data.validation or data.train} records no attributes, or no captions: not scored")
+        return None
+    judge = train_attribute_judge(
+        load_training(data),
+        attributes,
+        steps=args.classifier_steps,
+        device=pair.device,
+        report=_say,
+    )
+
+    def generate(captions: Sequence[str], seed: int) -> "Tensor":
+        return pair.generate(
+            pair.read_prompts(captions), derive_seeds(seed, range(len(captions))), sampling
+        )
+
+    return score_captions(
+        generate,
+        judge,
+        validation,
+        count=args.captions,
+        guidance=guidance,
+        seeds=args.seeds,
+        device=pair.device,
         report=_say,
     )
 

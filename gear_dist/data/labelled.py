@@ -38,6 +38,8 @@ class LabelledImages(NamedTuple):
     """Identifies the corpus's contents."""
     num_sources: int
     """Different source images; fewer than N where several crops were taken of each."""
+    captions: tuple[str, ...] = ()
+    """(N,) the first caption of each, empty where it has none."""
 
     def targets(self) -> dict[str, Tensor]:
         """Labels under "class", and the attributes, each (N,)."""
@@ -82,9 +84,11 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
     size = settings.image_size
     images = np.empty((num_sources, crops, 3, size, size), np.uint8)
     columns = {name: np.full(num_sources, UNKNOWN) for name in ("class", *info.attributes)}
+    captions: list[str] = []
     rows = _decoded(storage, manifest, settings, crops)
     for row, (sample, pixels) in zip(range(num_sources), rows, strict=False):
         images[row] = pixels
+        captions += [next(iter(sample.captions), "")] * crops
         columns["class"][row] = sample.class_index
         for name in info.attributes:
             columns[name][row] = sample.attributes.get(name, UNKNOWN)
@@ -97,6 +101,7 @@ def load_labelled(address: str, settings: LoadSettings, *, endpoint: str = "") -
         attribute_sizes=dict(info.attributes),
         plan_hash=info.plan_hash,
         num_sources=num_sources,
+        captions=tuple(captions),
     )
 
 

@@ -192,10 +192,8 @@ def load_or_train_classifier(
     if kept := _load_judge(path, recipe, device):
         report(f"classifier: {path} kept")
         return kept
-    settings = _load_settings(data, augment_below=2048)
-    training = load_labelled(data.train, settings, endpoint=data.endpoint)
     net, judge = train_judge(
-        training,
+        load_training(data),
         load_validation(data),
         recipe,
         device=device,
@@ -263,6 +261,16 @@ def train_judge(
         f"images, {result.steps} steps in {result.seconds:.0f} s"
     )
     return net, stats
+
+
+def load_training(data: DataConfig) -> LabelledImages:
+    """Images of the training corpus, several crops of each where it is small.
+
+    Raises:
+        DataError: unreachable or damaged corpus.
+    """
+    settings = _load_settings(data, augment_below=2048)
+    return load_labelled(data.train, settings, endpoint=data.endpoint)
 
 
 def load_validation(data: DataConfig, max_images: int = 5000) -> LabelledImages:

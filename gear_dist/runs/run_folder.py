@@ -72,6 +72,7 @@ class RunFolder:
         self.id_path = self.path / "run_id"
         self.newest_checkpoint_path = self.path / "newest_checkpoint.json"
         self.evaluation_path = self.path / "evaluation.json"
+        self.caption_scores_path = self.path / "captions.json"
         self.report_path = self.path / "report.html"
         self.grids = self.path / "grids"
         self.checkpoints = self.path / "checkpoints"
@@ -231,6 +232,10 @@ class RunFolder:
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write evaluation.json."""
         self._write_json(self.evaluation_path, evaluation)
+
+    def write_caption_scores(self, scores: Mapping[str, Any]) -> None:
+        """Write captions.json."""
+        self._write_json(self.caption_scores_path, scores)
 
     def read_evaluation(self) -> dict[str, Any] | None:
         """Read evaluation.json; None where the run has not been evaluated."""

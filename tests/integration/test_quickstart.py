@@ -44,6 +44,33 @@ def draw_pictures(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
 
 
+def test_captions_to_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make train-text` runs, on a few images of the reader's own."""
+    images = tmp_path / "pictures"
+    draw_pictures(images)
+    for picture in images.rglob("*.jpg"):
+        picture.with_suffix(".txt").write_text(f"a {picture.parent.name} picture, {picture.stem}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gear_dist.cli.evaluate.CLASSIFIER_STEPS", 20)
+    for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_ADDRESS"))]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")
+    config = Path(__file__).parents[2] / "configs" / "text" / "demo.yaml"
+    command = ["quickstart", "--data", str(images), "--config", str(config), "--run-name", "text"]
+    try:
+        assert main([*command, *SMALL]) == 0, capsys.readouterr().err
+    finally:
+        object_store.stop(tmp_path / ".gear" / "object_store")
+    out = capsys.readouterr().out
+    assert "9 words" in out  # a, bright, dark, picture and five numbers
+    assert "records no attributes" in out
+    assert (tmp_path / "runs/text/samples.png").stat().st_size > 500
+    assert "text_encoder" in (tmp_path / "runs/text/config.yaml").read_text()
+
+
 def test_from_images_to_report_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

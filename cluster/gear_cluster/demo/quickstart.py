@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 from gear_cluster.demo import object_store
 from gear_cluster.launch import launch
 from gear_data_prep.cli import main as data_prep
-from gear_dist.cli import evaluate, report, sample, teacher
+from gear_dist.cli import evaluate, report, sample, teacher, words
 from gear_dist.config.data import DataConfig
 from gear_dist.config.loading import load_config
 from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
 from gear_dist.config.training import EngineConfig
+from gear_dist.data.first_batches import first_captions
 from gear_dist.data.manifest import load_manifest
 from gear_dist.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError
 from gear_dist.formatting import format_duration
+from gear_dist.models.text_encoders.words import read_vocabulary, words_width
 from gear_dist.runs.environment import num_cores
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.source_tree import source_folders
 from gear_dist.storage.open import open_storage
+from gear_dist.training.sample_grids import NUM_SAMPLES
 
 STATE = Path(".gear")
 BUCKET = "s3://gear"
@@ -98,6 +101,8 @@ def quickstart(request: QuickstartRequest) -> int:
     _use_store()
     steps.begin("shards")
     _make_shards(request)
+    if _needs_words(config):
+        _make_words(config.text_encoder.path, config.data)
     config = _fit_to_corpus(request, config)
     steps.begin("teacher")
     if config.teacher.name == "convnet" and config.alignment.enabled:
@@ -111,10 +116,10 @@ def quickstart(request: QuickstartRequest) -> int:
     samples = folder.path / "samples.png"
     steps.begin("evaluation")
     if not _is_up_to_date(folder.evaluation_path, folder):
-        _run(evaluate, "evaluate", str(folder.path), *_threads())
+        _run(evaluate, "evaluate", str(folder.path), *_threads(), *_named_attributes(request))
     steps.begin("samples and report")
     if not _is_up_to_date(samples, folder):
-        _run(sample, "sample", str(folder.path), "--out", str(samples))
+        _run(sample, "sample", str(folder.path), "--out", str(samples), *_prompts(config))
     _run(report, "report", str(folder.path))
     print(f"\ndone in {format_duration(steps.elapsed_s)}")
     print(f"sample grid: {samples}")
@@ -154,6 +159,28 @@ def _threads() -> list[str]:
     return ["--threads", str(min(num_cores(), MOST_THREADS))]
 
 
+def _needs_words(config: RunConfig) -> bool:
+    return config.reads_captions and config.text_encoder.name == "words"
+
+
+def _make_words(path: str, data: DataConfig) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _run(words, "words", data.train, "--out", path)
+
+
+def _named_attributes(request: QuickstartRequest) -> list[str]:
+    """What the sample corpus's captions say of the object itself; of another corpus, all it has."""
+    return ["--attributes", "shape,hue,texture"] if request.data is None else []
+
+
+def _prompts(config: RunConfig) -> list[str]:
+    """Captions of held-out images, for a generator that takes some."""
+    if not config.reads_captions:
+        return []
+    captions = first_captions(config.data, NUM_SAMPLES)
+    return [word for caption in captions for word in ("--prompt", caption)]
+
+
 def _overrides(request: QuickstartRequest, *more: str) -> list[str]:
     """The user's come last and win."""
     weights = STATE / "teachers" / f"{request.corpus}.safetensors"
@@ -163,6 +190,7 @@ def _overrides(request: QuickstartRequest, *more: str) -> list[str]:
         f"data.train={request.train_address}",
         f"data.validation={request.validation_address}",
         f"teacher.path={weights}",
+        f"text_encoder.path={STATE / 'words' / request.corpus}.json",
     ]
     return [*ours, *more, *request.overrides]
 
@@ -194,6 +222,9 @@ def _fit_to_corpus(request: QuickstartRequest, config: RunConfig) -> RunConfig:
             f"{config.data.train}: {info.num_samples} images are too few for {workers} workers"
         )
     more = [f"generator.num_classes={max(len(info.classes), 1)}"]
+    if _needs_words(config):
+        width = words_width(read_vocabulary(config.text_encoder.path))
+        more.append(f"generator.text_width={width}")
     if batch != config.engine.global_batch:
         print(f"engine.global_batch={batch}, because there are {info.num_samples} images")
         more.append(f"engine.global_batch={batch}")

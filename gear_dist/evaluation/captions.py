@@ -1,0 +1,178 @@
+"""Whether images show what their captions say, told by a classifier of attributes.
+
+For corpora whose samples record attributes, such as the sample corpus. The classifier is trained on
+the training corpus; the captions are those of held-out images, whose attributes are known.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gear_dist.data.labelled import LabelledImages
+from gear_dist.errors import ConfigError
+from gear_dist.evaluation.classifier import FEATURE_WIDTH, ResidualNet
+from gear_dist.models.classifier_training import FitSettings, accuracies, fit, predict
+
+GenerateImages = Callable[[Sequence[str], int], Tensor]
+"""(captions of B images, seed) -> uint8 images (B, 3, H, W) on the CPU."""
+_SEED = 7_002
+
+
+class CaptionScores(NamedTuple):
+    """Shares of images that are right, by seed, and their median."""
+
+    values: tuple[float, ...]
+    median: float
+
+
+class CaptionAgreement(NamedTuple):
+    """What `evaluate` writes of a text-to-image run."""
+
+    guidance: float
+    attributes: tuple[str, ...]
+    num_images: int
+    """Of each seed."""
+    all_right: CaptionScores
+    """Images with all of the attributes right."""
+    by_attribute: dict[str, CaptionScores]
+    real: dict[str, float]
+    """The classifier on the real held-out images: a perfect generator's scores."""
+    real_all_right: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested dictionaries."""
+        plain = self._asdict()
+        plain["all_right"] = self.all_right._asdict()
+        plain["by_attribute"] = {k: v._asdict() for k, v in self.by_attribute.items()}
+        return plain
+
+    def summary(self) -> list[str]:
+        """Lines for the terminal."""
+        scores = {"all of them": self.all_right, **self.by_attribute}
+        real = {"all of them": self.real_all_right, **self.real}
+        head = (
+            f"captions: {self.num_images} images a seed, guidance {self.guidance:g}, of "
+            f"{', '.join(self.attributes)}:"
+        )
+        return [
+            head,
+            *(
+                f"  {name}: {found.median:.1%} right ({min(found.values):.1%} to "
+                f"{max(found.values):.1%}; real images {real[name]:.1%})"
+                for name, found in scores.items()
+            ),
+        ]
+
+
+class AttributeNet(nn.Module):
+    """The trunk of the class judge with a linear head for each attribute."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.trunk = ResidualNet(1)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(FEATURE_WIDTH, size) for name, size in sizes.items()}
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits by attribute."""
+        features = self.trunk.features(images)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def choose_attributes(wanted: Sequence[str], sizes: dict[str, int]) -> tuple[str, ...]:
+    """The wanted attributes, or all.
+
+    Raises:
+        ConfigError: the corpus has no such attribute.
+    """
+    unknown = [name for name in wanted if name not in sizes]
+    if unknown:
+        raise ConfigError(
+            f"--attributes {','.join(wanted)}: the corpus has no {unknown[0]}; it has "
+            f"{', '.join(sizes) or 'none'}"
+        )
+    return tuple(wanted) or tuple(sizes)
+
+
+def train_attribute_judge(
+    training: LabelledImages,
+    attributes: Sequence[str],
+    *,
+    steps: int,
+    seconds: float = 120.0,
+    device: torch.device | str = "cpu",
+    report: Callable[[str], None] = lambda line: None,
+) -> AttributeNet:
+    """Train a classifier of the attributes; images are not mirrored, captions may name sides."""
+    torch.manual_seed(_SEED)
+    net = AttributeNet({name: training.attribute_sizes[name] for name in attributes})
+    settings = FitSettings(
+        steps=steps, seconds=seconds, learning_rate=4e-3, shift=0.06, flip=False, seed=_SEED
+    )
+    fit(net, training, settings, device=device, report=report)
+    return net
+
+
+def score_captions(
+    generate: GenerateImages,
+    judge: AttributeNet,
+    held_out: LabelledImages,
+    *,
+    count: int,
+    guidance: float,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    report: Callable[[str], None] = lambda line: None,
+) -> CaptionAgreement:
+    """Generate an image for each of the first captions, and compare what the judge sees in it.
+
+    Args:
+        generate: of the run.
+        judge: of its corpus.
+        held_out: images with captions and attributes.
+        count: captions of each seed, at most as many as there are.
+        guidance: that `generate` uses, for the record.
+        seeds: each a series of images.
+        device: of the judge.
+        report: takes progress lines.
+    """
+    count = min(count, len(held_out.captions))
+    captions = held_out.captions[:count]
+    targets = {name: held_out.attributes[name][:count] for name in judge.heads}
+    rows = []
+    for seed in seeds:
+        rows.append(_hits(judge, generate(captions, seed), targets, device))
+        report(f"captions, seed {seed}: {_all_right(rows[-1]):.1%} have all attributes right")
+    real = _hits(judge, held_out.images[:count], targets, device)
+    return CaptionAgreement(
+        guidance=guidance,
+        attributes=tuple(targets),
+        num_images=count,
+        all_right=_scores([_all_right(row) for row in rows]),
+        by_attribute={name: _scores([_share(row[name]) for row in rows]) for name in targets},
+        real={**accuracies(judge, held_out, device=device)},
+        real_all_right=_all_right(real),
+    )
+
+
+def _hits(
+    judge: AttributeNet, images: Tensor, targets: dict[str, Tensor], device: torch.device | str
+) -> dict[str, Tensor]:
+    seen = predict(judge, images, device=device)
+    return {name: seen[name].argmax(1) == target for name, target in targets.items()}
+
+
+def _all_right(hits: dict[str, Tensor]) -> float:
+    return _share(torch.stack(list(hits.values())).all(dim=0))
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def _scores(values: Sequence[float]) -> CaptionScores:
+    return CaptionScores(tuple(values), statistics.median(values))
