@@ -24,7 +24,7 @@ help: ## this list
 .PHONY: setup
 setup: $(STAMP) ## the environment in .venv, versions of requirements.lock
 
-NATIVE := $(wildcard data_prep/gear_data_prep/images/*.c)
+NATIVE := $(wildcard data_prep/gear_data_prep/images/*.c gear_dist/inference/decoding/*.c)
 $(STAMP): pyproject.toml requirements.lock $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "gear-dist needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }

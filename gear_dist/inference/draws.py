@@ -28,7 +28,8 @@ class Filters(NamedTuple):
     greedy: bool
     top_k: int
     """0: all."""
-    temperature: Tensor
+    temperature: Tensor | None
+    """None: 1."""
     top_p: Tensor | None
     min_p: Tensor | None
 
@@ -42,22 +43,23 @@ class Filters(NamedTuple):
         return cls(
             greedy=config.temperature == 0,
             top_k=config.top_k,
-            temperature=scalar(config.temperature),
+            temperature=scalar(config.temperature) if config.temperature != 1 else None,
             top_p=scalar(config.top_p) if config.top_p < 1 else None,
             min_p=scalar(config.min_p) if config.min_p > 0 else None,
         )
 
 
-def weights_of(logits_BK: Tensor, temperature: Tensor | float) -> Tensor:
+def weights_of(logits_BK: Tensor, temperature: Tensor | None) -> Tensor:
     """Probabilities as whole numbers, int64: round(2^n exp((logit - largest) / temperature)).
 
     n is what the sum of K of them leaves in 62 bits: 48 for 16,384 codes.
     """
     bits = _SUM_BITS - (logits_BK.shape[-1] - 1).bit_length()
     below_BK = logits_BK - logits_BK.amax(dim=-1, keepdim=True)
-    # In float64 no temperature is so small that 0 / temperature is not 0.
-    exponents_BK = (below_BK.double() / temperature).float()
-    return (exponents_BK.exp() * 2.0**bits).round().long()
+    if temperature is not None:
+        # In float64 no temperature is so small that 0 / temperature is not 0.
+        below_BK = (below_BK.double() / temperature).float()
+    return below_BK.exp_().mul_(2.0**bits).round_().long()
 
 
 def filter_weights(weights_BK: Tensor, filters: Filters) -> Tensor:

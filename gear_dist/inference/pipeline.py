@@ -149,5 +149,5 @@ class GearPipeline:
         sampling = sampling or self.config.sampling
         assert len(seeds) == condition.num_images, "a seed for each image"
         if self._engine is None:
-            self._engine = DecodingEngine(self.generator)
+            self._engine = DecodingEngine(self.generator, release=True)
         yield from self._engine.generate(condition, seeds, sampling)

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "gear_cluster": {"gear_dist", "gear_kernels", "gear_data_prep"},
 }
 ORDER = (
-    ("errors", "formatting", "source_tree"),
+    ("errors", "formatting", "native", "source_tree"),
     ("progress", "redaction"),
     ("storage",),
     ("config",),

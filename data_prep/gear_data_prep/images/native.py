@@ -2,29 +2,15 @@
 
 import ctypes
 import functools
-import warnings
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ADVICE = "install gear-dist again on a machine with a C compiler (gcc or clang)"
+from gear_dist.native import ADVICE, EXTENSION_SUFFIXES, load_library
+
+__all__ = ["ADVICE", "EXTENSION_SUFFIXES", "load_native"]
 
 
 @functools.cache
 def load_native(name: str) -> ctypes.CDLL | None:
-    """The functions of `NAME.c`, from the library beside it.
-
-    None, with a warning, where the package was installed without a compiler or for another machine.
-    """
-    for suffix in EXTENSION_SUFFIXES:
-        library = Path(__file__).with_name(f"_{name}{suffix}")
-        if library.is_file():
-            try:
-                return ctypes.CDLL(str(library))
-            except OSError:
-                break
-    warnings.warn(
-        f"{name}.c is not compiled here, so slower code does its work, and finds less damage in "
-        f"JPEGs: {ADVICE}",
-        stacklevel=3,
-    )
-    return None
+    """The functions of `NAME.c`; see `load_library`."""
+    instead = "slower code does its work, and finds less damage in JPEGs"
+    return load_library(Path(__file__).parent, name, instead)

@@ -8,6 +8,7 @@ Shapes: B images, R rows (B, or 2 B: class halves, then null halves), L tokens, 
 cache, H heads of width h, D model width, K codes, n layers.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +22,14 @@ from gear_dist.models.generator.prefix import Prefix
 from gear_dist.models.generator.rotary import at_least_fp32
 from gear_dist.models.generator.transformer import NORM_EPS
 
+COMPILE_CACHE = "~/.cache/gear-dist/compiled"
+"""Unless TORCHINDUCTOR_CACHE_DIR names another folder."""
 BUCKET = 64
 """Compiled attention reads the cache in multiples of this: one graph each."""
 
 
 class TorchStep(nn.Module):
-    """Decodes one batch size."""
+    """Decodes one batch size; a `Step`."""
 
     def __init__(
         self,
@@ -87,6 +90,8 @@ class TorchStep(nn.Module):
         how: dict[str, Any] = {"backend": backend}
         if backend == "cudagraphs":
             how = {"mode": "reduce-overhead"}
+            # What is compiled stays there for the next process: a start takes seconds, not minutes.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser(COMPILE_CACHE))
         return torch.compile(self.forward, fullgraph=True, dynamic=False, **how)
 
     def _buffer(self, name: str, tensor: Tensor) -> None:
@@ -150,7 +155,8 @@ class TorchStep(nn.Module):
         if guided:
             class_BK, null_BK = logits_BK.chunk(2)
             logits_BK = null_BK + self.scales_L.index_select(0, self.place) * (class_BK - null_BK)
-        self.finite.logical_and_(logits_BK.isfinite().all())
+        # nan and inf are the largest of whatever they are among.
+        self.finite.logical_and_(logits_BK.amax().isfinite())
         uniforms_B = self.uniforms_LB.index_select(0, self.place)[0]
         codes_B = draw_codes(logits_BK, uniforms_B, filters)
         self.indices_LB.index_copy_(0, self.place, codes_B[None])
@@ -205,7 +211,7 @@ class TorchStep(nn.Module):
 
     def result(self) -> Tensor:
         """Indices (B, L)."""
-        return self.indices_LB.t()
+        return self.indices_LB.t().clone()
 
     def all_finite(self) -> bool:
         """Whether all logits were; the host waits for it."""

@@ -17,6 +17,8 @@ from gear_dist.models.generator.transformer import Generator, Tokens
 class TextGenerator(Generator):
     """`Generator` for captions. Padding is never computed; the head is on image positions only."""
 
+    condition_needs_blocks = True
+
     def _build_condition_embedding(self) -> CaptionEmbedding:
         return CaptionEmbedding(self.config)
 

@@ -226,6 +226,9 @@ class OutputHead(nn.Linear):
 class Generator(nn.Module):
     """Llama-style decoder over the positions of a condition and the image tokens."""
 
+    condition_needs_blocks = False
+    """Whether `read_condition` runs the blocks."""
+
     def __init__(self, config: GeneratorConfig, *, num_codes: int, grid_size: int, kernels: str):
         super().__init__()
         self.config = config

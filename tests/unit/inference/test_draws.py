@@ -16,7 +16,7 @@ def filters(**settings):
 
 
 def kept(logits, **settings):
-    weights = filter_weights(weights_of(logits, 1.0), filters(**settings))
+    weights = filter_weights(weights_of(logits, None), filters(**settings))
     return weights[0].nonzero()[:, 0].tolist()
 
 
@@ -125,7 +125,7 @@ def test_greedy_takes_the_first_of_equals():
 
 @pytest.mark.parametrize("num_codes", [1, 2, 16384, 2**18, 2**20])
 def test_sums_of_weights_do_not_overflow(num_codes):
-    weights = weights_of(torch.zeros(1, num_codes), 1.0)
+    weights = weights_of(torch.zeros(1, num_codes), None)
     assert 2**61 <= weights.sum().item() <= 2**62
 
 
