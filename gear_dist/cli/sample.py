@@ -3,8 +3,6 @@
 import argparse
 import csv
 import dataclasses
-import difflib
-import re
 import sys
 import typing
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from gear_dist.errors import ConfigError
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.inference.prompt_files import read_prompt_file
 from gear_dist.inference.seeds import MAX_SAMPLE_SEED, derive_seeds, prompt_seeds
-from gear_dist.runs.run_folder import RunFolder
+from gear_dist.runs.classes import SHOWN_NAMES, class_index, class_names
 
 if TYPE_CHECKING:
     from gear_dist.inference.pipeline import GearPipeline
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 8
 MAX_BAD_SHARE = 0.05
-_SHOWN_NAMES = 5
 MODEL_HELP = "run folder, such as runs/demo, or an imported model's folder"
 
 
@@ -146,27 +143,12 @@ def parse_classes(text: str, num_classes: int, names: list[str] | None = None) -
     Raises:
         ConfigError: a class that the generator does not have.
     """
-    by_name = {name: i for i, name in enumerate(names or [])}
+    names = names or []
     if not text:
         # Of more classes than the corpus has, the rest was never trained.
-        return list(range(len(by_name) or num_classes))
-    words = [text] if text in by_name else next(csv.reader([text], skipinitialspace=True))
-    return [_class_index(word.strip(), by_name, num_classes) for word in words]
-
-
-def _class_index(word: str, by_name: dict[str, int], num_classes: int) -> int:
-    index = by_name.get(word, -1)
-    if index < 0 and re.fullmatch(r"[0-9]{1,9}", word):
-        index = int(word)
-    if not 0 <= index < num_classes:
-        allowed = f"0 .. {num_classes - 1}"
-        if by_name:
-            near = difflib.get_close_matches(word, by_name, _SHOWN_NAMES)
-            shown = ", ".join(near or list(by_name)[:_SHOWN_NAMES])
-            allowed += ", or a name, the nearest: " if near else ", or a name, such as "
-            allowed += f"{shown} (one with commas in double quotes)"
-        raise ConfigError(f"--classes {word}: no such class; use {allowed}")
-    return index
+        return list(range(len(names) or num_classes))
+    words = [text] if text in names else next(csv.reader([text], skipinitialspace=True))
+    return [class_index(word.strip(), num_classes, names, "--classes") for word in words]
 
 
 def sampling_from(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
@@ -179,11 +161,6 @@ def sampling_from(args: argparse.Namespace, sampling: SamplingConfig) -> Samplin
     return sampling
 
 
-def class_names(model: ModelFolder) -> list[str]:
-    """Names of the classes, where a run recorded its corpus."""
-    return list(RunFolder(model.path).read_environment().get("data", {}).get("classes", []))
-
-
 def _class_name(index: int, names: list[str]) -> str:
     return names[index] if index < len(names) else f"class {index}"
 
@@ -192,7 +169,7 @@ def _warn_of_untrained(classes: list[int], names: list[str]) -> None:
     """The generator may have more classes than the corpus: those stay as they were initialized."""
     untrained = sorted({index for index in classes if names and index >= len(names)})
     if untrained:
-        shown = ", ".join(map(str, untrained[:_SHOWN_NAMES]))
+        shown = ", ".join(map(str, untrained[:SHOWN_NAMES]))
         print(
             f"gear-dist: --classes {shown}: never trained, the run's corpus has "
             f"{len(names)} classes",
@@ -213,7 +190,7 @@ def run_sample(args: argparse.Namespace) -> int:
     sampling = sampling_from(args, model.config.sampling)
     takes_prompts = _takes_prompts(args, model)
     if bulk:
-        names = class_names(model)
+        names = class_names(model.path)
         classes = parse_classes(args.classes, model.config.generator.num_classes, names)
         _warn_of_untrained(classes, names)
         return sample_bulk.run_bulk(args, model, classes, names, sampling)
@@ -277,7 +254,7 @@ def _read_classes(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
     from gear_dist.training.conditions import grid_labels
     from gear_dist.training.sample_grids import NUM_SAMPLES
 
-    names = class_names(model)
+    names = class_names(model.path)
     classes = parse_classes(args.classes, model.config.generator.num_classes, names)
     _warn_of_untrained(classes, names)
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]

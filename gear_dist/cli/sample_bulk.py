@@ -106,12 +106,14 @@ def run_bulk(
     from gear_dist.inference.bulk.plan import BulkPlan
     from gear_dist.inference.bulk.run import generate_bulk
     from gear_dist.inference.bulk.tar_task import hash_weights
+    from gear_dist.inference.decoding.guidance import check_sampling
     from gear_dist.storage.open import open_storage
 
     if not args.out:
         raise ConfigError("--num: give --out, a folder or s3://BUCKET/PREFIX")
     if model.config.generator.condition == "text":
         raise ConfigError("--num: samples of classes only; this generator takes captions")
+    check_sampling(sampling, model.config.generator, model.config.tokenizer.codebook_size)
     storage = open_storage(args.out, args.endpoint)
     device = read_device(args).type
     gpus = torch.cuda.device_count() if device == "cuda" else 0
