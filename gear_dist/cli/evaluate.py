@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CACHE = Path(".gear/classifiers")
 CLASSIFIER_STEPS = 450
+ATTRIBUTE_STEPS = 3
+"""Times as many for the classifier of attributes, which learns several things at once."""
 
 
 def add_commands(subparsers: Any) -> None:
@@ -164,7 +166,7 @@ def _score_captions(
     judge = train_attribute_judge(
         load_training(data),
         attributes,
-        steps=args.classifier_steps,
+        steps=ATTRIBUTE_STEPS * args.classifier_steps,
         device=pair.device,
         report=_say,
     )

@@ -42,6 +42,8 @@ corpora are joined, so that an epoch shows every sample once."""
     """S3 endpoint for s3:// addresses; empty: the AWS default or AWS_ENDPOINT_URL."""
     image_size: int = 256
     """Side length of the square crops in pixels."""
+    crop: Literal["random", "centre"] = "random"
+    """Where training's square crops are taken."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     max_pixels: int = 64_000_000
@@ -55,6 +57,12 @@ the size are decoded at a half, a quarter or an eighth, which changes pixels."""
     captions: Literal["off", "first", "random"] = "off"
     """Captions in the batches: none, each image's first, or one of its captions drawn again every \
 epoch. Unless off, a sample may lack a class and must have a caption."""
+    caption_types: tuple[str, ...] = ()
+    """Types of captions that are read, where samples tell them (GPIC: tag, short, medium, long); \
+without any of them a sample is not usable. Empty: all."""
+    caption_weights: tuple[float, ...] = ()
+    """With captions=random, how often each of caption_types is drawn where a sample has several, \
+in proportion; empty: every caption equally."""
     caption_dropout: float = 0.1
     """Probability that a caption is replaced by an empty one, for guidance. Where a run trains a \
 generator on them, generator.class_dropout takes its place, with the same draws."""
@@ -102,10 +110,23 @@ itself up to ten requests."""
         require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
         require_fraction("data", self, "max_bad_share", "caption_dropout")
         require_colour("data.background", self.background)
+        self._check_caption_types()
         weights = self.mixture_weights
         require(
             all(weight > 0 for weight in weights),
             f"data.mixture_weights={list(weights)} must all be > 0; leave a corpus out instead",
+        )
+
+    def _check_caption_types(self) -> None:
+        types, weights = self.caption_types, self.caption_weights
+        require(
+            len(set(types)) == len(types) and all(types),
+            f"data.caption_types={list(types)}: give each type once",
+        )
+        require(
+            not weights or (len(weights) == len(types) and all(weight > 0 for weight in weights)),
+            f"data.caption_weights={list(weights)}: give a number above 0 for each of "
+            f"data.caption_types={list(types)}, or none",
         )
 
     @property

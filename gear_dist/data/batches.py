@@ -1,11 +1,13 @@
 """Samples to batches: decode, crop, label, caption; a bad sample is replaced by its neighbour."""
 
+import bisect
 import contextlib
+import itertools
 import os
 import re
 import struct
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError
 from gear_dist.data.lane_reader import SampleRef
-from gear_dist.data.shard_reader import Shard, UnreadableSampleError
+from gear_dist.data.shard_reader import Shard, TypedCaption, UnreadableSampleError
 from gear_dist.errors import DataError
 from gear_dist.runs.environment import num_cores
 
@@ -191,7 +193,8 @@ class BatchMaker:
         kept = "" if draws.drop < self._data.caption_dropout else caption
         label = shard.class_index(row)
         flipped = draws.flip < self._data.flip and self._may_flip(caption)
-        place = Placement(draws.left, draws.top, flipped)
+        left, top = (0.5, 0.5) if self._data.crop == "centre" else (draws.left, draws.top)
+        place = Placement(left, top, flipped)
         out[:] = take_crop(shard.image(row), self._crops, place)
         self._check_label(item, shard.keys[row], label)
         return _Known(shard.keys[row], label, kept, draws.drop)
@@ -206,11 +209,20 @@ class BatchMaker:
     def _caption(self, shard: Shard, row: int, draws: _Draws) -> str:
         if self._data.captions == "off":
             return ""
-        captions = shard.captions(row)
+        captions = self._usable_captions(shard, row)
         if not captions:
-            raise UnreadableSampleError("it has no caption, but data.captions requires one")
-        chosen = int(draws.caption * len(captions)) if self._data.captions == "random" else 0
-        return captions[chosen]
+            of_type = " of data.caption_types" if self._data.caption_types else ""
+            raise UnreadableSampleError(f"it has no caption{of_type}, but data.captions needs one")
+        if self._data.captions == "first":
+            return captions[0].text
+        weights = dict(zip(self._data.caption_types, self._data.caption_weights, strict=False))
+        return _draw_caption(captions, weights, draws.caption)
+
+    def _usable_captions(self, shard: Shard, row: int) -> Sequence[TypedCaption]:
+        types = self._data.caption_types
+        if not types:
+            return [TypedCaption("", text) for text in shard.captions(row)]
+        return [caption for caption in shard.typed_captions(row) if caption.kind in types]
 
     def _may_flip(self, caption: str) -> bool:
         return self._data.flip_sides or not _SIDES.search(caption)
@@ -251,3 +263,21 @@ def choose_decode_threads() -> int:
     """Threads of a worker that decode: its share of the cores but one, which trains; 2 to 16."""
     workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_THREADS, max(_FEWEST_THREADS, num_cores() // max(1, workers) - 1))
+
+
+def _draw_caption(
+    captions: Sequence[TypedCaption], weights: Mapping[str, float], draw: float
+) -> str:
+    """A type by its weight among those that are there, and one of its captions.
+
+    Args:
+        captions: at least one.
+        weights: by type; none: every caption has the same chance.
+        draw: in [0, 1).
+    """
+    shares = [1.0] * len(captions)
+    if weights:
+        counts = Counter(caption.kind for caption in captions)
+        shares = [weights[caption.kind] / counts[caption.kind] for caption in captions]
+    ends = list(itertools.accumulate(shares))
+    return captions[min(bisect.bisect_right(ends, draw * ends[-1]), len(captions) - 1)].text

@@ -43,6 +43,13 @@ class Sample(NamedTuple):
     attributes: dict[str, int]
 
 
+class TypedCaption(NamedTuple):
+    """A caption and what kind of text it is, such as tag, short, medium or long."""
+
+    kind: str
+    text: str
+
+
 class Shard(NamedTuple):
     """A shard's bytes, and where in them its samples are; a row is parsed when it is asked for."""
 
@@ -86,9 +93,25 @@ class Shard(NamedTuple):
                 found = self._read(parts["txt"]).decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise UnreadableSampleError("its caption is not UTF-8") from None
-        listed = found if isinstance(found, list) else [found]
-        texts = [text.removeprefix(_MARK).strip() for text in listed if isinstance(text, str)]
-        return tuple(text for text in texts if text)
+        return tuple(text for text in _listed_texts(found) if text)
+
+    def typed_captions(self, row: int) -> tuple[TypedCaption, ...]:
+        """All captions with their types: `caption_types`, one for each of `captions`, or
+        `caption_type` of the JSON member; an empty type where it tells none.
+
+        Raises:
+            UnreadableSampleError: see `captions`; or another number of types than of captions.
+        """
+        node = self._json(row) if "json" in self.parts[row] else {}
+        types = _listed_texts(node.get("caption_types") or node.get("caption_type"))
+        if not node.get("caption_types"):
+            kind = types[0] if types else ""
+            return tuple(TypedCaption(kind, text) for text in self.captions(row))
+        texts = _listed_texts(node.get("captions"))
+        if len(types) != len(texts):
+            raise UnreadableSampleError(f"it has {len(texts)} captions and {len(types)} types")
+        pairs = zip(types, texts, strict=True)
+        return tuple(TypedCaption(kind, text) for kind, text in pairs if text)
 
     def sample(self, row: int) -> Sample:
         """Everything that is known of a sample.
@@ -112,6 +135,12 @@ class Shard(NamedTuple):
 
     def _read(self, span: Span) -> bytes:
         return self.data[span[0] : span[0] + span[1]]
+
+
+def _listed_texts(found: Any) -> list[str]:
+    """Texts of a list, or the one that is there; of what is no text, nothing."""
+    listed = found if isinstance(found, list) else [found]
+    return [text.removeprefix(_MARK).strip() for text in listed if isinstance(text, str)]
 
 
 def read_shard(storage: Storage, info: ShardInfo) -> Shard:

@@ -154,6 +154,66 @@ def test_choice_of_captions(tmp_path: Path, classes: bool) -> None:
         assert batch.captions == halves[0][number].captions + halves[1][number].captions
 
 
+def test_types_of_captions_are_chosen_and_weighted(tmp_path: Path) -> None:
+    samples = []
+    for number in range(24):
+        node = {
+            "captions": ["t1", "s1", "s2", "l1"],
+            "caption_types": ["tag", *["short"] * 2, "long"],
+        }
+        samples.append({"png": flat_image(number), "json": json.dumps(node).encode()})
+    address = write_corpus(tmp_path / "types", [samples], classes=0)
+    options = {"batch_size": 24, "num_classes": None}
+
+    def counts(**more: object) -> Counter:
+        batches = take(make_loader(address, captions="random", **options, **more), 40)
+        return Counter(caption for batch in batches for caption in batch.captions)
+
+    equal = counts(caption_dropout=0.0, caption_types=["short", "long"])
+    assert set(equal) == {"s1", "s2", "l1"}
+    assert all(250 < count < 390 for count in equal.values())
+    weighted = counts(
+        caption_dropout=0.0, caption_types=["short", "long"], caption_weights=[1.0, 3.0]
+    )
+    assert 660 < weighted["l1"] < 780
+    assert 80 < weighted["s1"] < 160
+    (first,) = take(make_loader(address, captions="first", caption_types=["long"], **options), 1)
+    assert set(first.captions) <= {"l1", ""}
+    with refused(DataError, address, "data.caption_types", "data.max_bad_share"):
+        take(make_loader(address, captions="first", caption_types=["medium"], **options), 1)
+    for wrong in ({"caption_weights": [1.0]}, {"caption_types": ["a", "a"]}):
+        (name,) = wrong
+        with refused(ConfigError, f"data.{name}={next(iter(wrong.values()))}"):
+            make_loader(address, captions="random", **options, **wrong)
+
+
+def test_gpics_one_caption_has_a_type(tmp_path: Path) -> None:
+    samples = [
+        {"png": flat_image(i), "json": json.dumps({"caption": kind, "caption_type": kind}).encode()}
+        for i, kind in enumerate(["short", "tag", "short"])
+    ]
+    address = write_corpus(tmp_path / "gpic", [samples], classes=0)
+    loader = make_loader(
+        address,
+        batch_size=3,
+        num_classes=None,
+        captions="random",
+        caption_types=["short"],
+        caption_dropout=0.0,
+        max_bad_share=0.9,
+    )
+    assert take(loader, 1)[0].captions == ("short",) * 3, "others are replaced"
+
+
+def test_centre_crops(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, 16:48] = 255
+    address = write_corpus(tmp_path / "wide", [[{"png": encode(pixels), "cls": b"0"}] * 4])
+    for crop, whole in (("centre", True), ("random", False)):
+        batches = take(make_loader(address, batch_size=4, crop=crop), 8)
+        assert all((batch.images == 255).all() for batch in batches) == whole
+
+
 @pytest.mark.parametrize("flip_sides", [False, True])
 def test_captions_that_say_left_or_right_are_not_flipped(tmp_path: Path, flip_sides: bool) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
