@@ -6,6 +6,7 @@ capability with the very constants, types and options it was launched with.
 Shapes: N tokens, K codes, C code width, D table width.
 """
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -21,6 +22,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from gear_kernels import Affinity, assign_triton, lfq_triton, soft_readout_triton
+from gear_kernels.dispatch import ReadoutBackward, readout_backward
 from gear_kernels.tiles_triton import GRADIENT_WIDTH
 
 TOKENS, CODES, COLUMNS = 128, 256, 1280
@@ -163,14 +165,17 @@ def assign_launches(width: int, affinity: Affinity) -> None:
         assign_triton.gradients(latents, codebook, *state, needs=(True, True), **options)
 
 
-def soft_readout_launches(width: int, dtype: torch.dtype, columns: int = COLUMNS) -> None:
+def soft_readout_launches(
+    width: int, dtype: torch.dtype, backward: ReadoutBackward = ReadoutBackward.WHOLE
+) -> None:
     """Forward without a log-sum-exp at hand, and the gradients where Triton takes them."""
     latents, codebook = torch.zeros(TOKENS, width), torch.zeros(CODES, width)
-    inputs = latents, codebook, torch.zeros(CODES, columns, dtype=dtype)
+    inputs = latents, codebook, torch.zeros(CODES, COLUMNS, dtype=dtype)
     options: dict[str, Any] = {"affinity": Affinity.SQUARED_DISTANCE, "temperature": 0.1}
     out, state = soft_readout_triton.forward(*inputs, None, **options)
     if width <= GRADIENT_WIDTH:
-        soft_readout_triton.score_gradients(*inputs, state, out, needs=(True, True), **options)
+        with readout_backward(backward):
+            soft_readout_triton.score_gradients(*inputs, state, out, needs=(True, True), **options)
 
 
 def lfq_launches(dtype: torch.dtype) -> None:
@@ -199,10 +204,9 @@ def variants() -> dict[str, Callable[[], None]]:
         found[f"soft_readout, C {width}, {_short(dtype)} table"] = lambda w=width, d=dtype: (
             soft_readout_launches(w, d)
         )
-    for width in (8, 32):
-        # Narrow enough for the backward to contract the table itself.
-        found[f"soft_readout, C {width}, bf16 table of 768 columns"] = lambda w=width: (
-            soft_readout_launches(w, torch.bfloat16, 768)
+    for width, dtype in itertools.product((8, 32), (torch.bfloat16, torch.float32)):
+        found[f"soft_readout, C {width}, {_short(dtype)} table, backward in chunks"] = (
+            lambda w=width, d=dtype: soft_readout_launches(w, d, ReadoutBackward.CHUNKS)
         )
     for dtype in (torch.bfloat16, torch.float32):
         found[f"lfq, 14 bits, {_short(dtype)} table"] = lambda d=dtype: lfq_launches(d)

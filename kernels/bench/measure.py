@@ -1,15 +1,16 @@
 """Time and peak memory of a step, on CPU or CUDA."""
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from problems import OPERATIONS, Inputs, Shape, make_inputs, shape_for
 from torch import Tensor
+
+from gear_kernels.dispatch import ReadoutBackward, readout_backward
 
 Step = Callable[[], None]
 
@@ -25,11 +26,11 @@ class Timing(NamedTuple):
 def contender(name: str) -> tuple[str, str]:
     """Implementation, and what is different about it.
 
-    `reference+compile`: torch.compile wraps the step; `triton+whole`: the read-out's backward
-    contracts wide tables in its own kernel, not by the library in chunks.
+    `reference+compile`: torch.compile wraps the step; `triton+chunks` and `triton+whole`: the
+    read-out's backward by `gear_kernels.dispatch.ReadoutBackward`, in place of its own choice.
     """
     implementation, _, suffix = name.partition("+")
-    assert suffix in ("", "compile", "whole"), name
+    assert suffix in ("", "compile", "chunks", "whole"), name
     return implementation, suffix
 
 
@@ -38,25 +39,14 @@ def make_step(operation: str, name: str, inputs: Inputs) -> Step:
     implementation, suffix = contender(name)
     function = OPERATIONS[operation]
     run = torch.compile(function) if suffix == "compile" else function
+    choice = suffix if suffix in list(ReadoutBackward) else ReadoutBackward.AUTO
 
     def step() -> None:
-        with _without_chunks() if suffix == "whole" else contextlib.nullcontext():
+        with readout_backward(choice):
             run(inputs, implementation)
         inputs.latents_NC.grad = inputs.codebook_KC.grad = None
 
     return step
-
-
-@contextlib.contextmanager
-def _without_chunks() -> Iterator[None]:
-    from gear_kernels import soft_readout_backward_triton
-
-    columns = soft_readout_backward_triton.CHUNKED_COLUMNS
-    soft_readout_backward_triton.CHUNKED_COLUMNS = 2**31
-    try:
-        yield
-    finally:
-        soft_readout_backward_triton.CHUNKED_COLUMNS = columns
 
 
 def clock(device: str) -> Callable[[Step], float]:

@@ -34,7 +34,7 @@ GPU_SHAPES = [
 ]
 CONTENDERS = {
     "cpu": ["reference", "torch"],
-    "cuda": ["reference", "reference+compile", "torch", "triton", "triton+whole"],
+    "cuda": ["reference", "reference+compile", "torch", "triton+chunks", "triton+whole"],
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -30,6 +30,64 @@ class Affinity(StrEnum):
     """s = z.c"""
 
 
+class ReadoutBackward(StrEnum):
+    """Who contracts g.t, (N, K) in pieces, in the backward of Triton's soft read-out."""
+
+    AUTO = "auto"
+    """By `readout_takes_chunks`."""
+    CHUNKS = "chunks"
+    """The library, for a chunk of codes at a time; a kernel reads it."""
+    WHOLE = "whole"
+    """The kernel itself, for all codes in one launch."""
+
+
+CHUNKED_CAPABILITY = 9
+"""Compute capability from which on `auto` takes chunks: Hopper. Counted, not measured: on an A100
+the library's products alone take as long as the whole kernel."""
+CHUNKED_COLUMNS = 1024
+"""Table columns from which on it does; below, both come to the same."""
+CHUNKED_PAIRS = 2**23
+"""(token, code) pairs from which on it does; below, a launch costs what the chunks save."""
+
+# Of the process, not of a thread: autograd runs backwards in threads of its own.
+_readout_backward = ReadoutBackward.AUTO
+
+
+@contextmanager
+def readout_backward(choice: ReadoutBackward | str) -> Iterator[None]:
+    """Inside, the backward of Triton's soft read-outs is as chosen, in all threads of the process.
+
+    For measurements and tests: training leaves it at `auto`. Does nothing to other implementations.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    global _readout_backward
+    if choice not in list(ReadoutBackward):
+        names = tuple(item.value for item in ReadoutBackward)
+        raise ValueError(f"readout_backward={choice!r} is not one of {names}")
+    before, _readout_backward = _readout_backward, ReadoutBackward(choice)
+    try:
+        yield
+    finally:
+        _readout_backward = before
+
+
+def readout_takes_chunks(num_tokens: int, table_KD: Tensor, device: torch.device) -> bool:
+    """Whether the library contracts g.t; `auto` by counts of instructions and bytes (docs/LOG.md).
+
+    Half-precision tables only: products of float32 ones are the same multiply-adds either way.
+    Without a CUDA device, under the interpreter, as on Hopper.
+    """
+    if _readout_backward != ReadoutBackward.AUTO:
+        return _readout_backward == ReadoutBackward.CHUNKS
+    num_codes, num_columns = table_KD.shape
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < CHUNKED_CAPABILITY:
+        return False
+    large = num_tokens * num_codes >= CHUNKED_PAIRS and num_columns >= CHUNKED_COLUMNS
+    return large and table_KD.dtype != torch.float32
+
+
 # Neither of the two changes while a process runs: torch.compile, which cannot trace them, takes
 # their values into its graphs.
 @torch.compiler.assume_constant_result

@@ -1,5 +1,7 @@
 """Which implementation runs, what is refused, and that numerics do not depend on surroundings."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from kernel_cases import Case, make_problem
@@ -17,6 +19,7 @@ from gear_kernels import (
     vocabulary_cross_entropy,
 )
 from gear_kernels.cross_entropy import resolve_cross_entropy
+from gear_kernels.dispatch import readout_backward, readout_takes_chunks
 from gear_kernels.tiles_torch import first_duplicates, row_blocks
 from refusals import refused
 
@@ -170,3 +173,46 @@ def test_inner_product_prefers_long_codes_and_distance_near_ones() -> None:
     longest = assign(latents, codebook, affinity=Affinity.INNER_PRODUCT)
     assert longest.indices_N.item() == 1
     assert longest.affinity_N.item() == 9
+
+
+def _takes(
+    tokens: int = 8192, codes: int = 16384, columns: int = 1280, dtype=torch.bfloat16, device="cpu"
+) -> bool:
+    table = torch.empty(codes, columns, dtype=dtype, device="meta")
+    return readout_takes_chunks(tokens, table, torch.device(device))
+
+
+def test_the_readouts_backward_takes_chunks_where_the_count_says_so() -> None:
+    assert _takes()
+    assert not _takes(dtype=torch.float32)
+    assert not _takes(columns=1000)
+    assert not _takes(tokens=256, codes=4096)
+    assert _takes(tokens=512)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), False), ((9, 0), True)])
+def test_chunks_by_device(capability, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert _takes(device="cuda") == expected
+
+
+def test_the_choice_of_the_backward_holds_in_all_threads_and_ends() -> None:
+    with readout_backward("chunks"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_takes, 1, 1, 1, torch.float32).result()
+    with readout_backward("whole"):
+        assert not _takes()
+    assert _takes()
+    with refused(ValueError, "readout_backward='half'", "chunks"), readout_backward("half"):
+        pass
+
+
+def test_products_of_bfloat16_are_asked_for_in_float32() -> None:
+    """The overload that only CUDA has, with its fake tensors: shapes and dtypes fit."""
+    pytest.importorskip("triton")
+    from gear_kernels.soft_readout_backward_triton import product_into
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        with FakeTensorMode():
+            left, right = (torch.empty(6, 8, dtype=dtype, device="cuda") for _ in range(2))
+            out = torch.empty(6, 6, device="cuda")
+            assert product_into(out, left, right.T).dtype == torch.float32

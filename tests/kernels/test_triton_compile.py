@@ -11,7 +11,13 @@ if interpreting():
     pytest.skip("TRITON_INTERPRET=1 is set: kernels cannot be compiled", allow_module_level=True)
 
 import launches  # noqa: E402
+import torch  # noqa: E402
 from launches import Launch, Resources  # noqa: E402
+
+from gear_kernels import Affinity  # noqa: E402
+from gear_kernels.dispatch import readout_backward  # noqa: E402
+from gear_kernels.soft_readout_backward_triton import score_gradients  # noqa: E402
+from largest_tensor import LargestTensor  # noqa: E402
 
 # By compute capability: what a block may have, and the matrix instruction that bfloat16 runs on.
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
@@ -62,3 +68,22 @@ def test_compiles(variant: str, capability: int) -> None:
     assert [launch.name for launch in seen] == expected
     for launch in seen:
         check(launch, capability)
+
+
+def test_chunks_hold_no_more_than_their_budgets() -> None:
+    """g.t and the partial sums, at a size where one of all pairs would be sixteen times as large.
+
+    Launches are recorded, products computed: what is allocated is what training would.
+    """
+    tokens, codes = 16384, 16384
+    latents, codebook = torch.zeros(tokens, 8), torch.zeros(codes, 8)
+    table, out_grad = (torch.zeros(size, 4, dtype=torch.bfloat16) for size in (codes, tokens))
+    state = out_grad, out_grad, torch.zeros(tokens), torch.zeros(tokens)
+    options = {"affinity": Affinity.SQUARED_DISTANCE, "temperature": 0.1, "needs": (True, True)}
+    with launches.recorded() as seen, readout_backward("chunks"), LargestTensor() as watch:
+        score_gradients(latents, codebook, table, state, out_grad, **options)
+    assert len(seen) == 1 + 2 * 16
+    pulls = {launch.arguments["out_grad_ptr"] for launch in seen[1:]}
+    assert {tuple(pull.shape) for pull in pulls} == {(8192, 1024)}
+    assert len({pull.data_ptr() for pull in pulls}) == 1
+    assert 2**23 <= watch.elements <= 2**24

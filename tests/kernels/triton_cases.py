@@ -4,6 +4,8 @@ test_triton.py runs this file in a process of its own, because Triton decides at
 interprets: on the CPU under TRITON_INTERPRET=1, and on a CUDA device where there is one.
 """
 
+from collections.abc import Iterator
+
 import interpreted_bf16
 import pytest
 import torch
@@ -14,7 +16,9 @@ from compile_cases import (
     OPERATIONS,
     Settings,
     assert_compiled_equals_eager,
+    joint,
     operator_calls,
+    readout_alone,
 )
 from kernel_cases import (
     HARD,
@@ -40,12 +44,14 @@ from gear_kernels import (
     lfq_triton,
     reference,
     resolve,
-    soft_readout_backward_triton,
+    soft_readout_backward_plan,
     tiles_triton,
 )
 from gear_kernels.cross_entropy_autograd import cross_entropy_operator
-from gear_kernels.dispatch import interpreting
+from gear_kernels.dispatch import interpreting, readout_backward
 from gear_kernels.soft_readout import soft_readout
+from gear_kernels.soft_readout_backward_plan import parts, plan_tiles
+from gear_kernels.tiles_triton import prepare
 from refusals import refused
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -205,44 +211,80 @@ def test_lfq_half_precision_table(dtype: torch.dtype) -> None:
 
 def test_several_launches_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Partial gradients of the codebook that would take too much memory are written in turns."""
-    monkeypatch.setattr(soft_readout_backward_triton, "_PARTIAL_BYTES", 1)
+    monkeypatch.setattr(soft_readout_backward_plan, "_PARTIAL_BYTES", 1)
     assert_parity(run_soft_readout, "triton", Case(260, 100, 8, 17))
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
-@pytest.mark.parametrize(
-    "case",
-    [Case(130, 150, 8, 70), Case(40, 100, 32, 300), Case(1, 70, 8, 17), *HARD[:2]],
-    ids=str,
-)
-def test_chunks_of_codes_that_the_library_contracts(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The backward of wide tables: several chunks, the last in part, and several launches each."""
-    monkeypatch.setattr(soft_readout_backward_triton, "CHUNKED_COLUMNS", 1)
-    monkeypatch.setattr(soft_readout_backward_triton, "_PULL_BYTES", 1)
-    monkeypatch.setattr(soft_readout_backward_triton, "_PARTIAL_BYTES", 1)
-    tolerance = 1e-5 if case in SHAPES or case.kind == "normal" else sharp_tolerance(case)
+CHUNK_CASES = [
+    Case(130, 150, 8, 70),
+    Case(40, 100, 32, 300),
+    Case(1, 70, 8, 17),
+    Case(70, 1, 14, 1),
+    Case(130, 150, 8, 17, INNER),
+    *(case for case in HARD if case.kind != "wide"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES], ids=str)
+@pytest.mark.parametrize("case", CHUNK_CASES, ids=str)
+def test_backward_in_chunks(case: Case, dtype, chunks: None) -> None:
+    """Parity; and the forward has nothing to do with it."""
+    tolerance = 1e-5 if case in CHUNK_CASES[:5] else sharp_tolerance(case)
     assert_parity(run_soft_readout, "triton", case, dtype, tolerance=tolerance)
+    found = run_soft_readout("triton", case, torch.float32, dtype)
+    again = run_soft_readout("triton", case, torch.float32, dtype)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    with readout_backward("whole"):
+        whole = run_soft_readout("triton", case, torch.float32, dtype)
+    assert torch.equal(found["out"], whole["out"])
 
 
-def test_wide_half_precision_tables_take_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the table alone, and g.t of no more codes than the buffer has room for."""
-    module, seen = soft_readout_backward_triton, []
-    monkeypatch.setattr(module, "_PULL_BYTES", 40 * 64 * 4)
-    product = module.product_into
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Chunks of one tile, two of them a group, and two row blocks' partial sums at a time."""
+    monkeypatch.setattr(soft_readout_backward_plan, "_PULL_BYTES", 1)
+    monkeypatch.setattr(soft_readout_backward_plan, "_PULL_ROWS", 64)
+    monkeypatch.setattr(soft_readout_backward_plan, "_PARTIAL_BYTES", 2 * 64 * 4 * 9)
+    with readout_backward("chunks"):
+        yield
 
-    def record(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(out.shape))
-        return product(out, left, right)
 
-    monkeypatch.setattr(module, "product_into", record)
-    run_soft_readout("triton", Case(40, 150, 8, 1024), torch.float32, torch.bfloat16)
-    assert seen == [(40, 64), (40, 64), (40, 22)]
-    seen.clear()
-    run_soft_readout("triton", Case(40, 150, 8, 1000), torch.float32, torch.bfloat16)
-    run_soft_readout("triton", Case(40, 150, 8, 1024), torch.float32)
-    assert not seen
+def test_chunks_and_groups_cover_all_once(chunks: None) -> None:
+    """Several of each, the last of each in part."""
+    problem = prepare(torch.zeros(300, 8), torch.zeros(150, 8), SQUARED)
+    plan = plan_tiles(problem, torch.zeros(150, 17, dtype=torch.bfloat16))
+    assert (plan.chunked, plan.chunk_codes, plan.group_codes) == (True, 64, 128)
+    found = list(parts(plan, 300, 150))
+    assert [part.codes for part in found] == [64, 64] * plan.blocks + [22] * plan.blocks
+    assert plan.blocks == 3
+    done = [(part.first_of_group, part.first_block) for part in found if part.is_last]
+    assert done == [(group, block) for group in (0, 128) for block in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 1, 1), (1, 0, 1)], ids=str)
+def test_chunks_give_the_gradients_that_are_asked_for(needs, dtype, chunks: None) -> None:
+    """Each is that of a call which needs all."""
+    case = Case(130, 150, 8, 17)
+    expected = run_soft_readout("triton", case, torch.float32, dtype)
+    problem = make_problem(case, torch.float32, dtype)
+    for item, need in zip(problem[:3], needs, strict=True):
+        item.requires_grad_(bool(need))
+    out = soft_readout(
+        *problem[:3], temperature=case.soft_temperature, affinity=SQUARED, implementation="triton"
+    )
+    out.backward(problem.probe / case.tokens)
+    for place, need in enumerate(needs):
+        grad = problem[place].grad
+        assert (grad is not None) == bool(need)
+        assert grad is None or torch.equal(grad, expected[f"grad_{place}"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_compiled_whole(dtype, chunks: None) -> None:
+    problem = make_problem(CASE, torch.float32, dtype)
+    for operation in (readout_alone, joint):
+        assert_compiled_equals_eager(operation, problem, Settings("triton", SQUARED))
 
 
 def test_same_gradients_every_time() -> None:
