@@ -9,7 +9,7 @@ from gear_dist.errors import ConfigError, DataError
 from gear_dist.formatting import first_line
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-MODEL_FILES = ["*.safetensors", "config.json", "README.md"]
+MODEL_FILES = ["*.safetensors", "config.json", "classes.json", "README.md"]
 """What of a repository is a model of ours."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+)")

@@ -14,6 +14,7 @@ import gear_dist
 from gear_dist.cli.main import main
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.report.image_grid import _MIN_TILE
+from gear_dist.runs.classes import write_class_names
 from hub_server import TOKEN, Hub, hub_server
 from refusals import refused
 from tiny_pair import make_tiny_pair
@@ -120,6 +121,23 @@ def test_a_saved_pair_is_the_same_pair(pair: gear_dist.Pair, tmp_path: Path) -> 
     assert torch.equal(first.tensor, second.tensor)
     with refused(ConfigError, tmp_path / "saved", "not empty"):
         pair.save_pretrained(tmp_path / "saved")
+
+
+def test_names_of_classes_go_with_an_exported_pair(pair: gear_dist.Pair, tmp_path: Path) -> None:
+    pair.save_pretrained(tmp_path / "named")
+    write_class_names(tmp_path / "named", ["bee", "cat", "dog", "elk"])
+    named = gear_dist.load(tmp_path / "named", device="cpu")
+    named.save_pretrained(tmp_path / "again")
+    again = gear_dist.load(tmp_path / "again", device="cpu")
+    assert again.classes == ("bee", "cat", "dog", "elk")
+    wanted = pair.generate(classes=[2], seed=1).tensor
+    assert torch.equal(again.generate(classes=["dog"], seed=1).tensor, wanted)
+    with refused(ConfigError, "classes", "dig", "dog"):
+        again.generate(classes=["dig"])
+    for damaged in ("{", '{"a": 1}', "[1]"):
+        (tmp_path / "again/classes.json").write_text(damaged)
+        with refused(DataError, tmp_path / "again/classes.json"):
+            gear_dist.load(tmp_path / "again", device="cpu")
 
 
 # -- a hub, over the wire --------------------------------------------------------------------------
