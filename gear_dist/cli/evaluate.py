@@ -178,6 +178,7 @@ def _score_captions(
 
     return score_captions(
         generate,
+        pair.reconstruct,
         judge,
         validation,
         count=args.captions,

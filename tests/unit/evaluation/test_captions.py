@@ -6,6 +6,7 @@ import torch
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
 from gear_dist.evaluation.captions import (
+    ALL,
     choose_attributes,
     score_captions,
     train_attribute_judge,
@@ -54,10 +55,13 @@ def test_images_are_scored_by_what_their_captions_say(judge):
         return torch.stack([draw(side ^ (seed == 1), tone) for side, tone in pairs])
 
     options = {"count": 40, "guidance": 1.0, "seeds": [0, 1, 2]}
-    found = score_captions(perfect, judge, held_out, **options)
+    found = score_captions(perfect, torch.clone, judge, held_out, **options)
     assert found.all_right.values == (1.0, 1.0, 1.0)
-    assert (found.num_images, found.real_all_right) == (40, 1.0)
-    found = score_captions(wrong_side_on_seed_1, judge, held_out, **options)
+    assert found.num_images == 40
+    assert set(found.real.values()) == set(found.reconstructed.values()) == {1.0}
+    dark = score_captions(perfect, torch.zeros_like, judge, held_out, **options)
+    assert dark.reconstructed[ALL] < 0.7
+    found = score_captions(wrong_side_on_seed_1, torch.clone, judge, held_out, **options)
     assert found.all_right.values == (1.0, 0.0, 1.0)
     assert found.all_right.median == 1.0
     assert found.by_attribute["side"].values == (1.0, 0.0, 1.0)
