@@ -77,8 +77,8 @@ docs: $(STAMP) ## the pages that are written from the code: docs/configuration.m
 reproduce: $(STAMP) ## the method's arms beside each other, curves and a table; ARGS='...' as reproduce takes
 	OMP_NUM_THREADS=1 $(BIN)/gear-dist reproduce configs/convergence.yaml $(ARGS)
 
-.PHONY: bench bench-kernels bench-sharding bench-loading bench-training
-bench: bench-kernels bench-sharding bench-loading bench-training ## benchmarks beside the peers, as tables
+.PHONY: bench bench-kernels bench-sharding bench-loading bench-training bench-sampling
+bench: bench-kernels bench-sharding bench-loading bench-training bench-sampling ## benchmarks beside the peers, as tables
 bench-kernels: $(STAMP)
 	$(TEST_ENV) $(BIN)/python kernels/bench/run.py $(ARGS)
 bench-sharding: $(STAMP) .gear/peers
@@ -87,6 +87,8 @@ bench-loading: $(STAMP) .gear/streaming
 	$(TEST_ENV) PYTHONPATH=.gear/streaming $(BIN)/python data_prep/bench/loader_run.py .gear/loader-bench $(ARGS)
 bench-training: $(STAMP)
 	$(TEST_ENV) $(BIN)/python cluster/bench/run.py $(ARGS)
+bench-sampling: $(STAMP)
+	$(TEST_ENV) $(BIN)/python cluster/bench/sampling_run.py $(ARGS)
 
 .PHONY: gpu-check
 gpu-check: $(STAMP) ## what only a GPU can tell, step by step; goes on where it was cut off; ARGS='--device cpu' tries it without

@@ -96,10 +96,23 @@ class GearPipeline:
         return to_u8(torch.cat(parts))
 
     @torch.no_grad()
-    def decode(self, indices_BL: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) on the CPU, of indices (B, L) on any device."""
-        chunks = indices_BL.split(self._tokenizer_chunk)
-        return to_u8(torch.cat([self.tokenizer.decode(chunk.to(self.device)) for chunk in chunks]))
+    def decode(self, indices_BL: Tensor, *, fixed_batches: bool = False) -> Tensor:
+        """uint8 images (B, 3, H, W) on the CPU, of indices (B, L) on any device.
+
+        On the CPU one by one: convolutions of several images round otherwise than of one.
+
+        Args:
+            indices_BL: int64.
+            fixed_batches: fill the last of the batches that go through the tokenizer up, so that
+                all have one shape.
+        """
+        size = 1 if self.device.type == "cpu" else self._tokenizer_chunk
+        parts = []
+        for chunk in indices_BL.to(self.device).split(size):
+            missing = size - len(chunk) if fixed_batches else 0
+            filled = torch.cat([chunk, chunk[-1:].expand(missing, -1)]) if missing else chunk
+            parts.append(to_u8(self.tokenizer.decode(filled)[: len(chunk)]))
+        return torch.cat(parts)
 
     def generate(
         self,
@@ -124,8 +137,9 @@ class GearPipeline:
         """
         images: list[Tensor] = []
         finished = 0
+        sampling = sampling or self.config.sampling
         for indices in self._generate_batches(condition, seeds, sampling):
-            images.append(self.decode(indices))
+            images.append(self.decode(indices, fixed_batches=sampling.fixed_batches))
             finished += len(indices)
             if on_batch:
                 on_batch(finished)
