@@ -44,8 +44,13 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "dev
 _NATIVE_PROGRAM = """
 import warnings
 warnings.simplefilter("ignore")
+from pathlib import Path
 from gear_data_prep.images.native import load_native
-print(all(load_native(name) is not None for name in ("jpeg_codes", "resample")))
+from gear_dist import native
+decoding = Path(native.__file__).parent / "inference" / "decoding"
+found = [load_native(name) for name in ("jpeg_codes", "resample")]
+found.append(native.load_library(decoding, "few_rows", ""))
+print(all(library is not None for library in found))
 """
 
 
@@ -203,11 +208,14 @@ def check_compiler(needed: bool) -> Check:
 
 
 def check_native() -> Check:
-    """Whether the C files of data_prep were compiled when the package was installed."""
+    """Whether the C files were compiled when the package was installed."""
     output, error = _run_python(_NATIVE_PROGRAM)
     if output == "True":
-        return Check("native", "ok", "the C code of data_prep is compiled")
-    detail = error or "data_prep was installed without its C code: slower, and it finds less damage"
+        return Check("native", "ok", "the C code is compiled")
+    detail = error or (
+        "gear-dist was installed without its C code: sharding and sampling on the CPU are slower, "
+        "and shard finds less damage"
+    )
     return Check("native", "warn", detail, "install g++, then gear-dist again")
 
 

@@ -24,6 +24,8 @@ from gear_dist.models.generator.prefix import Prefix, join_prefixes
 from gear_dist.models.generator.transformer import Generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CPU_CACHE_BYTES = 2**31
+"""Memory of a cache on the CPU, at most: fewer images at a time change no bits there."""
 CPU_TILE = 8
 """Images that are decoded at a time in torch operations on the CPU."""
 
@@ -104,10 +106,17 @@ class DecodingEngine:
         return isinstance(self._weights, NativeWeights)
 
     def _batch_size(self, sampling: SamplingConfig) -> int:
-        if self.device.type != "cpu" or sampling.fixed_batches or self._rows_are_alike:
+        if self.device.type != "cpu" or sampling.fixed_batches:
             return sampling.batch
+        if self._rows_are_alike:
+            return min(sampling.batch, max(1, CPU_CACHE_BYTES // self._cache_bytes()))
         # Captions of other lengths would move a caption's places, and so the order of sums.
         return 1 if self.generator.condition_needs_blocks else min(sampling.batch, CPU_TILE)
+
+    def _cache_bytes(self) -> int:
+        """Of an image with guidance, in fp32, but for its condition."""
+        config = self.generator.config
+        return 2 * 2 * config.num_layers * self.generator.num_tokens * config.width * 4
 
     def _fills(self, sampling: SamplingConfig) -> bool:
         """Whether each batch is filled up: products of other shapes round otherwise."""

@@ -1,5 +1,6 @@
 """A trained tokenizer in use: how many images go through it at a time."""
 
+import pytest
 import torch
 
 import public_files as files
@@ -23,3 +24,18 @@ def test_large_images_go_through_the_tokenizer_a_few_at_a_time(tmp_path):
     alone = torch.cat([pair.reconstruct(image[None]) for image in images])
     assert (together.int() - alone.int()).abs().max() <= 1, "but for rounding"
     assert pair.encode(images).shape == (3, 16)
+
+
+@pytest.mark.parametrize("family", ["vq", "lfq", "ibq"])
+def test_an_image_is_decoded_to_the_same_bytes_in_every_batch(family, tmp_path):
+    """Also where indices come from another device's batch, and where batches are filled up."""
+    torch.save(files.reference_state(f"tokenizer_{family}"), tmp_path / "tokenizer.pt")
+    import_checkpoints([str(tmp_path / "tokenizer.pt")], tmp_path / "model")
+    pair = GearPipeline.load(open_model(tmp_path / "model"), torch.device("cpu"))
+    random = torch.Generator().manual_seed(0)
+    size = pair.config.tokenizer.codebook_size
+    indices = torch.randint(0, size, (8, 16), generator=random)
+    whole = pair.decode(indices)
+    for batch in (1, 3):
+        parts = [pair.decode(part, fixed_batches=batch == 3) for part in indices.split(batch)]
+        assert torch.equal(torch.cat(parts), whole)
