@@ -80,5 +80,6 @@ STEPS = (
     Step("kernel-bench", "codebook operations beside eager and compiled torch", 420, _kernel_bench),
     Step("step-cost", "joint step of B and XL against the plan", 480, _script("step_cost.py")),
     Step("stage-memory", "memory over the stages, at each ZeRO stage", 180, _script("memory.py")),
+    Step("sampling", "sampling: tokens, batches, speed of B and XL", 300, _script("sampling.py")),
     Step("train", "the demonstration", 600, _train),
 )

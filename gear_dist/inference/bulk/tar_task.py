@@ -21,7 +21,7 @@ from gear_dist.data.tar_writer import TarWriter
 from gear_dist.errors import ConfigError
 from gear_dist.inference.bulk.plan import BulkPlan, sample_key, tar_key
 from gear_dist.inference.model_folder import ModelFolder, open_model
-from gear_dist.inference.pipeline import CHUNK, GearPipeline
+from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.models.generator import ClassCondition
 from gear_dist.runs.environment import num_cores, package_versions
 from gear_dist.storage.base import MissingObjectError, Storage
@@ -121,10 +121,11 @@ def make_tar(job: TarJob) -> TarRecord:
 def _encoded(pair: GearPipeline, job: TarJob) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """A tar's samples with PNG and metadata; the next are generated while these are encoded."""
     samples, threads = job.plan.samples_of(job.tar), min(_ENCODERS, num_cores())
+    batch = job.plan.settings().batch
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[int, Future[bytes], dict[str, Any]]] = deque()
-        for start in range(0, len(samples), CHUNK):
-            part = samples[start : start + CHUNK]
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch]
             labels, seeds = job.plan.labels(part), job.plan.seeds(part)
             condition = ClassCondition(torch.tensor(labels))
             images = pair.generate(condition, seeds, job.plan.settings())
