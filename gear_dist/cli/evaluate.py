@@ -133,6 +133,8 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> tuple[Any, Any]:
         return pair.generate(condition, derive_seeds(seed, range(condition.num_images)), sampling)
 
     validation = load_validation(config.data, args.max_validation)
+    of_captions = pair.generator is not None and not of_classes
+    reason = "by class: captions are scored instead" if of_captions else "no generator was trained"
     result = evaluate(
         generate=generate if of_classes else None,
         reconstruct=pair.reconstruct,
@@ -141,8 +143,8 @@ def _evaluate(args: argparse.Namespace, folder: RunFolder) -> tuple[Any, Any]:
         guidance=guidance,
         settings=EvaluationSettings(args.images_per_class, seeds=tuple(args.seeds)),
         report=_say,
+        not_generated=reason,
     )
-    of_captions = pair.generator is not None and not of_classes
     return result, _score_captions(args, pair, validation, guidance) if of_captions else None
 
 

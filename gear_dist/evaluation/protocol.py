@@ -122,17 +122,19 @@ def evaluate(
     guidance: float,
     settings: EvaluationSettings = DEFAULT_SETTINGS,
     report: Callable[[str], None] = lambda line: None,
+    not_generated: str = "no generator was trained",
 ) -> Evaluation:
     """Measure a trained pair.
 
     Args:
-        generate: the generator's sampling; None: not trained yet.
+        generate: the generator's sampling of classes; None: there is none, see `not_generated`.
         reconstruct: the tokenizer, there and back.
         judge: the corpus's classifier; None: the corpus has fewer than two classes.
         validation: real images, also the reference of the Frechet distance.
         guidance: the run's default; 1 is measured beside it.
         settings: how much is generated.
         report: takes progress lines.
+        not_generated: why `generate` is None.
     """
     reference = None
     real_frechet = math.nan
@@ -156,7 +158,7 @@ def evaluate(
         chance_accuracy=1 / judge.stats.num_classes if judge else math.nan,
         num_generated=len(labels) if found else 0,
         real_frechet=real_frechet,
-        warnings=_warnings(generate, judge, validation),
+        warnings=_warnings(generate, judge, validation, not_generated),
     )
 
 
@@ -232,11 +234,14 @@ def _real_frechet(features: Tensor, labels: Tensor, count: int) -> float:
 
 
 def _warnings(
-    generate: Generate | None, judge: ReferenceClassifier | None, validation: LabelledImages
+    generate: Generate | None,
+    judge: ReferenceClassifier | None,
+    validation: LabelledImages,
+    not_generated: str,
 ) -> tuple[str, ...]:
     found = [*judge.stats.warnings] if judge else []
     if generate is None:
-        found.append("generated images are not measured: no generator was trained")
+        found.append(f"generated images are not measured: {not_generated}")
     elif judge is None:
         found.append("generated images are not measured: the corpus has fewer than two classes")
     elif len(validation.images) < 500:

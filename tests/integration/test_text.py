@@ -27,3 +27,6 @@ def test_the_documented_commands(
     assert Path("runs/tiny-text/samples.png").is_file()
     assert main(["report", "runs/tiny-text"]) == 0
     assert main(["evaluate", "runs/tiny-text", "--classifier-steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "captions are scored instead" in said
+    assert "no generator" not in said
