@@ -33,7 +33,7 @@ def main() -> int:
             "\n".join(f"{step.name:<14} {step.about} (at most {step.limit_s} s)" for step in STEPS)
         )
         return 0
-    scratch = (ROOT / ".gear" / f"gpu-check-{args.device}").resolve()
+    scratch = (args.scratch or ROOT / ".gear" / f"gpu-check-{args.device}").resolve()
     scratch.mkdir(parents=True, exist_ok=True)
     default = ROOT / "kernels/bench/results/gpu-check.md"
     output = args.output or (default if args.device == "cuda" else scratch / "gpu-check.md")
@@ -47,6 +47,9 @@ def main() -> int:
         print(f"[{i + 1}/{len(STEPS)}] {step.name}: {step.about} ...", flush=True)
         state.keep(step.name, _run(step, args.device, scratch))
         _show(step, state.found[step.name], scratch)
+        if step.needed and not state.passed(step.name):
+            print(f"ended here: without {step.name} the other steps would tell nothing")
+            return 1
         output.write_text(_render(state, args.device))
     failed = [step.name for step in STEPS if not state.passed(step.name)]
     print(f"written: {output}; " + (f"not passed: {', '.join(failed)}" if failed else "all passed"))
@@ -58,14 +61,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "steps",
         nargs="*",
-        choices=[[], *(step.name for step in STEPS)],
-        default=[],
-        help="run these, also where they passed (default: all that did not)",
+        metavar="STEP",
+        help="run these, also where they passed (default: all that did not; see --list)",
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--output", type=Path, help="default: kernels/bench/results/gpu-check.md")
+    parser.add_argument("--scratch", type=Path, help="default: .gear/gpu-check-DEVICE")
     parser.add_argument("--list", action="store_true", help="name the steps, run none")
-    return parser.parse_args()
+    args = parser.parse_args()
+    names = [step.name for step in STEPS]
+    for name in args.steps:
+        if name not in names:
+            parser.error(f"no step {name}: use some of {', '.join(names)}")
+    return args
 
 
 class _State:

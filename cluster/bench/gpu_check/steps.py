@@ -32,6 +32,8 @@ class Step(NamedTuple):
     about: str
     limit_s: int
     command: Callable[[Place], list[str]]
+    needed: bool = False
+    """Whether the others would tell nothing where it fails."""
 
 
 def _script(name: str) -> Callable[[Place], list[str]]:
@@ -69,7 +71,7 @@ def _train(place: Place) -> list[str]:
 
 
 STEPS = (
-    Step("versions", "versions, devices, doctor", 120, _script("versions.py")),
+    Step("versions", "versions, devices, doctor", 120, _script("versions.py"), needed=True),
     Step("kernel-tests", "kernels on the device against float64", 480, _kernel_tests),
     Step(
         "resume",

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +77,23 @@ def test_what_passed_is_not_run_again(check: Any, tmp_path: Path) -> None:
     assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("x", "xx")
     check({"first": good, "second": good}, "first")
     assert (tmp_path / "a").read_text() == "xx"
+
+
+def test_nothing_is_run_where_what_all_need_fails(tmp_path: Path) -> None:
+    """As without a GPU: no step is wasted on it, and no page says that all failed."""
+    words = [sys.executable, str(FOLDER / "run.py"), "--output", str(tmp_path / "page.md")]
+    words += ["--scratch", str(tmp_path / "scratch")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "torch sees no CUDA device" in done.stdout
+    assert "[2/" not in done.stdout
+    assert not (tmp_path / "page.md").exists()
+    unknown = subprocess.run([*words, "nope"], capture_output=True, text=True)
+    assert unknown.returncode == 2
+    assert "no step nope: use some of versions" in unknown.stderr
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(check: Any) -> None:
