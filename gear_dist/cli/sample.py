@@ -191,9 +191,11 @@ def run_sample(args: argparse.Namespace) -> int:
     takes_prompts = _takes_prompts(args, model)
     if bulk:
         names = class_names(model.path)
-        classes = parse_classes(args.classes, model.config.generator.num_classes, names)
-        _warn_of_untrained(classes, names)
-        return sample_bulk.run_bulk(args, model, classes, names, sampling)
+        classes = [] if takes_prompts else _read_class_indices(args, model, names)
+        prompts = _prompts(args, sample_bulk.MAX_SAMPLES) if takes_prompts else []
+        return sample_bulk.run_bulk(
+            args, model, sampling, classes=classes, names=names, prompts=prompts
+        )
     wanted = _read_prompts(args, model) if takes_prompts else _read_classes(args, model)
     pair = GearPipeline.load(model, read_device(args))
     condition = wanted.condition(pair)
@@ -237,14 +239,25 @@ def _takes_prompts(args: argparse.Namespace, model: ModelFolder) -> bool:
     return True
 
 
-def _read_prompts(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
+def _prompts(args: argparse.Namespace, most: int) -> list[str]:
     prompts = list(args.prompt)
-    if args.prompts:
-        prompts += read_prompt_file(args.prompts, most=MAX_GRID_IMAGES)
+    return prompts + (read_prompt_file(args.prompts, most=most) if args.prompts else [])
+
+
+def _read_prompts(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
+    prompts = _prompts(args, MAX_GRID_IMAGES)
     count = args.count or len(prompts)
     prompts = [prompts[i % len(prompts)] for i in range(count)]
     seeds = prompt_seeds(args.seed, prompts)
     return _Wanted(lambda pair: pair.read_prompts(prompts), seeds, prompts)
+
+
+def _read_class_indices(
+    args: argparse.Namespace, model: ModelFolder, names: list[str]
+) -> list[int]:
+    classes = parse_classes(args.classes, model.config.generator.num_classes, names)
+    _warn_of_untrained(classes, names)
+    return classes
 
 
 def _read_classes(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
@@ -255,8 +268,7 @@ def _read_classes(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
     from gear_dist.training.sample_grids import NUM_SAMPLES
 
     names = class_names(model.path)
-    classes = parse_classes(args.classes, model.config.generator.num_classes, names)
-    _warn_of_untrained(classes, names)
+    classes = _read_class_indices(args, model, names)
     labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
     captions = [_class_name(i, names) for i in labels.tolist()] if names else None
     seeds = derive_seeds(args.seed, range(len(labels)))

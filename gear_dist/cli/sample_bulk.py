@@ -96,9 +96,11 @@ def is_bulk(args: argparse.Namespace) -> bool:
 def run_bulk(
     args: argparse.Namespace,
     model: ModelFolder,
+    sampling: SamplingConfig,
+    *,
     classes: list[int],
     names: list[str],
-    sampling: SamplingConfig,
+    prompts: list[str],
 ) -> int:
     """Make the samples, or those that are not there yet."""
     import torch
@@ -111,8 +113,10 @@ def run_bulk(
 
     if not args.out:
         raise ConfigError("--num: give --out, a folder or s3://BUCKET/PREFIX")
-    if model.config.generator.condition == "text":
-        raise ConfigError("--num: samples of classes only; this generator takes captions")
+    if prompts and (args.per_class or args.class_rule != "per-class"):
+        raise ConfigError(
+            "--per-class and --class-rule are of classes: give --num, the prompts take turns"
+        )
     check_sampling(sampling, model.config.generator, model.config.tokenizer.codebook_size)
     storage = open_storage(args.out, args.endpoint)
     device = read_device(args).type
@@ -130,6 +134,7 @@ def run_bulk(
         image_size=model.config.data.image_size,
         samples_per_tar=args.samples_per_tar or default_samples_per_tar(num),
         device=device,
+        prompts=tuple(prompts),
     )
     result = generate_bulk(
         storage,

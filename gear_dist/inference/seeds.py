@@ -48,10 +48,15 @@ def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
     counts: Counter[str] = Counter()
     found = []
     for prompt in prompts:
-        own = seed ^ (xxhash.xxh3_64_intdigest(prompt.encode()) if prompt else 0)
-        found += derive_seeds(own, [counts[prompt]])
+        found.append(prompt_seed(seed, prompt, counts[prompt]))
         counts[prompt] += 1
     return found
+
+
+def prompt_seed(seed: int, prompt: str, count: int) -> int:
+    """The seed of a prompt's image, of which there were `count` before; see `prompt_seeds`."""
+    own = seed ^ (xxhash.xxh3_64_intdigest(prompt.encode()) if prompt else 0)
+    return derive_seeds(own, [count])[0]
 
 
 def check_seeds(seeds: Iterable[int]) -> None:

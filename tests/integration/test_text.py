@@ -1,11 +1,18 @@
 """Every command of docs/text.md on training, in order: captions to pictures."""
 
+import io
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import webdataset
+from PIL import Image
 
+import gear_dist
 from documented_commands import documented_commands, words_of
 from gear_dist.cli.main import main
+from gear_dist.inference.seeds import prompt_seeds
 from gear_dist.runs.run_folder import RunFolder
 
 
@@ -30,3 +37,27 @@ def test_the_documented_commands(
     said = capsys.readouterr().out
     assert "captions are scored instead" in said
     assert "no generator" not in said
+    many_samples_are_those_of_python()
+
+
+def many_samples_are_those_of_python() -> None:
+    """`sample --prompts --num`: prompts take turns, and each sample is the one of its seed."""
+    prompts = ["a red circle", "a blue square", "a red circle"]
+    Path("prompts.txt").write_text("\n".join(prompts))
+    words = ["sample", "runs/tiny-text", "--prompts", "prompts.txt", "--num", "7", "--out", "many"]
+    assert main([*words, "--samples-per-tar", "4", "--seed", "3"]) == 0
+    tars = [f"many/samples/{i:06d}.tar" for i in range(2)]
+    found = list(webdataset.WebDataset(tars, shardshuffle=False))
+    turns = [prompts[i % 3] for i in range(7)]
+    assert [sample["txt"].decode() for sample in found] == turns
+    seeds = [json.loads(sample["json"])["seed"] for sample in found]
+    assert seeds == prompt_seeds(3, turns)
+    pair = gear_dist.load("runs/tiny-text", device="cpu")
+    wanted = pair.generate(prompts=turns, seeds=seeds).tensor
+    for sample, image in zip(found, wanted, strict=True):
+        picture = np.asarray(Image.open(io.BytesIO(sample["png"])))
+        assert np.array_equal(picture, image.permute(1, 2, 0).numpy())
+    npz = np.load("many/samples.npz")
+    assert npz.files == ["arr_0"]
+    assert npz["arr_0"].shape == (7, *wanted.shape[2:], 3)
+    assert main([*words[:4], "--per-class", "5", "--out", "other"]) == 2

@@ -40,8 +40,9 @@ def write_npz(storage: Storage, plan: BulkPlan) -> None:
         with _member(file, "arr_0.npy", (plan.num, side, side, 3), np.uint8) as images:
             for row in _rows(folder, plan, order):
                 images.write(row)
-        with _member(file, "arr_1.npy", (plan.num,), np.int64) as labels:
-            labels.write(np.array(plan.labels(order), np.int64).tobytes())
+        if not plan.prompts:
+            with _member(file, "arr_1.npy", (plan.num,), np.int64) as labels:
+                labels.write(np.array(plan.labels(order), np.int64).tobytes())
 
 
 @contextlib.contextmanager

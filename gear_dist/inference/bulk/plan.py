@@ -1,11 +1,13 @@
 """Which samples a bulk run makes, and which tar has which: a function of its settings. No torch."""
 
+import functools
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
-from gear_dist.inference.seeds import derive_seeds
+from gear_dist.inference.seeds import derive_seeds, prompt_seed
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.json_files import build_record, parse_json, to_json
 
@@ -36,6 +38,8 @@ class BulkPlan(NamedTuple):
     device: str
     """cpu or cuda: rounding differs between them, and so may samples."""
     format: int = 1
+    prompts: tuple[str, ...] = ()
+    """In place of classes, of a text-to-image generator: each in turn, and again from the first."""
 
     @property
     def num_tars(self) -> int:
@@ -53,8 +57,21 @@ class BulkPlan(NamedTuple):
         return range(first, min(first + self.samples_per_tar, self.num))
 
     def seeds(self, samples: Iterable[int]) -> list[int]:
-        """Their seeds."""
-        return derive_seeds(self.seed, samples)
+        """Their seeds; with prompts those of `sample --prompts`."""
+        if not self.prompts:
+            return derive_seeds(self.seed, samples)
+        before, totals = _occurrences(self.prompts)
+        found = []
+        for sample in samples:
+            turn, place = divmod(sample, len(self.prompts))
+            prompt = self.prompts[place]
+            count = turn * totals[prompt] + before[place]
+            found.append(prompt_seed(self.seed, prompt, count))
+        return found
+
+    def prompts_of(self, samples: Iterable[int]) -> list[str]:
+        """Their prompts."""
+        return [self.prompts[sample % len(self.prompts)] for sample in samples]
 
     def labels(self, samples: Iterable[int]) -> list[int]:
         """Their classes."""
@@ -73,6 +90,17 @@ class BulkPlan(NamedTuple):
     def settings(self) -> SamplingConfig:
         """The settings of sampling, typed."""
         return SamplingConfig(**self.sampling)
+
+
+@functools.lru_cache(maxsize=2)
+def _occurrences(prompts: tuple[str, ...]) -> tuple[list[int], Counter[str]]:
+    """How often each prompt of a list came before its place, and in all."""
+    totals: Counter[str] = Counter()
+    before = []
+    for prompt in prompts:
+        before.append(totals[prompt])
+        totals[prompt] += 1
+    return before, totals
 
 
 def tar_key(tar: int) -> str:

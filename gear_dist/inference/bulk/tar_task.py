@@ -22,7 +22,7 @@ from gear_dist.errors import ConfigError
 from gear_dist.inference.bulk.plan import BulkPlan, sample_key, tar_key
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.inference.pipeline import GearPipeline
-from gear_dist.models.generator import ClassCondition
+from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.environment import num_cores, package_versions
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.json_files import build_record, parse_json, to_json
@@ -109,9 +109,12 @@ def make_tar(job: TarJob) -> TarRecord:
         tar = TarWriter(stream)
         for sample, png, facts in _encoded(pair, job):
             key = sample_key(sample)
-            tar.add(f"{key}.cls", str(facts["class"]).encode())
+            if "class" in facts:
+                tar.add(f"{key}.cls", str(facts["class"]).encode())
             tar.add(f"{key}.json", to_json(facts).encode())
             tar.add(f"{key}.png", png)
+            if "prompt" in facts:
+                tar.add(f"{key}.txt", facts["prompt"].encode())
         checksum = tar.finish()
     record = TarRecord(len(samples), tar.position, checksum)
     job.storage.write(record_key(job.tar), to_json(record._asdict()).encode())
@@ -126,14 +129,14 @@ def _encoded(pair: GearPipeline, job: TarJob) -> Iterator[tuple[int, bytes, dict
         waiting: deque[tuple[int, Future[bytes], dict[str, Any]]] = deque()
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
-            labels, seeds = job.plan.labels(part), job.plan.seeds(part)
-            condition = ClassCondition(torch.tensor(labels))
+            seeds = job.plan.seeds(part)
+            condition, named = _conditions(pair, job, part)
             images = pair.generate(condition, seeds, job.plan.settings())
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
             while waiting:
                 yield _finished(waiting.popleft())
-            for sample, label, seed, image in zip(part, labels, seeds, pixels, strict=True):
-                facts = _facts(job, label, seed)
+            for sample, known, seed, image in zip(part, named, seeds, pixels, strict=True):
+                facts = known | _facts(job, seed)
                 waiting.append((sample, pool.submit(encode_png, image, facts), facts))
         while waiting:
             yield _finished(waiting.popleft())
@@ -146,12 +149,24 @@ def _finished(
     return sample, png.result(), facts
 
 
-def _facts(job: TarJob, label: int, seed: int) -> dict[str, Any]:
-    """What is known of a sample, enough to make it again."""
-    names = job.class_names
+def _conditions(
+    pair: GearPipeline, job: TarJob, samples: range
+) -> tuple[Condition, list[dict[str, Any]]]:
+    """Their condition, and what each is of."""
+    if job.plan.prompts:
+        prompts = job.plan.prompts_of(samples)
+        return pair.read_prompts(prompts), [{"prompt": prompt} for prompt in prompts]
+    labels, names = job.plan.labels(samples), job.class_names
+    named = [
+        {"class": label} | ({"class_name": names[label]} if label < len(names) else {})
+        for label in labels
+    ]
+    return ClassCondition(torch.tensor(labels)), named
+
+
+def _facts(job: TarJob, seed: int) -> dict[str, Any]:
+    """What makes a sample again, beside its class or prompt."""
     return {
-        "class": label,
-        **({"class_name": names[label]} if label < len(names) else {}),
         "seed": seed,
         "sampling": job.plan.sampling,
         "checkpoint": job.plan.checkpoint,
