@@ -10,6 +10,7 @@ from gear_cluster.progress import ProgressPrinter
 from gear_cluster.rendezvous import Processes, read_processes, rendezvous
 from gear_cluster.signals import StopSignals
 from gear_dist.config.schema import RunConfig
+from gear_dist.distributed import collectives
 from gear_dist.distributed.device import choose_device
 from gear_dist.distributed.environment_variables import environment, loopback_collectives
 from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
@@ -75,7 +76,7 @@ def process_group(
         with environment(variables):
             yield rank, world_size, local_rank
     finally:
-        dist.destroy_process_group()
+        collectives.destroy_process_group()
 
 
 def _leave_at_once() -> None:

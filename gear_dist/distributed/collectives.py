@@ -1,5 +1,6 @@
 """Collectives that the worker needs; each is a no-op in a single process."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -90,3 +91,17 @@ def from_rank_0(action: Callable[[], Result]) -> Result:
     if error is not None:
         raise error
     return value
+
+
+def destroy_process_group() -> None:
+    """End torch.distributed, so that another run may follow in this process.
+
+    DeepSpeed (0.19.8) keeps groups and its backend at module level; the next run's engines would
+    take those of the last one.
+    """
+    comm: Any = sys.modules.get("deepspeed.comm.comm")
+    if comm is None or comm.cdb is None:
+        dist.destroy_process_group()
+        return
+    comm.destroy_process_group()
+    comm.cdb = None

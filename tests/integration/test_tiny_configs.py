@@ -76,6 +76,21 @@ def test_all_stages_then_samples_and_reconstructions(
     assert main(["reconstruct", str(folder.path), "--count", "2"]) == 0
 
 
+def test_runs_follow_one_another_in_one_process(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, at the ZeRO stages whose groups DeepSpeed keeps."""
+    monkeypatch.chdir(workplace)
+    words = [*words_of(QUANTIZERS[-1]), *SHORT, "run.launcher=local"]
+    runs = [[*words, f"run.name=turn-{zero}", f"engine.zero_stage={zero}"] for zero in (1, 3, 0)]
+    code = (
+        "import sys; from gear_dist.cli.main import main\n"
+        f"sys.exit(max(main(words) for words in {runs!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_straight_through_estimator_collapses(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
