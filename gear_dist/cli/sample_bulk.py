@@ -107,7 +107,7 @@ def run_bulk(
 
     from gear_dist.inference.bulk.plan import BulkPlan
     from gear_dist.inference.bulk.run import generate_bulk
-    from gear_dist.inference.bulk.tar_task import hash_weights
+    from gear_dist.inference.bulk.tar_task import decoding_step, hash_weights
     from gear_dist.inference.decoding.guidance import check_sampling
     from gear_dist.storage.open import open_storage
 
@@ -135,6 +135,7 @@ def run_bulk(
         samples_per_tar=args.samples_per_tar or default_samples_per_tar(num),
         device=device,
         prompts=tuple(prompts),
+        step=decoding_step(device),
     )
     result = generate_bulk(
         storage,

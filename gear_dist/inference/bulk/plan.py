@@ -40,6 +40,8 @@ class BulkPlan(NamedTuple):
     format: int = 1
     prompts: tuple[str, ...] = ()
     """In place of classes, of a text-to-image generator: each in turn, and again from the first."""
+    step: str = "torch"
+    """What decodes on the device: compiled (the CPU's C code) or torch, which round differently."""
 
     @property
     def num_tars(self) -> int:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import platform
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from gear_dist.data.tar_writer import TarWriter
 from gear_dist.errors import ConfigError
 from gear_dist.inference.bulk.plan import BulkPlan, sample_key, tar_key
+from gear_dist.inference.decoding.native import load_few_rows
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.models.generator import ClassCondition, Condition
@@ -103,6 +105,12 @@ def make_tar(job: TarJob) -> TarRecord:
         ConfigError: the model has changed since the run began.
         StorageError: the destination refuses the write.
     """
+    if (step := decoding_step(job.plan.device)) != job.plan.step:
+        raise ConfigError(
+            f"these samples are decoded by the {job.plan.step} step, and gear-dist on "
+            f"{platform.node()} has the {step} one: install it alike on all machines, with a C "
+            "compiler, or name another --out"
+        )
     pair = _load(job.model, job.plan.device, tuple(sorted(job.plan.weights.items())))
     samples = job.plan.samples_of(job.tar)
     with job.storage.writer(tar_key(job.tar)) as stream:
@@ -182,6 +190,11 @@ def encode_png(pixels_HWC: np.ndarray, facts: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, "PNG", pnginfo=info, compress_level=_PNG_LEVEL)
     return buffer.getvalue()
+
+
+def decoding_step(device: str) -> str:
+    """`BulkPlan.step` of this machine."""
+    return "compiled" if device == "cpu" and load_few_rows() is not None else "torch"
 
 
 def hash_weights(model: ModelFolder) -> dict[str, str]:

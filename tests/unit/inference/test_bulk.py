@@ -16,7 +16,7 @@ from gear_dist.cli.main import main
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.inference.bulk.plan import BulkPlan, claim, sample_key, tar_key
 from gear_dist.inference.bulk.run import generate_bulk
-from gear_dist.inference.bulk.tar_task import find_finished, hash_weights
+from gear_dist.inference.bulk.tar_task import decoding_step, find_finished, hash_weights
 from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.models.generator import ClassCondition
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(model: Path) -> BulkPlan:
-    return PLAN._replace(weights=hash_weights(open_model(model)))
+    return PLAN._replace(weights=hash_weights(open_model(model)), step=decoding_step("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,17 @@ def test_a_refused_setting_leaves_the_place_free(
     changed = plan._replace(weights=plan.weights | {"generator": "0" * 64})
     with refused(ConfigError, model, "weights", "--out"):
         generate_bulk(storage, str(model), changed, NAMES, workers=1)
+    assert not (tmp_path / "out/sampling.json").exists()
+
+
+def test_a_worker_that_would_round_differently_makes_nothing(
+    model: Path, plan: BulkPlan, tmp_path: Path
+) -> None:
+    """As on a cluster where one machine was without a C compiler."""
+    other = {"torch": "compiled", "compiled": "torch"}[plan.step]
+    storage = open_storage(str(tmp_path / "out"))
+    with refused(ConfigError, other, plan.step, "C compiler", "--out"):
+        generate_bulk(storage, str(model), plan._replace(step=other), NAMES, workers=1)
     assert not (tmp_path / "out/sampling.json").exists()
 
 
