@@ -7,9 +7,11 @@ less of everything.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -118,9 +120,12 @@ def _run(step: Step, device: str, scratch: Path) -> dict[str, Any]:
         try:
             code = process.wait(step.limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
             code = None
+        finally:
+            # Also where this process is interrupted: a step that goes on would disturb the next.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     found = verdicts.read(place.result) or verdicts.Verdict()
     problems, lines = list(found.problems), list(found.lines)
     if code is None:

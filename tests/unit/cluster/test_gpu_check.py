@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 FOLDER = Path(__file__).parents[3] / "cluster/bench/gpu_check"
@@ -94,6 +97,17 @@ def test_nothing_is_run_where_what_all_need_fails(tmp_path: Path) -> None:
     unknown = subprocess.run([*words, "nope"], capture_output=True, text=True)
     assert unknown.returncode == 2
     assert "no step nope: use some of versions" in unknown.stderr
+
+
+def test_an_interrupted_check_leaves_no_step_behind(tmp_path: Path) -> None:
+    words = [sys.executable, str(FOLDER / "run.py"), "--device", "cpu"]
+    words += ["--scratch", str(tmp_path), "--output", str(tmp_path / "page.md"), "kernel-bench"]
+    check = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
+    while not (children := psutil.Process(check.pid).children()):
+        time.sleep(0.02)
+    check.send_signal(signal.SIGINT)
+    assert check.wait(30) != 0
+    assert not any(child.is_running() for child in children)
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(check: Any) -> None:
