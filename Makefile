@@ -77,8 +77,8 @@ docs: $(STAMP) ## the pages that are written from the code: docs/configuration.m
 reproduce: $(STAMP) ## the method's arms beside each other, curves and a table; ARGS='...' as reproduce takes
 	OMP_NUM_THREADS=1 $(BIN)/gear-dist reproduce configs/convergence.yaml $(ARGS)
 
-.PHONY: bench bench-kernels bench-sharding bench-loading bench-training bench-sampling
-bench: bench-kernels bench-sharding bench-loading bench-training bench-sampling ## benchmarks beside the peers, as tables
+.PHONY: bench bench-kernels bench-sharding bench-loading bench-training bench-sampling bench-serving
+bench: bench-kernels bench-sharding bench-loading bench-training bench-sampling bench-serving ## benchmarks beside the peers, as tables
 bench-kernels: $(STAMP)
 	$(TEST_ENV) $(BIN)/python kernels/bench/run.py $(ARGS)
 bench-sharding: $(STAMP) .gear/peers
@@ -89,6 +89,9 @@ bench-training: $(STAMP)
 	$(TEST_ENV) $(BIN)/python cluster/bench/run.py $(ARGS)
 bench-sampling: $(STAMP)
 	$(TEST_ENV) $(BIN)/python cluster/bench/sampling_run.py $(ARGS)
+
+bench-serving: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python cluster/bench/serving_run.py $(ARGS)
 
 .PHONY: gpu-check
 gpu-check: $(STAMP) ## what only a GPU can tell, step by step; goes on where it was cut off; ARGS='--device cpu' tries it without
@@ -125,6 +128,7 @@ test-tritons: $(STAMP) $(TRITONS:%=.gear/triton-%) ## the Triton kernels' tests 
 soak: soak-slow soak-processors test-tritons ## the slow tests, all others as older processors would run them, each Triton
 soak-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest -m slow tests
+	REQUIRE_BROWSER=1 $(PYTEST) tests/distributed/test_serving_page.py
 # Rounding differs with the processor, so no test may rest on it. PyTorch's own loops and oneDNN's
 # convolutions can be held to older instruction sets, each by itself; `native` holds nothing.
 INSTRUCTION_SETS := native ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \

@@ -16,7 +16,7 @@ FOLDERS = (
     "configs",
     "docker",
 )
-_SUFFIXES = {".py", ".c", ".css", ".html", ".yaml"}
+_SUFFIXES = {".py", ".c", ".css", ".html", ".js", ".yaml"}
 _HEAD = """\
 # Architecture
 
@@ -25,12 +25,13 @@ Every source file and what it is for, written by `make docs` from the first sent
 
 
 def _opening(path: Path) -> str:
-    """The docstring of a Python file, the leading comment of any other (of a template: {# #})."""
+    """The docstring of a Python file, the first comment of any other (of a template: {# #})."""
     text = path.read_text()
     if path.suffix == ".py":
         return ast.get_docstring(ast.parse(text)) or ""
     if path.suffix == ".html":
-        return text[2 : text.index("#}")]
+        template, page = (re.findall(r"(?s){#(.*?)#}|<!--(.*?)-->", text) or [("", "")])[0]
+        return template or page
     if text.startswith("/*"):
         return re.sub(r"\n ?\*? ?", "\n", text[2 : text.index("*/")])
     lines = text.splitlines()

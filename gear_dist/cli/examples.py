@@ -21,6 +21,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gear-dist sample runs/demo --num 50000 --out s3://results/demo --guidance 1",
         "gear-dist sample runs/demo --per-class 50 --out samples --workers 4",
     ),
+    "serve": (
+        "gear-dist serve runs/demo",
+        "gear-dist serve runs/demo --host 0.0.0.0 --port 80 --guidance 1.5 --queue 64",
+    ),
     "reconstruct": ("gear-dist reconstruct runs/demo --images photos --count 16",),
     "tokenize": ("gear-dist tokenize runs/demo --images photos --out codes",),
     "import": ("gear-dist import vq_ds16_c2i.pt c2i_B_256.pt --out llamagen-b",),

@@ -26,6 +26,7 @@ COMMAND_MODULES = (
     "gear_cluster.cli.train",
     "gear_dist.cli.plan",
     "gear_dist.cli.sample",
+    "gear_dist.cli.serve",
     "gear_dist.cli.tokenize",
     "gear_dist.cli.convert",
     "gear_dist.cli.evaluate",

@@ -18,9 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
-from gear_dist.distributed.private_ray import private_ray
-from gear_dist.errors import ConfigError, StorageError
-from gear_dist.redaction import redact_text
+from gear_dist.distributed.ray_cluster import ray_cluster
+from gear_dist.errors import StorageError
 
 POOL_ATTEMPTS = 3
 _TASKS_AHEAD = 2
@@ -158,7 +157,7 @@ def _run_on_ray(
 ) -> Iterator[Any]:
     import ray
 
-    with contextlib.nullcontext() if ray.is_initialized() else _ray_of(pool.workers):
+    with contextlib.nullcontext() if ray.is_initialized() else ray_cluster(pool.workers):
         task = _ray_task(ray, pool)
         left = iter(items)
 
@@ -206,24 +205,3 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise StorageError(f"Ray gave up on a task: {line}") from None
-
-
-@contextlib.contextmanager
-def _ray_of(workers: int) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, else start a private one."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        with private_ray(workers):
-            yield
-        return
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"RAY_ADDRESS={redact_text(address)}: cannot connect: {line}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()

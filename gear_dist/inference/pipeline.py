@@ -121,6 +121,7 @@ class GearPipeline:
         sampling: SamplingConfig | None = None,
         *,
         on_batch: Callable[[int], None] | None = None,
+        on_token: Callable[[], None] | None = None,
     ) -> Tensor:
         """An image for each condition and its seed, uint8 (B, 3, H, W) on the CPU.
 
@@ -130,6 +131,7 @@ class GearPipeline:
             sampling: default: the configuration's.
             on_batch: told of the images finished so far, after each internal batch; what it raises
                 ends the work.
+            on_token: called after each token of a batch; what it raises ends the work.
 
         Raises:
             DataError: the run has no generator yet.
@@ -138,7 +140,7 @@ class GearPipeline:
         images: list[Tensor] = []
         finished = 0
         sampling = sampling or self.config.sampling
-        for indices in self._generate_batches(condition, seeds, sampling):
+        for indices in self._generate_batches(condition, seeds, sampling, on_token):
             images.append(self.decode(indices, fixed_batches=sampling.fixed_batches))
             finished += len(indices)
             if on_batch:
@@ -154,7 +156,11 @@ class GearPipeline:
         )
 
     def _generate_batches(
-        self, condition: Condition, seeds: Sequence[int], sampling: SamplingConfig | None
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None,
+        on_token: Callable[[], None] | None = None,
     ) -> Iterator[Tensor]:
         if self.generator is None:
             raise DataError(
@@ -164,4 +170,4 @@ class GearPipeline:
         assert len(seeds) == condition.num_images, "a seed for each image"
         if self._engine is None:
             self._engine = DecodingEngine(self.generator, release=True)
-        yield from self._engine.generate(condition, seeds, sampling)
+        yield from self._engine.generate(condition, seeds, sampling, on_token=on_token)

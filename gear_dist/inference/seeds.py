@@ -59,6 +59,12 @@ def prompt_seed(seed: int, prompt: str, count: int) -> int:
     return derive_seeds(own, [count])[0]
 
 
+def single_prompt_seed(sample_seed: int, prompt: str) -> int:
+    """The seed that asks for a prompt's sample alone, as the first of its prompt: the inverse of
+    `prompt_seed` with `count` 0."""
+    return prompt_seed(sample_seed, prompt, 0)
+
+
 def check_seeds(seeds: Iterable[int]) -> None:
     """Refuse what is no seed.
 

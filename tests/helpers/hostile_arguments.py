@@ -56,6 +56,7 @@ BASES = {
     "train": Base(_CONFIG, ("--dry-run",)),
     "plan": Base(_CONFIG),
     "sample": Base(_MODEL, ("--count=1",)),
+    "serve": Base(_MODEL, ("--dry-run", "--port=0")),
     "reconstruct": Base(_MODEL, ("--count=1", "--images=images/val")),
     "tokenize": Base(_MODEL, ("--images=images/val/circle_solid", "--out=codes")),
     "import": Base({"sources": ["public/tokenizer.pt"]}, ("--out=imported-again",)),

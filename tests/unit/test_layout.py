@@ -35,7 +35,7 @@ ORDER = (
     ("training",),
     ("evaluation", "interop", "planning"),
     ("reproduce",),
-    ("api",),
+    ("api", "serving"),
     ("cli",),
 )
 """Rooms and single modules of gear_dist; each imports itself and those before it, none beside."""

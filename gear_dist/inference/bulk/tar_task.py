@@ -5,8 +5,6 @@ A task is idempotent: the same tar has the same bytes whoever makes it and howev
 
 import functools
 import hashlib
-import io
-import json
 import platform
 from collections import deque
 from collections.abc import Iterator
@@ -14,9 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
 
 from gear_dist.data.tar_writer import TarWriter
 from gear_dist.errors import ConfigError
@@ -24,14 +20,13 @@ from gear_dist.inference.bulk.plan import BulkPlan, sample_key, tar_key
 from gear_dist.inference.decoding.native import load_few_rows
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.inference.pipeline import GearPipeline
+from gear_dist.inference.png import encode_png
 from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.environment import num_cores, package_versions
 from gear_dist.storage.base import MissingObjectError, Storage
 from gear_dist.storage.json_files import build_record, parse_json, to_json
 
 NETWORKS = ("tokenizer", "generator")
-# zlib's default takes twice as long for 2 % fewer bytes.
-_PNG_LEVEL = 4
 _ENCODERS = 8
 _HASHED_BYTES = 8 << 20
 
@@ -180,16 +175,6 @@ def _facts(job: TarJob, seed: int) -> dict[str, Any]:
         "checkpoint": job.plan.checkpoint,
         "gear_dist": package_versions(("gear-dist",))["gear-dist"] or "",
     }
-
-
-def encode_png(pixels_HWC: np.ndarray, facts: dict[str, Any]) -> bytes:
-    """A PNG whose text fields hold what is known of the sample."""
-    info = PngImagePlugin.PngInfo()
-    for name, value in facts.items():
-        info.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, "PNG", pnginfo=info, compress_level=_PNG_LEVEL)
-    return buffer.getvalue()
 
 
 def decoding_step(device: str) -> str:

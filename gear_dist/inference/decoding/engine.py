@@ -3,7 +3,7 @@
 Shapes: B images, L tokens, P positions of the condition.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,9 +49,20 @@ class DecodingEngine:
 
     @torch.no_grad()
     def generate(
-        self, condition: Condition, seeds: Sequence[int], sampling: SamplingConfig
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        on_token: Callable[[], None] | None = None,
     ) -> Iterator[Tensor]:
         """Indices (B, L) on the device of all images, a batch after another.
+
+        Args:
+            condition: of all images.
+            seeds: of all images.
+            sampling: settings.
+            on_token: called after each token of a batch; what it raises ends the work.
 
         Raises:
             ConfigError: what this generator or device cannot do. NumericError: logits are not
@@ -65,7 +76,7 @@ class DecodingEngine:
             count = part.num_images
             if self._fills(sampling):
                 part, part_seeds = part.padded(size), part_seeds + [0] * (size - count)
-            yield self._decode(part.to(self.device), part_seeds, sampling)[:count]
+            yield self._decode(part.to(self.device), part_seeds, sampling, on_token)[:count]
 
     def _prepare(self, condition: Condition, sampling: SamplingConfig) -> None:
         generator = self.generator
@@ -125,7 +136,11 @@ class DecodingEngine:
         return sampling.fixed_batches or self.device.type == "cpu"
 
     def _decode(
-        self, condition: Condition, seeds: Sequence[int], sampling: SamplingConfig
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        on_token: Callable[[], None] | None,
     ) -> Tensor:
         """Indices (B, L) of one batch."""
         scales = guidance_scales(sampling, self.generator.num_tokens)
@@ -139,6 +154,8 @@ class DecodingEngine:
         step.begin(prefix, uniforms_LB, scales, Filters.of(sampling, self.device))
         for token in range(1, len(scales)):
             step.advance(token, guided=token < num_guided)
+            if on_token:
+                on_token()
         if not step.all_finite():
             raise NumericError(
                 "the generator's logits are not finite: its weights are damaged, or too large for "

@@ -1,0 +1,85 @@
+"""`gear-dist serve` before anything starts, and the application of Serve's configuration files."""
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gear_dist.cli.main import main
+from gear_dist.cli.main import parse as parse_command
+from gear_dist.errors import ConfigError, DataError
+from gear_dist.serving.deployment import ReplicaArguments, build
+from refusals import refused
+from tiny_pair import make_tiny_pair
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serving") / "model"
+    make_tiny_pair(folder)
+    return folder
+
+
+def run(*words: object) -> int:
+    args = parse_command(["serve", *map(str, words)])
+    return args.run(args)
+
+
+def test_a_dry_run_says_where(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "--dry-run", "--port", 0, "--device", "cpu") == 0
+    assert re.search(r"http://127\.0\.0\.1:[1-9][0-9]+$", capsys.readouterr().out.strip())
+
+
+def test_a_port_that_is_taken(model: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with refused(ConfigError, "--port", port, "in use"):
+            run(model, "--dry-run", "--port", port)
+
+
+def test_a_host_that_is_none(model: Path) -> None:
+    with refused(ConfigError, "--host", "192.0.2.7"):
+        run(model, "--dry-run", "--host", "192.0.2.7", "--port", 0)
+
+
+def test_models_that_cannot_be_served(model: Path, tmp_path: Path) -> None:
+    with refused(DataError, tmp_path):
+        run(tmp_path, "--dry-run", "--port", 0)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in model.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "generator.safetensors").write_bytes((model / "tokenizer.safetensors").read_bytes())
+    with refused(DataError, "generator"):
+        run(broken, "--dry-run", "--port", 0)
+    (broken / "tokenizer.safetensors").unlink()
+    with refused(DataError, "tokenizer", broken):
+        run(broken, "--dry-run", "--port", 0)
+
+
+def test_without_ray_serve_the_extra_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["serve", str(model)]) == 2
+    assert "gear-dist[serve]" in capsys.readouterr().err
+
+
+def test_the_configuration_file_of_the_docs(model: Path) -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", (DOCS / "serving.md").read_text(), re.DOTALL)
+    [application] = yaml.safe_load(text)["applications"]
+    assert application["import_path"] == "gear_dist.serving.deployment:build"
+    arguments = ReplicaArguments(**application["args"] | {"model": str(model)})
+    deployment = build(arguments)._bound_deployment
+    assert (deployment.num_replicas, deployment.ray_actor_options["num_gpus"]) == (2, 1)
+    [settings] = deployment.init_args
+    assert (settings.batch, settings.sampling.guidance) == (32, 1.5)
+    assert settings.sampling.fixed_batches
+    with pytest.raises(ValueError, match="replica"):
+        ReplicaArguments(model=str(model), replica=2)  # type: ignore[call-arg]
