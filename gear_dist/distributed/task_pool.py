@@ -108,7 +108,11 @@ def _pool_outcomes(
 
         def start(count: int) -> None:
             for i, item in itertools.islice(items, count):
-                running[executor.submit(pool.run, make_job(item))] = i
+                job = make_job(item)
+                try:
+                    running[executor.submit(pool.run, job)] = i
+                except OSError as error:  # no process, or the pool breaks while one is started
+                    raise BrokenProcessPool(str(error)) from error
 
         try:
             start(workers * _TASKS_AHEAD)
@@ -118,8 +122,10 @@ def _pool_outcomes(
                     i = running.pop(future)
                     yield i, future.result()
                     start(1)
-        except KeyboardInterrupt:
-            # A task may take long, and leaves nothing behind where it is cut off.
+        except (KeyboardInterrupt, BrokenProcessPool):
+            # A task may take long, and leaves nothing behind where it is cut off. Of a broken pool
+            # the executor ends those that it knows of at that moment, and then waits for all: a
+            # worker that is being started meanwhile would wait for work for ever (CPython 3.11).
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise
