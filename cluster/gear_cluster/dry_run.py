@@ -10,14 +10,14 @@ from gear_dist.checkpoints.address import check_address
 from gear_dist.config.data import DataConfig
 from gear_dist.config.run import RunSection
 from gear_dist.config.schema import RunConfig
-from gear_dist.data.corpus import check_same_classes, open_corpus
+from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
 from gear_dist.data.corpus_summary import (
     CorpusSummary,
     check_contents,
     classes_without_images,
-    read_contents,
     warn_of_empty_classes,
 )
+from gear_dist.data.selection import find_unmatched, select_samples
 from gear_dist.errors import DataError
 from gear_dist.losses.perceptual import load_lpips
 from gear_dist.models.teachers import load_teachers
@@ -74,13 +74,24 @@ def _check_training(data: DataConfig, num_classes: int | None) -> list[CorpusSum
     Args:
         num_classes: see `check_corpus`.
     """
-    found = {address: check_corpus(address, data, num_classes) for address in data.train_addresses}
+    opened = [open_corpus(address, data.endpoint) for address in data.train_addresses]
+    selection = select_samples(opened, data)
+    found = {
+        address: check_corpus(corpus, selection.contents(number), data, num_classes)
+        for number, (address, corpus) in enumerate(zip(data.train_addresses, opened, strict=True))
+    }
+    for line in find_unmatched([corpus.manifest.info for corpus in opened], data):
+        print(f"WARNING: {line}")
+    if licenses := selection.licenses():
+        print("licences: " + ", ".join(f"{name} {count:,}" for name, count in licenses[:10]))
     first, *others = found.items()
     needs_classes = data.captions == "off" and num_classes is not None
     for address, contents in others if needs_classes else ():
         check_same_classes(first[0], first[1].classes, address, contents.classes)
     if data.validation:
-        held_out = check_corpus(data.validation, data, None)  # for pictures
+        corpus = open_corpus(data.validation, data.endpoint)
+        contents = select_samples([corpus], data).contents(0)
+        held_out = check_corpus(corpus, contents, data, None)  # for pictures
         if held_out.classes != first[1].classes:
             print(
                 f"WARNING: data.validation={data.validation}: its classes are not those of "
@@ -116,17 +127,22 @@ def _print_memory(config: RunConfig, world_size: int, *, on_cuda: bool) -> None:
     print(f"stage {largest.stage}: {format_estimate(largest.memory)}")
 
 
-def check_corpus(address: str, data: DataConfig, num_classes: int | None) -> CorpusSummary:
-    """Read the manifest, compare it with the shards that are there and with the run, and say it.
+def check_corpus(
+    corpus: Corpus, contents: CorpusSummary, data: DataConfig, num_classes: int | None
+) -> CorpusSummary:
+    """Compare a manifest with the shards that are there and with the run, and say it.
 
     Args:
+        corpus: the corpus.
+        contents: what the run takes of it.
+        data: its settings.
         num_classes: that images may have; None: no class is needed.
 
     Raises:
         DataError: the corpus is not there, incomplete, or lacks classes or captions that the run
             needs, or has too many classes.
     """
-    storage, manifest = open_corpus(address, data.endpoint)
+    storage, manifest = corpus
     info = manifest.info
     folder = "shards/" if info.schema_version else ""
     found = {item.key: item.bytes for item in storage.list(folder)}
@@ -136,10 +152,10 @@ def check_corpus(address: str, data: DataConfig, num_classes: int | None) -> Cor
             raise DataError(
                 f"{storage.address}/{shard.key}: {problem} the manifest: shard the corpus again"
             )
-    contents = read_contents(storage, info)
     size = sum(shard.bytes for shard in manifest.shards)
+    taken = "" if contents.num_samples == info.num_samples else f" taken of {info.num_samples:,}"
     print(
-        f"{storage.address}: {contents.describe()}; {info.num_shards:,} shards, "
+        f"{storage.address}: {contents.describe()}{taken}; {info.num_shards:,} shards, "
         f"{size / 1e6:,.1f} MB"
     )
     for line in check_contents(storage.address, contents, data, num_classes):

@@ -1,7 +1,8 @@
 """Settings of the data. No torch."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from gear_dist.config.checks import (
     MAX_SIDE,
@@ -14,6 +15,15 @@ from gear_dist.config.checks import (
     require_fraction,
 )
 from gear_dist.redaction import refuse_user
+
+
+class CaptionTypes(NamedTuple):
+    """Types of captions that are read of a corpus; none: all."""
+
+    types: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    """How often each is drawn where a sample has several, in proportion; none: every caption
+    equally."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,17 @@ without any of them a sample is not usable. Empty: all."""
     caption_weights: tuple[float, ...] = ()
     """With captions=random, how often each of caption_types is drawn where a sample has several, \
 in proportion; empty: every caption equally."""
+    mixture_captions: tuple[str, ...] = ()
+    """Types of captions and their weights for `train` and each corpus of `mixture`, in place of \
+caption_types and caption_weights: [short=1 long=3, tag, ""]; an empty one takes these."""
+    subsets: tuple[str, ...] = ()
+    """Parts of the corpora that are used, such as GPIC's nano, lite and full, where samples tell \
+theirs (`split`); empty: all."""
+    licenses: tuple[str, ...] = ()
+    """Licences of images that are used, as patterns in any case: [cc0*, cc-by-4.0]; an image that \
+states none is then left out. Empty: all."""
+    min_side: int = 0
+    """Images whose shorter side has fewer pixels are left out, of training and validation."""
     caption_dropout: float = 0.1
     """Probability that a caption is replaced by an empty one, for guidance. Where a run trains a \
 generator on them, generator.class_dropout takes its place, with the same draws."""
@@ -103,8 +124,8 @@ itself up to ten requests."""
         require_at_least("data", self, 1, "image_size", "max_pixels", "shuffle_buffer_shards")
         require_at_least("data", self, 1, "prefetch_batches", "read_attempts")
         require_at_least("data", self, 1, "shard_memory_bytes")
-        require_at_least("data", self, 0, "lanes", "cache_bytes", "decode_threads")
-        require_at_most("data", self, MAX_SIDE, "image_size")
+        require_at_least("data", self, 0, "min_side", "lanes", "cache_bytes", "decode_threads")
+        require_at_most("data", self, MAX_SIDE, "image_size", "min_side")
         require_at_most("data", self, MAX_WIDTH, "lanes")
         require_at_most("data", self, MAX_THREADS, "prefetch_batches", "decode_threads")
         require(0 <= self.flip <= 1, f"data.flip={self.flip} is out of range: use 0 to 1")
@@ -116,6 +137,39 @@ itself up to ten requests."""
             all(weight > 0 for weight in weights),
             f"data.mixture_weights={list(weights)} must all be > 0; leave a corpus out instead",
         )
+
+        self._check_filters()
+
+    def _check_filters(self) -> None:
+        for name in ("subsets", "licenses"):
+            values = getattr(self, name)
+            require(
+                all(value.strip() for value in values) and len(set(values)) == len(values),
+                f"data.{name}={list(values)}: give each name once, and none that is empty",
+            )
+        texts, of = self.mixture_captions, len(self.train_addresses)
+        require(
+            len(texts) in (0, of),
+            f"data.mixture_captions has {len(texts)} entries for {of} corpora (data.train and "
+            'those of data.mixture): give one each ("" takes data.caption_types), or none',
+        )
+        for text in texts:
+            _parse_caption_types(text)
+
+    def captions_of(self, number: int, num_corpora: int) -> CaptionTypes:
+        """Types of captions of a corpus that is read.
+
+        Args:
+            number: its place among the corpora.
+            num_corpora: that are read together; validation's, which is alone, takes those of the
+                one training corpus.
+        """
+        if self.captions == "off":
+            return CaptionTypes()
+        general = CaptionTypes(self.caption_types, self.caption_weights)
+        if num_corpora != len(self.mixture_captions):
+            return general
+        return _parse_caption_types(self.mixture_captions[number]) or general
 
     def _check_caption_types(self) -> None:
         types, weights = self.caption_types, self.caption_weights
@@ -133,3 +187,27 @@ itself up to ten requests."""
     def train_addresses(self) -> tuple[str, ...]:
         """All training corpora."""
         return (self.train, *self.mixture)
+
+
+def _parse_caption_types(text: str) -> CaptionTypes | None:
+    """`short=1 long=3`, or types alone, which are drawn equally; None: an empty text.
+
+    Raises:
+        ConfigError: a type twice, or a weight that is no number above 0.
+    """
+    pairs = [word.partition("=") for word in text.split()]
+    types = tuple(name for name, _, _ in pairs)
+    weights = tuple(_weight(weight) if sign else 1.0 for _, sign, weight in pairs)
+    require(
+        all(types) and len(set(types)) == len(types) and all(0 < w < math.inf for w in weights),
+        f"data.mixture_captions: {text!r} is not a list of types with weights above 0, each type "
+        "once: write it as short=1 long=3",
+    )
+    return CaptionTypes(types, weights) if types else None
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

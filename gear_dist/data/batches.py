@@ -16,7 +16,7 @@ import torch
 import xxhash
 
 from gear_dist.config.colour import parse_colour
-from gear_dist.config.data import DataConfig
+from gear_dist.config.data import CaptionTypes, DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError
@@ -84,6 +84,8 @@ class BatchMaker:
         num_classes: int | None,
         first_samples: np.ndarray,
         shard_name: Callable[[int], str],
+        taken_rows: Callable[[int], np.ndarray | None],
+        caption_types: Callable[[int], CaptionTypes],
         pin_memory: bool = False,
     ) -> None:
         """Nothing is decoded yet.
@@ -94,6 +96,8 @@ class BatchMaker:
             num_classes: labels must be below; None: any label, or none, will do.
             first_samples: (num_shards,) number of each shard's first sample in the corpora.
             shard_name: a shard's address, for messages.
+            taken_rows: the rows of a shard that the filters take; None: all.
+            caption_types: those that are read of a shard's samples, and how often.
             pin_memory: batches in page-locked memory, from which a copy to a GPU does not wait.
         """
         self._data = data
@@ -106,6 +110,8 @@ class BatchMaker:
         self._num_classes = num_classes
         self._first_samples = first_samples
         self._shard_name = shard_name
+        self._taken_rows = taken_rows
+        self._caption_types = caption_types
 
     def batches(
         self, item_batches: Iterator[list[SampleRef]], bad: BadSamples, *, augment: bool
@@ -172,9 +178,7 @@ class BatchMaker:
             with contextlib.suppress(BadImageError, UnreadableSampleError):
                 return self._read(out, item, item.prefetched, 0, draws)
         shard = item.get_shard()
-        num_rows = len(shard.keys)
-        for row in range(item.row, item.row + num_rows):
-            row %= num_rows
+        for row in self._rows_from(item.number, item.row, len(shard.keys)):
             try:
                 return self._read(out, item, shard, row, draws)
             except (BadImageError, UnreadableSampleError) as error:
@@ -185,11 +189,18 @@ class BatchMaker:
             f"the corpus again"
         )
 
+    def _rows_from(self, number: int, first: int, num_rows: int) -> list[int]:
+        """The rows of a shard that are taken, from one of them on and around."""
+        taken = self._taken_rows(number)
+        rows = range(num_rows) if taken is None else taken.tolist()
+        start = bisect.bisect_left(rows, first)
+        return [*rows[start:], *rows[:start]]
+
     def _read(
         self, out: np.ndarray, item: SampleRef, shard: Shard, row: int, draws: _Draws
     ) -> _Known:
         """Write the crop of a row of a shard."""
-        caption = self._caption(shard, row, draws)
+        caption = self._caption(item.number, shard, row, draws)
         kept = "" if draws.drop < self._data.caption_dropout else caption
         label = shard.class_index(row)
         flipped = draws.flip < self._data.flip and self._may_flip(caption)
@@ -206,23 +217,20 @@ class BatchMaker:
         left, top, flip, caption = (word / 2**32 for word in struct.unpack("<4I", digest))
         return _Draws(left, top, flip, caption, drop)
 
-    def _caption(self, shard: Shard, row: int, draws: _Draws) -> str:
+    def _caption(self, number: int, shard: Shard, row: int, draws: _Draws) -> str:
         if self._data.captions == "off":
             return ""
-        captions = self._usable_captions(shard, row)
+        types, weights = self._caption_types(number)
+        captions = _usable_captions(shard, row, types)
         if not captions:
-            of_type = " of data.caption_types" if self._data.caption_types else ""
-            raise UnreadableSampleError(f"it has no caption{of_type}, but data.captions needs one")
+            of_type = f" of the types {', '.join(types)}" if types else ""
+            raise UnreadableSampleError(
+                f"it has no caption{of_type}, but data.captions={self._data.captions} needs one"
+                + (" (see data.caption_types, data.mixture_captions)" if types else "")
+            )
         if self._data.captions == "first":
             return captions[0].text
-        weights = dict(zip(self._data.caption_types, self._data.caption_weights, strict=False))
-        return _draw_caption(captions, weights, draws.caption)
-
-    def _usable_captions(self, shard: Shard, row: int) -> Sequence[TypedCaption]:
-        types = self._data.caption_types
-        if not types:
-            return [TypedCaption("", text) for text in shard.captions(row)]
-        return [caption for caption in shard.typed_captions(row) if caption.kind in types]
+        return _draw_caption(captions, dict(zip(types, weights, strict=False)), draws.caption)
 
     def _may_flip(self, caption: str) -> bool:
         return self._data.flip_sides or not _SIDES.search(caption)
@@ -263,6 +271,12 @@ def choose_decode_threads() -> int:
     """Threads of a worker that decode: its share of the cores but one, which trains; 2 to 16."""
     workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_THREADS, max(_FEWEST_THREADS, num_cores() // max(1, workers) - 1))
+
+
+def _usable_captions(shard: Shard, row: int, types: Sequence[str]) -> Sequence[TypedCaption]:
+    if not types:
+        return [TypedCaption("", text) for text in shard.captions(row)]
+    return [caption for caption in shard.typed_captions(row) if caption.kind in types]
 
 
 def _draw_caption(

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from gear_dist.config.data import DataConfig
+from gear_dist.config.data import CaptionTypes, DataConfig
 from gear_dist.data.bad_samples import BadSamples
 from gear_dist.data.batch_reader import BatchReader
 from gear_dist.data.batches import Batch, BatchMaker
 from gear_dist.data.corpus import Corpus, check_same_classes, open_corpus
-from gear_dist.data.corpus_summary import check_contents, read_contents
+from gear_dist.data.corpus_summary import check_contents
 from gear_dist.data.fetching import FetchSettings, ShardFetcher
 from gear_dist.data.first_samples import read_first_samples
 from gear_dist.data.lane_reader import LaneReader
 from gear_dist.data.order import sequential_windows
 from gear_dist.data.plan import DataPlan, DataRank, Position
 from gear_dist.data.read_ahead import ReadAhead
+from gear_dist.data.selection import Selection, find_unmatched, select_samples
 from gear_dist.data.shard_cache import ShardCache
 from gear_dist.errors import DataError
 from gear_dist.storage.paths import local_path
@@ -56,20 +57,26 @@ class ShardLoader:
                 more classes than `num_classes`, corpora whose classes differ.
             ConfigError: weights or lanes that do not fit.
         """
-        for corpus in corpora:
-            for line in _check_corpus(corpus, corpora[0], data, num_classes):
-                if data_rank.rank == 0:
-                    warnings.warn(line, stacklevel=2)
         self.corpora = tuple(corpora)
         self._data = data
         self._data_rank = data_rank
+        self._selection = select_samples(corpora, data)
+        for number in range(len(corpora)):
+            for line in _check_corpus(corpora, number, self._selection, data, num_classes):
+                self._warn(line)
+        for line in find_unmatched([corpus.manifest.info for corpus in corpora], data):
+            self._warn(line)
         self._seed = seed
-        self._plan = DataPlan(corpora, data, data_rank, seed)
+        self._plan = DataPlan(corpora, data, data_rank, seed, self._selection)
         self._num_classes = num_classes
         self._pin_memory = pin_memory
         self._position = Position(0, 0)
         self._reader: ReadAhead[Batch] | None = None
         self.bad_samples = self._new_count(int(self._plan.counts.sum()) // data_rank.world_size)
+
+    def _warn(self, line: str) -> None:
+        if self._data_rank.rank == 0:
+            warnings.warn(line, stacklevel=3)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -108,7 +115,8 @@ class ShardLoader:
             counts, data_rank.batch_size, data_rank.rank, data_rank.world_size, limit
         )
         fetcher = self._new_fetcher()
-        lane = LaneReader(windows, data_rank.batch_size, fetcher)
+        taken = self._selection.original_rows(windows)
+        lane = LaneReader(taken, data_rank.batch_size, fetcher)
         item_batches = BatchReader([[lane]], fetcher, self._data.shard_memory_bytes).item_batches(
             {}
         )
@@ -157,7 +165,9 @@ class ShardLoader:
             step = position.step + later
             lanes = [
                 LaneReader(
-                    order.windows(lane_slice, step), lane_slice.stop - lane_slice.start, fetcher
+                    self._selection.original_rows(order.windows(lane_slice, step)),
+                    lane_slice.stop - lane_slice.start,
+                    fetcher,
                 )
                 for lane_slice in order.lane_slices(
                     place, data_rank.world_size * data_rank.accumulation
@@ -177,10 +187,18 @@ class ShardLoader:
             self._data,
             seed=self._seed,
             num_classes=self._num_classes,
-            first_samples=np.cumsum(self._plan.counts) - self._plan.counts,
+            first_samples=np.cumsum(self._selection.all_counts) - self._selection.all_counts,
+            taken_rows=self._selection.rows,
+            caption_types=self._caption_types,
             shard_name=fetcher.name,
             pin_memory=self._pin_memory,
         )
+
+    def _caption_types(self, shard: int) -> CaptionTypes:
+        """Of the corpus that a shard belongs to."""
+        sizes = [len(corpus.manifest.shards) for corpus in self.corpora]
+        number = int(np.searchsorted(np.cumsum(sizes), shard, side="right"))
+        return self._data.captions_of(number, len(sizes))
 
     def _new_count(self, samples: int) -> BadSamples:
         return BadSamples(int(self._data.max_bad_share * samples))
@@ -198,9 +216,14 @@ class ShardLoader:
 
 
 def _check_corpus(
-    corpus: Corpus, first: Corpus, data: DataConfig, num_classes: int | None
+    corpora: Sequence[Corpus],
+    number: int,
+    selection: Selection,
+    data: DataConfig,
+    num_classes: int | None,
 ) -> list[str]:
-    """Raises where the corpus does not fit; returns warnings."""
+    """Raises where a corpus does not fit; returns warnings."""
+    corpus, first = corpora[number], corpora[0]
     info, address = corpus.manifest.info, corpus.storage.address
     if info.num_samples == 0:
         raise DataError(f"{address}: the corpus is empty: shard it again")
@@ -208,8 +231,7 @@ def _check_corpus(
         check_same_classes(
             first.storage.address, first.manifest.info.classes, address, info.classes
         )
-    contents = read_contents(corpus.storage, info)
-    return check_contents(address, contents, data, num_classes)
+    return check_contents(address, selection.contents(number), data, num_classes)
 
 
 def build_loader(

@@ -6,8 +6,9 @@ ROOT/manifest/shards.parquet          a row a shard (SHARDS_SCHEMA)
 ROOT/manifest/dataset.json            counts and settings; written last: "complete"
 
 A sample is KEY.jpg (or another image suffix), KEY.cls where it has a class, KEY.txt (its first
-caption) where it has captions, KEY.json where it has attributes (integers by name) or several
-captions ({"captions": [...]}). Keys hold no dots.
+caption) where it has captions, KEY.json where it has attributes (integers by name), several
+captions ({"captions": [...]}), types of captions or an origin (see origins.py, which also has a
+table of its own). Keys hold no dots.
 """
 
 import io
@@ -93,6 +94,12 @@ class DatasetInfo(NamedTuple):
     """Samples without a class; -1: an earlier version did not count (see `contents`)."""
     num_without_caption: int = -1
     """Samples without a caption; -1: as above."""
+    licenses: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """Samples of each licence that the source states, the most frequent ones."""
+    subsets: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """Samples of each part (`split`) that the source states."""
+    caption_types: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """Samples that have a caption of the type, where the source states types."""
 
     @property
     def samples_keys(self) -> list[str]:
@@ -115,7 +122,7 @@ def load_manifest(storage: Storage) -> CorpusManifest:
     """
     data = _read_info(storage)
     info = _parse_info(storage, data)
-    table = _load_table(storage, info, SHARDS_KEY, SHARDS_SCHEMA)
+    table = load_checked_table(storage, info, SHARDS_KEY, SHARDS_SCHEMA)
     shards = tuple(ShardInfo(**row) for row in table.to_pylist())
     found = (len(shards), sum(shard.samples for shard in shards))
     if found != (info.num_shards, info.num_samples):
@@ -155,7 +162,7 @@ def iterate_samples(storage: Storage) -> Iterator[pa.Table]:
     info = _parse_info(storage, _read_info(storage))
     num_rows = 0
     for key in info.samples_keys:
-        table = _load_table(storage, info, key, SAMPLES_SCHEMA)
+        table = load_checked_table(storage, info, key, SAMPLES_SCHEMA)
         num_rows += table.num_rows
         yield table
     if num_rows != info.num_samples:
@@ -227,7 +234,10 @@ def _parse_info(storage: Storage, data: bytes) -> DatasetInfo:
         _damaged(storage, DATASET_KEY, f"{type(error).__name__} {error}")
 
 
-def _load_table(storage: Storage, info: DatasetInfo, key: str, schema: pa.Schema) -> pa.Table:
+def load_checked_table(
+    storage: Storage, info: DatasetInfo, key: str, schema: pa.Schema
+) -> pa.Table:
+    """A table of the manifest, compared with its checksum; DataError where it is damaged."""
     data = storage.read(key)
     if xxhash.xxh3_128_hexdigest(data) != info.checksums.get(key):
         _damaged(storage, key, "its checksum differs from dataset.json's")

@@ -9,6 +9,7 @@ import numpy as np
 from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import Corpus
 from gear_dist.data.order import MixtureComponent, Order, choose_lanes, split_lanes
+from gear_dist.data.selection import Selection
 from gear_dist.errors import ConfigError, DataError
 
 KEEP_BYTES = 256 << 20
@@ -44,9 +45,21 @@ class DataPlan:
     """The order of the corpora under the given settings. Independent of the rank."""
 
     def __init__(
-        self, corpora: Sequence[Corpus], data: DataConfig, data_rank: DataRank, seed: int
+        self,
+        corpora: Sequence[Corpus],
+        data: DataConfig,
+        data_rank: DataRank,
+        seed: int,
+        selection: Selection,
     ) -> None:
         """Choose the lanes of a run that starts.
+
+        Args:
+            corpora: in the order of the settings.
+            data: settings.
+            data_rank: world size and batch sizes.
+            seed: of the order.
+            selection: which samples of the corpora are taken; the order knows no others.
 
         Raises:
             ConfigError: weights or lanes that do not fit.
@@ -56,8 +69,9 @@ class DataPlan:
         self._data_rank = data_rank
         self._seed = seed
         shards = [info for corpus in corpora for info in corpus.manifest.shards]
-        self.counts = np.array([info.samples for info in shards], np.int64)
-        """(num_shards,) samples of each shard, over all corpora."""
+        self._selection = selection
+        self.counts = selection.counts
+        """(num_shards,) samples that are taken of each shard, over all corpora."""
         self._bytes = sum(info.bytes for info in shards)
         self.keep = self._bytes <= min(KEEP_BYTES, data.shard_memory_bytes)
         """Whether everything is kept in memory."""
@@ -138,6 +152,8 @@ class DataPlan:
             "tail": self._data.tail,
             "decoding": self._data.decoding,
             "background": self._data.background,
+            "taken": int(self.counts.sum()),
+            "licenses": self._selection.licenses(),
         }
 
     def check_global_batch(self) -> None:
@@ -197,7 +213,7 @@ class DataPlan:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a position to mean the same samples."""
         return {
-            "corpora": [corpus.manifest.info.plan_hash for corpus in self._corpora],
+            "corpora": self._selection.identities,
             "engine.global_batch": self._data_rank.global_batch,
             "run.seed": self._seed,
             "data.tail": self._data.tail,
@@ -209,8 +225,8 @@ class DataPlan:
 def _refuse_change(address: str, name: str, old: Any, new: Any) -> None:
     if name == "corpora":
         raise DataError(
-            f"{address}: is not the corpus that the run started with: restore data.train and "
-            "data.mixture, or start a new run"
+            f"{address}: is not the corpus that the run started with, or its filters take other "
+            "samples: restore data.train, data.mixture and the filters, or start a new run"
         )
     raise ConfigError(
         f"{name}={new}: the run was started with {old}, and its position in the data is only valid "

@@ -18,6 +18,7 @@ from gear_dist.inference.text_weights import METADATA_KEY
 from gear_dist.inference.weights import check_fit, read_weights, write_weights
 from gear_dist.interop.model_card import export_card
 from gear_dist.runs.classes import class_names, write_class_names
+from gear_dist.runs.licenses import training_licenses
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.storage.atomic import atomic_file, write_text
 
@@ -71,6 +72,7 @@ def export_model(model: ModelFolder, out: Path, layout: Layout = "gear") -> list
         step=step,
         data=folder.read_environment().get("data", {}),
         evaluation=folder.read_evaluation(),
+        licenses=training_licenses(folder.read_environment()),
     )
     write_text(out / CARD_NAME, card)
     write_class_names(out, class_names(model.path))

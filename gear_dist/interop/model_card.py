@@ -49,6 +49,7 @@ def export_card(
     step: str,
     data: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
+    licenses: Sequence[tuple[str, int]] = (),
 ) -> str:
     """The card of a model that this project trained or passes on."""
     stages, alignment = config.stages, config.alignment
@@ -75,10 +76,23 @@ def export_card(
         "## Evaluation",
         "\n".join(figures) or "Not evaluated.",
         "## Licence",
-        "Not stated: add that of the weights and of the corpus they were trained on.",
+        *_licences(licenses),
         *_use(name, networks),
     ]
     return _HEAD + "\n".join(f"\n{part}" for part in parts) + "\n"
+
+
+def _licences(licenses: Sequence[tuple[str, int]]) -> list[str]:
+    """What the corpora state of the training images."""
+    if not licenses:
+        return ["Not stated: add that of the weights and of the corpus they were trained on."]
+    rows = [f"| {name.replace('|', '/')} | {count:,} |" for name, count in licenses]
+    return [
+        "That of the weights is not stated: add it. The corpora state of the training images:",
+        "\n".join(["| licence | images |", "|---|---|", *rows]),
+        "`gear-dist stats CORPUS --attribution FILE.csv` writes licence and attribution of every "
+        "image.",
+    ]
 
 
 def _teachers(sections: Iterable[TeacherConfig]) -> str:

@@ -13,6 +13,7 @@ from gear_dist.report.sections import (
     list_charts,
     list_environment,
     list_latest_grids,
+    list_licences,
     list_setting_rows,
     list_strips,
 )
@@ -42,6 +43,7 @@ def render_report(record: RunRecord) -> str:
         ("evaluation", "Evaluation", arrange_evaluation(record.evaluation)),
         ("curves", "Curves", list_charts(series, stages, record.records, record.config)),
         ("history", "Grids by step", list_strips(record.grids)),
+        ("licences", "Licences of the images", list_licences(record.environment)),
         ("settings", "Configuration", list_setting_rows(record.config)),
         ("environment", "Environment", list_environment(record.environment)),
     ]

@@ -12,6 +12,7 @@ from gear_dist.report.numbers import format_value
 from gear_dist.report.panels import GROUPS, Panel, Series, StageSpan
 from gear_dist.report.pictures import Picture, embed_picture, spread
 from gear_dist.report.values import show_value, with_units
+from gear_dist.runs.licenses import training_licenses
 from gear_dist.runs.run_folder import Grid
 
 _HISTORY_GRIDS = 12
@@ -151,6 +152,11 @@ def _show_last(line: Series, panel: Panel) -> str:
     if line.last is None:
         return "-"
     return f"{100 * line.last:.1f} %" if panel.scale == "share" else format_value(line.last)
+
+
+def list_licences(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Licences of the training images with their counts; empty where the corpora state none."""
+    return [(name, f"{count:,}") for name, count in training_licenses(environment)]
 
 
 def list_setting_rows(config: Mapping[str, Any]) -> list[SettingRow]:

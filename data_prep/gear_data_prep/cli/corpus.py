@@ -1,6 +1,7 @@
 """Commands on a finished corpus: `verify`, `repair`, `stats`, `preview`."""
 
 import argparse
+import io
 import json
 import os
 from typing import Any
@@ -34,6 +35,12 @@ def add_corpus_commands(subparsers: Any) -> None:
     stats = _add(subparsers, "stats", "classes, sizes and captions of a corpus", _stats)
     stats.add_argument(
         "--html", type=output_file(), metavar="FILE", help="write a page with pictures"
+    )
+    stats.add_argument(
+        "--attribution",
+        type=output_file(".csv"),
+        metavar="FILE",
+        help="write licence and attribution of every image that states one, as CSV",
     )
     preview = _add(subparsers, "preview", "a contact sheet of a corpus as PNG", _preview)
     preview.add_argument(
@@ -139,10 +146,31 @@ def _stats(args: argparse.Namespace) -> int:
 
     storage = open_storage(args.corpus, args.endpoint)
     stats = measure_corpus(storage, _other_split(args))
+    if args.attribution:
+        _write_attribution(storage, args.attribution)
     if args.html:
         write_text(args.html, render_page(storage, stats))
     print(json.dumps(stats._asdict(), indent=1) if args.json else as_table(stats))
     return 0
+
+
+def _write_attribution(storage: Any, path: Any) -> None:
+    from gear_dist.data.manifest import load_manifest
+    from gear_dist.data.origins import origins_keys, write_attribution
+    from gear_dist.storage.atomic import atomic_file
+
+    manifest = load_manifest(storage)
+    if not origins_keys(manifest.info):
+        raise DataError(
+            f"--attribution {path}: {storage.address} states no licence or attribution: shard it "
+            "from tars or parquet files that do, or leave the option out"
+        )
+    with atomic_file(path) as stream:
+        text = io.TextIOWrapper(stream, "utf-8", newline="")
+        try:
+            write_attribution(text, storage, manifest)
+        finally:
+            text.detach()  # the stream is the atomic file's to close
 
 
 def _other_split(args: argparse.Namespace) -> Any:
@@ -161,7 +189,7 @@ def _other_split(args: argparse.Namespace) -> Any:
 
 
 def _preview(args: argparse.Namespace) -> int:
-    from gear_data_prep.corpus_tools.preview import contact_sheet
+    from gear_data_prep.corpus_tools.preview import attribution_metadata, contact_sheet
     from gear_dist.storage.atomic import atomic_file
     from gear_dist.storage.open import open_storage
 
@@ -170,7 +198,7 @@ def _preview(args: argparse.Namespace) -> int:
         storage, args.count, side=args.side, seed=args.seed, background=args.background
     )
     with atomic_file(args.out) as stream:
-        sheet.save(stream, format="PNG", optimize=True)
+        sheet.save(stream, format="PNG", optimize=True, pnginfo=attribution_metadata(sheet))
     node = {"out": str(args.out), "width": sheet.width, "height": sheet.height}
     print(json.dumps(node) if args.json else f"preview: {args.out}")
     return 0

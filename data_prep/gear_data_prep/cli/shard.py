@@ -9,7 +9,7 @@ from typing import Any
 
 from gear_data_prep.policies import describe_policies, parse_policies
 from gear_dist.cli.arguments import MAX_SEED, colour_argument, number, whole
-from gear_dist.config.checks import MAX_THREADS
+from gear_dist.config.checks import MAX_SIDE, MAX_THREADS
 from gear_dist.config.colour import WHITE, hex_colour
 from gear_dist.errors import ConfigError
 from gear_dist.storage.addresses import join_address, parse_address
@@ -17,6 +17,7 @@ from gear_dist.storage.paths import local_path
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _MIN_RATE = 0.001
+_KINDS_WITH_ORIGINS = ("webdataset", "parquet")
 _KINDS = ("auto", "folder", "imagenet", "webdataset", "parquet", "urls")
 _TEXT = """\
 Shards SOURCE into DESTINATION/train and, where there is one, DESTINATION/validation.
@@ -27,6 +28,7 @@ SOURCE, a path or s3:// address, is one of:
   imagenet    the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
   webdataset  tars of {key}.jpg with {key}.txt, {key}.json ("caption") or {key}.cls
   parquet     Hugging Face layout: image bytes and captions
+              (both: caption_type, split, license, license_url and attribution are kept)
   urls        a parquet, CSV or TSV table of url and caption; images are fetched first, and rows
               without one count towards --max-bad-share
 
@@ -49,6 +51,7 @@ def add_shard(subparsers: Any) -> None:
     parser.add_argument("--kind", choices=_KINDS, default="auto", help="type of SOURCE")
     _add_shard_options(parser)
     _add_sample_options(parser)
+    _add_filter_options(parser)
     _add_source_options(parser)
     _add_fetch_options(parser)
     _add_run_options(parser)
@@ -146,6 +149,28 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_filter_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("filters (what they leave out is counted, and no bad sample)")
+    for name, metavar, text in (
+        ("--subsets", "NAME,...", "only these parts of the source, such as GPIC's nano,lite"),
+        ("--licenses", "PATTERN,...", "only these licences, in any case, such as cc0*,cc-by-4.0"),
+        ("--caption-types", "TYPE,...", "only captions of these types, and images that have one"),
+    ):
+        group.add_argument(name, type=_names, default=(), metavar=metavar, help=text)
+    text = "images whose shorter side has fewer pixels are left out"
+    add_option(group, "--min-side", whole(0, MAX_SIDE), 0, text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if "" in names:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has an empty name: give names with commas between them, or leave it out"
+        )
+    return names
+
+
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source")
     for name, text in (
@@ -230,11 +255,13 @@ def _shard(args: argparse.Namespace) -> int:
 
     start = time.monotonic()
     parse_address(args.destination, "DESTINATION")
-    settings = _corpus_settings(args)
     notes: list[str] = []
     spec = make_spec(
         args.source, args.kind, _source_options(args), args.endpoint, tell=notes.append
     )
+    origins = spec.kind in _KINDS_WITH_ORIGINS
+    spec = spec._replace(options=spec.options._replace(origins=origins))
+    settings = _corpus_settings(args, spec.kind)
     _check_places(spec.address, args.destination, args.endpoint)
     summary: dict[str, Any] = {"source": spec.address, "kind": spec.kind, "splits": {}}
     if spec.kind == "urls":
@@ -243,6 +270,7 @@ def _shard(args: argparse.Namespace) -> int:
         spec = spec._replace(options=spec.options._replace(fetched=address))
         summary["fetch"] = _fetch(args, spec)
     source = open_source(spec)
+    _check_told(source, settings.plan.filters)
     summary["source"] = source.address
     notes += source.notes
     if args.validation_share and "validation" not in source.splits:
@@ -463,7 +491,33 @@ def _source_options(args: argparse.Namespace) -> Any:
     )
 
 
-def _corpus_settings(args: argparse.Namespace) -> Any:
+def _filters(args: argparse.Namespace, kind: str) -> Any:
+    """The filters; ConfigError where the source tells nothing that one asks for."""
+    from gear_dist.data.sample_filters import SampleFilters
+
+    filters = SampleFilters(args.subsets, args.licenses, args.caption_types, args.min_side)
+    asked = [name for name in ("subsets", "licenses", "caption_types") if getattr(filters, name)]
+    if asked and kind not in _KINDS_WITH_ORIGINS:
+        option = f"--{asked[0].replace('_', '-')}"
+        raise ConfigError(
+            f"{option} {','.join(getattr(filters, asked[0]))}: a source of kind {kind} does not "
+            f"tell them, only {' and '.join(_KINDS_WITH_ORIGINS)} do: leave {option} out"
+        )
+    return filters
+
+
+def _check_told(source: Any, filters: Any) -> None:
+    """ConfigError where a table has no column of what a filter asks for."""
+    for name in source.untold:
+        if wanted := getattr(filters, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} {','.join(wanted)}: {source.address} has no column that tells them "
+                f"(split, license, caption_type): leave {option} out"
+            )
+
+
+def _corpus_settings(args: argparse.Namespace, kind: str) -> Any:
     from gear_data_prep.images.checks import ImageSettings
     from gear_data_prep.images.jpeg_codes import can_read_codes
     from gear_data_prep.images.resize import ResizeSettings
@@ -485,7 +539,9 @@ def _corpus_settings(args: argparse.Namespace) -> Any:
         args.short_side, args.filter, args.quality, args.subsampling, args.keep_original
     )
     shard_bytes = parse_bytes("--shard-bytes", args.shard_bytes)
-    plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize)
+    filters = _filters(args, kind)
+    origins = kind in _KINDS_WITH_ORIGINS
+    plan = PlanSettings(args.shard_samples, shard_bytes, args.seed, image, resize, origins, filters)
     return CorpusSettings(plan, args.max_bad_share, args.workers, args.ray)
 
 

@@ -1,16 +1,22 @@
 """A contact sheet: a seeded choice of a corpus's images, read by ranges, with their classes."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gear_dist.config.colour import WHITE, Colour
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.data.manifest import iterate_samples, load_manifest
+from gear_dist.data.origins import attribution_line, iterate_origins
 from gear_dist.errors import DataError
 from gear_dist.report.image_grid import compose_grid
 from gear_dist.storage.base import Storage
 
+ATTRIBUTION = "Attribution"
+"""Where a sheet keeps it, in memory and as a text chunk of the PNG."""
 _MAX_PIXELS = 1 << 28
 
 
@@ -33,6 +39,10 @@ def contact_sheet(
         columns: images a row.
         background: what shows through transparent pixels.
 
+    Returns:
+        The sheet; `info["Attribution"]` has a line for each image of which the corpus states
+        licence or attribution, for `attribution_metadata`.
+
     Raises:
         DataError: no corpus there, or an image that cannot be read.
     """
@@ -41,7 +51,7 @@ def contact_sheet(
     total = info.num_samples
     chosen = np.sort(generator.choice(total, min(count, total), replace=False))
     images, captions = [], []
-    for row in _rows(storage, chosen):
+    for row in _rows(iterate_samples(storage), chosen):
         shard = shards[row["shard"]]
         data = storage.read_range(shard.key, row["offset"], row["bytes"])
         try:
@@ -51,14 +61,26 @@ def contact_sheet(
         images.append(np.asarray(crop(image, side)))
         label = row["class_index"]
         captions.append(info.classes[label] if label >= 0 else row["key"])
-    return compose_grid(np.stack(images), columns, captions=captions, scale=1)
+    sheet = compose_grid(np.stack(images), columns, captions=captions, scale=1)
+    origins = _rows(iterate_origins(storage, info), chosen)
+    if lines := [line for row in origins if (line := attribution_line(row))]:
+        sheet.info[ATTRIBUTION] = "\n".join(lines)
+    return sheet
 
 
-def _rows(storage: Storage, chosen: np.ndarray) -> list[dict]:
-    """The chosen rows of the samples table, a part of it in memory at a time."""
+def attribution_metadata(sheet: Image.Image) -> PngInfo:
+    """What a PNG of the sheet says of its images' licences, as text that viewers show."""
+    metadata = PngInfo()
+    if ATTRIBUTION in sheet.info:
+        metadata.add_itxt(ATTRIBUTION, sheet.info[ATTRIBUTION])
+    return metadata
+
+
+def _rows(tables: Iterable[pa.Table], chosen: np.ndarray) -> list[dict]:
+    """The chosen rows of a table that comes in parts, a part of it in memory at a time."""
     rows: list[dict] = []
     first = 0
-    for table in iterate_samples(storage):
+    for table in tables:
         here = chosen[(chosen >= first) & (chosen < first + table.num_rows)] - first
         rows += table.take(pa.array(here)).to_pylist()
         first += table.num_rows

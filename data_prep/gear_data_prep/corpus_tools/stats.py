@@ -9,6 +9,7 @@ from gear_data_prep.corpus_tools.duplicates import find_duplicates, find_shared
 from gear_data_prep.sharding.manifest_writer import load_quarantine
 from gear_dist.data.corpus_summary import read_contents, warn_of_empty_classes
 from gear_dist.data.manifest import DatasetInfo, iterate_samples, load_manifest
+from gear_dist.data.origins import count_licenses
 from gear_dist.storage.base import Storage
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -44,6 +45,12 @@ class CorpusStats(NamedTuple):
     """Kind, and how many samples were left out for it."""
     warnings: tuple[str, ...] = ()
     """What was probably not intended."""
+    licenses: tuple[tuple[str, int], ...] = ()
+    """Licence and images, the most frequent first; empty: the source states none."""
+    subsets: tuple[tuple[str, int], ...] = ()
+    """Part of the source and images."""
+    caption_types: tuple[tuple[str, int], ...] = ()
+    """Type of caption, and images that have one of it."""
 
 
 def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStats:
@@ -80,6 +87,9 @@ def measure_corpus(storage: Storage, other: Storage | None = None) -> CorpusStat
         -1 if other is None else len(find_shared(storage, other)),
         tuple(sorted(left_out.items())),
         tuple(_warn_of_classes(info, labels)),
+        tuple(count_licenses(info)),
+        tuple(sorted(info.subsets.items())),
+        tuple(sorted(info.caption_types.items())),
     )
 
 
@@ -123,6 +133,16 @@ def describe_duplicates(stats: CorpusStats) -> str:
     return within if stats.num_shared < 0 else f"{within}, {stats.num_shared:,} in the other split"
 
 
+def list_origins(stats: CorpusStats) -> list[tuple[str, tuple[tuple[str, int], ...]]]:
+    """Titles and counts of what the source states of its images, as far as it does."""
+    found = (
+        ("Licences", stats.licenses),
+        ("Parts of the source", stats.subsets),
+        ("Types of captions", stats.caption_types),
+    )
+    return [(title, counts) for title, counts in found if counts]
+
+
 def as_table(stats: CorpusStats, num_classes: int = 10) -> str:
     """The statistics as text for a terminal."""
     lines = [
@@ -141,6 +161,8 @@ def as_table(stats: CorpusStats, num_classes: int = 10) -> str:
     lines += [f"  {name:30} {count:>10,}" for name, count in shown]
     lines += ["captions a sample:"]
     lines += [f"  {number:30} {count:>10,}" for number, count in stats.captions]
+    for title, counts in list_origins(stats):
+        lines += [f"{title.lower()}:", *(f"  {name:30} {count:>10,}" for name, count in counts)]
     if stats.left_out:
         lines += ["left out:", *(f"  {kind:30} {count:>10,}" for kind, count in stats.left_out)]
     lines += [f"WARNING: {line}" for line in stats.warnings]

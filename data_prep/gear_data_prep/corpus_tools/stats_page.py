@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from gear_data_prep.corpus_tools.preview import contact_sheet
-from gear_data_prep.corpus_tools.stats import CorpusStats, describe_duplicates
+from gear_data_prep.corpus_tools.stats import CorpusStats, describe_duplicates, list_origins
 from gear_dist.report.templating import load_template
 from gear_dist.storage.base import Storage
 
@@ -34,6 +34,7 @@ def render_page(storage: Storage, stats: CorpusStats) -> str:
         captions=_bars(stats.captions),
         num_classes=f"{len(stats.classes):,}",
         classes=_bars(stats.classes[:_MAX_CLASSES]),
+        origins=[(title, _bars(counts)) for title, counts in list_origins(stats)],
         left_out=_bars(stats.left_out),
         picture=_picture(storage),
     )

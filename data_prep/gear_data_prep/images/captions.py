@@ -1,13 +1,24 @@
 """Captions as they go into a shard: text, without blank ones."""
 
+import itertools
+from collections.abc import Sequence
+
 from gear_data_prep.policies import CONVERT, KEEP
 from gear_data_prep.samples import BadSampleError
+from gear_dist.data.shard_reader import TypedCaption
 
 MAX_CAPTIONS = 1000
 
 
-def check_captions(captions: tuple[bytes | str, ...], policies: dict[str, str]) -> tuple[str, ...]:
+def check_captions(
+    captions: Sequence[bytes | str], policies: dict[str, str], types: Sequence[str] = ()
+) -> tuple[TypedCaption, ...]:
     """The captions that are not blank, in their order.
+
+    Args:
+        captions: of one sample.
+        policies: the action by kind.
+        types: one for each caption; empty: none is known.
 
     Raises:
         BadSampleError: not UTF-8, or none at all, where the policies say so.
@@ -15,7 +26,11 @@ def check_captions(captions: tuple[bytes | str, ...], policies: dict[str, str]) 
     if len(captions) > MAX_CAPTIONS:
         raise BadSampleError("bad-caption", f"{len(captions)} captions")
     mend = policies["bad-caption"] == CONVERT
-    found = tuple(text for text in (_decode(c, mend) for c in captions) if text.strip())
+    kinds = itertools.chain(types, itertools.repeat(""))
+    typed = (
+        TypedCaption(kind, _decode(text, mend)) for text, kind in zip(captions, kinds, strict=False)
+    )
+    found = tuple(caption for caption in typed if caption.text.strip())
     if not found and policies["no-caption"] != KEEP:
         raise BadSampleError("no-caption", "it has no caption")
     return found

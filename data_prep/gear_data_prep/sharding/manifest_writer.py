@@ -10,7 +10,13 @@ import pyarrow as pa
 import xxhash
 
 from gear_data_prep.samples import BadSample
-from gear_data_prep.sharding.records import PARTS_PREFIX, ShardRecord, ShardSummary, record_key
+from gear_data_prep.sharding.records import (
+    ORIGIN_COUNTS,
+    PARTS_PREFIX,
+    ShardRecord,
+    ShardSummary,
+    record_key,
+)
 from gear_dist.data.manifest import (
     DATASET_KEY,
     SAMPLES_SCHEMA,
@@ -24,6 +30,14 @@ from gear_dist.data.manifest import (
     group_parts,
     samples_key,
 )
+from gear_dist.data.origins import (
+    ORIGINS_SCHEMA,
+    SampleOrigin,
+    most_frequent,
+    origin_row,
+    origins_key,
+)
+from gear_dist.data.sample_filters import SETTINGS
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
 
@@ -33,7 +47,7 @@ QUARANTINE_KEY = "manifest/quarantine.json"
 
 _CORPUS_OBJECT = re.compile(
     r"shards/\d{6,}\.tar|manifest/(plan|dataset|quarantine)\.json|manifest/shards\.parquet"
-    r"|manifest/samples-\d{5,}\.parquet|manifest/parts/\d{6,}\.json"
+    r"|manifest/(samples|origins)-\d{5,}\.parquet|manifest/parts/\d{6,}\.json"
 )
 
 
@@ -62,8 +76,11 @@ class SplitTally:
         self.num_classes = 0
         self.num_without_class = 0
         self.num_without_caption = 0
+        self.num_origins = 0
         self._counts: Counter[str] = Counter()
         self._maxima: dict[str, int] = {}
+        self.origins: dict[str, Counter[str]] = {name: Counter() for name in ORIGIN_COUNTS}
+        self.examples: dict[str, str] = {}
 
     def add(self, summary: ShardSummary) -> None:
         """Count one shard."""
@@ -74,9 +91,13 @@ class SplitTally:
         self.num_classes = max(self.num_classes, summary.num_classes)
         self.num_without_class += summary.num_without_class
         self.num_without_caption += summary.num_without_caption
+        self.num_origins += summary.num_origins
         self._counts.update(summary.attribute_counts)
         for name, value in summary.attribute_maxima.items():
             self._maxima[name] = max(value, self._maxima.get(name, 0))
+        for name, counts in summary.origins.items():
+            self.origins[name].update(counts)
+        self.examples = {**summary.examples, **self.examples}
 
     @property
     def num_samples(self) -> int:
@@ -109,11 +130,15 @@ def publish(storage: Storage, origin: Origin, tally: SplitTally) -> DatasetInfo:
     if tally.num_samples == 0:
         raise DataError(_nothing_usable(storage, origin, tally))
     checksums = {key: _digest(storage.read(key)) for key in (PLAN_KEY, QUARANTINE_KEY)}
+    with_origins = tally.num_origins > 0
     shards = pa.Table.from_pylist([info._asdict() for info in tally.shards()], SHARDS_SCHEMA)
     checksums[SHARDS_KEY] = _write(storage, SHARDS_KEY, dump_table(shards))
     for part, group in enumerate(group_parts(tally.shards())):
         key = samples_key(part)
         checksums[key] = _write(storage, key, dump_samples(storage, group))
+        if with_origins:
+            key = origins_key(part)
+            checksums[key] = _write(storage, key, dump_origins(storage, group))
     info = DatasetInfo(
         schema_version=SCHEMA_VERSION,
         num_samples=tally.num_samples,
@@ -127,6 +152,9 @@ def publish(storage: Storage, origin: Origin, tally: SplitTally) -> DatasetInfo:
         checksums=checksums,
         num_without_class=tally.num_without_class,
         num_without_caption=tally.num_without_caption,
+        licenses=most_frequent(tally.origins["license"]),
+        subsets=most_frequent(tally.origins["split"]),
+        caption_types=most_frequent(tally.origins["caption_types"]),
     )
     storage.write(DATASET_KEY, dump_info(info))
     return info
@@ -143,6 +171,10 @@ def _nothing_usable(storage: Storage, origin: Origin, tally: SplitTally) -> str:
             "out more with a "
             "larger --validation-share, or nothing by --validation-share 0, with --overwrite"
         )
+    if filtered := [kind for kind in SETTINGS if tally.skipped[kind]]:
+        options = ", ".join(f"--{SETTINGS[kind].replace('_', '-')}" for kind in filtered)
+        seen = "; ".join(tally.examples[kind] for kind in filtered if kind in tally.examples)
+        fix = f"loosen {options}; left out by them, for instance: {seen}"
     report = f"{storage.address}/{QUARANTINE_KEY}"
     return (
         f"{origin.source}: no usable image in {split} ({reasons or 'none at all'}; {report}): {fix}"
@@ -156,6 +188,17 @@ def dump_samples(storage: Storage, shards: list[ShardInfo]) -> bytes:
         record = ShardRecord.load(storage.read(record_key(info.shard)))
         columns = zip(*record.rows, strict=True) if record.rows else [[]] * len(SAMPLES_SCHEMA)
         tables.append(pa.table([list(column) for column in columns], SAMPLES_SCHEMA))
+    return dump_table(pa.concat_tables(tables).combine_chunks())
+
+
+def dump_origins(storage: Storage, shards: list[ShardInfo]) -> bytes:
+    """Parquet bytes of a part of the origins table; samples that tell nothing have empty rows."""
+    tables = []
+    for info in shards:
+        record = ShardRecord.load(storage.read(record_key(info.shard)))
+        rows = record.origins or [origin_row(row.key, (), SampleOrigin()) for row in record.rows]
+        columns = zip(*rows, strict=True) if rows else [[]] * len(ORIGINS_SCHEMA)
+        tables.append(pa.table([list(column) for column in columns], ORIGINS_SCHEMA))
     return dump_table(pa.concat_tables(tables).combine_chunks())
 
 

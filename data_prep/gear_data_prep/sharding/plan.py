@@ -15,6 +15,7 @@ import numpy as np
 from gear_data_prep.images.checks import ImageSettings
 from gear_data_prep.images.resize import ResizeSettings
 from gear_data_prep.sources.base import Listing
+from gear_dist.data.sample_filters import SampleFilters
 
 PLAN_VERSION = 4
 
@@ -30,11 +31,21 @@ class PlanSettings(NamedTuple):
     """Seed of the order."""
     image: ImageSettings = ImageSettings()
     resize: ResizeSettings = ResizeSettings()
+    origins: bool = False
+    """Whether types of captions, licence and attribution go into the shards; see SourceOptions."""
+    filters: SampleFilters = SampleFilters()
+    """Which samples go in."""
 
     def dump(self) -> dict[str, Any]:
-        """As JSON."""
-        nested = {"image": self.image._asdict(), "resize": self.resize._asdict()}
-        return {**self._asdict(), **nested}
+        """As JSON. What earlier versions did not know is told only where it is used, so that the
+        hashes of their plans stay."""
+        node = {**self._asdict(), "image": self.image._asdict(), "resize": self.resize._asdict()}
+        node["filters"] = self.filters._asdict()
+        if self.filters == SampleFilters():
+            del node["filters"]
+        if not self.origins:
+            del node["origins"]
+        return node
 
     @classmethod
     def load(cls, node: dict[str, Any]) -> "PlanSettings":
@@ -42,7 +53,12 @@ class PlanSettings(NamedTuple):
         image, resize = ImageSettings(**node["image"]), ResizeSettings(**node["resize"])
         # A corpus of an earlier version knows fewer kinds.
         image = image._replace(policies={**ImageSettings().policies, **image.policies})
-        return cls(**{**node, "image": image, "resize": resize})
+        filters = SampleFilters._make(
+            tuple(value) if isinstance(value, list) else value
+            for value in {**SampleFilters()._asdict(), **node.get("filters", {})}.values()
+        )
+        known = {"image": image, "resize": resize, "filters": filters}
+        return cls(**{**node, **known})
 
 
 class PlannedShard(NamedTuple):

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from gear_data_prep.samples import BadSample
 from gear_dist.data.manifest import ShardInfo
+from gear_dist.data.origins import TYPE_SEPARATOR, OriginRow, most_frequent
 
 PARTS_PREFIX = "manifest/parts/"
+ORIGIN_COUNTS = ("license", "split", "caption_types")
+"""Columns of the origins table whose values are counted."""
 
 
 class SampleRow(NamedTuple):
@@ -43,6 +46,12 @@ class ShardSummary(NamedTuple):
     """Samples that went in though they are odd, by the policies' kind."""
     num_without_class: int = 0
     num_without_caption: int = 0
+    num_origins: int = 0
+    """Samples that tell an origin or types of captions."""
+    origins: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never changed
+    """Samples by value of `license`, `split` and `caption_types`; empty: none tells any."""
+    examples: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """What the first sample had that a filter left out, by the filter's kind."""
 
     @property
     def num_planned(self) -> int:
@@ -56,6 +65,8 @@ class ShardRecord(NamedTuple):
     plan_hash: str
     summary: ShardSummary
     rows: tuple[SampleRow, ...]
+    origins: tuple[OriginRow, ...] = ()
+    """One for each of `rows`, where any sample tells an origin."""
 
     def dump(self) -> bytes:
         """JSON bytes, equal for equal records; rows by column."""
@@ -64,6 +75,8 @@ class ShardRecord(NamedTuple):
             "summary": self.summary._asdict(),
             "columns": list(zip(*self.rows, strict=True)),
         }
+        if self.origins:
+            node["origins"] = list(zip(*self.origins, strict=True))
         return json.dumps(node, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
@@ -76,7 +89,8 @@ class ShardRecord(NamedTuple):
         rows = tuple(SampleRow(*row) for row in zip(*node["columns"], strict=True))
         if len(rows) != summary["info"].samples:
             raise ValueError("a record of another number of samples")
-        return cls(node["plan_hash"], ShardSummary(**summary), rows)
+        origins = tuple(OriginRow(*row) for row in zip(*node.get("origins", ()), strict=True))
+        return cls(node["plan_hash"], ShardSummary(**summary), rows, origins)
 
 
 class SummaryBuilder:
@@ -91,6 +105,19 @@ class SummaryBuilder:
         self.num_without_caption = 0
         self._counts: Counter[str] = Counter()
         self._maxima: dict[str, int] = {}
+        self._origins: dict[str, Counter[str]] = {name: Counter() for name in ORIGIN_COUNTS}
+        self.num_origins = 0
+        self.examples: dict[str, str] = {}
+
+    def add_origin(self, row: OriginRow) -> None:
+        """Count where a sample that went in comes from."""
+        self.num_origins += any(row[1:])
+        for name, values in (
+            ("license", [row.license]),
+            ("split", [row.split]),
+            ("caption_types", row.caption_types.split(TYPE_SEPARATOR)),
+        ):
+            self._origins[name].update(value for value in values if value)
 
     def add(
         self,
@@ -120,6 +147,9 @@ class SummaryBuilder:
             dict(sorted(self.odd.items())),
             self.num_without_class,
             self.num_without_caption,
+            self.num_origins,
+            {name: most_frequent(counts) for name, counts in self._origins.items() if counts},
+            self.examples,
         )
 
 

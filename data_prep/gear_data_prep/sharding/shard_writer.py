@@ -6,7 +6,7 @@ however often, so a killed one is simply run again.
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -28,6 +28,9 @@ from gear_data_prep.sharding.records import (
 from gear_data_prep.sources.base import Reader
 from gear_dist.config.colour import parse_colour
 from gear_dist.data.manifest import ShardInfo
+from gear_dist.data.origins import UNKNOWN, OriginRow, SampleOrigin, origin_row
+from gear_dist.data.sample_filters import CAPTION_TYPE, LICENSE, MIN_SIDE, SampleFilters
+from gear_dist.data.shard_reader import TypedCaption
 from gear_dist.data.tar_writer import TarWriter
 from gear_dist.errors import DataError
 from gear_dist.storage.base import Storage
@@ -56,8 +59,19 @@ class ShardOutcome(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    captions: tuple[str, ...]
+    captions: tuple[TypedCaption, ...]
     attributes: dict[str, int]
+    origin: SampleOrigin
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Of each caption; empty: none has one."""
+        types = tuple(caption.kind for caption in self.captions)
+        return types if any(types) else ()
+
+
+class FilteredSampleError(BadSampleError):
+    """A sample that is fine, and that the filters do not take."""
 
 
 MAX_CLASSES = 1 << 20
@@ -92,6 +106,7 @@ def make_shard(job: ShardJob) -> ShardRecord:
     """
     planned = job.planned
     rows: list[SampleRow] = []
+    origins: list[OriginRow] = []
     builder = SummaryBuilder()
     with job.storage.writer(f"shards/{planned.name}") as stream:
         tar = TarWriter(stream)
@@ -108,9 +123,12 @@ def make_shard(job: ShardJob) -> ShardRecord:
             _add_texts(tar, key, raw.class_index, texts)
             rows.append(_row(key, raw, image, texts, planned.shard, offset))
             builder.add(raw.class_index, len(texts.captions), texts.attributes, odd)
+            origins.append(origin_row(key, texts.types, texts.origin))
+            builder.add_origin(origins[-1])
         checksum = tar.finish()
     info = ShardInfo(planned.shard, planned.name, len(rows), tar.position, checksum)
-    record = ShardRecord(job.plan_hash, builder.finish(info), tuple(rows))
+    told = tuple(origins) if builder.num_origins else ()
+    record = ShardRecord(job.plan_hash, builder.finish(info), tuple(rows), told)
     job.storage.write(record_key(planned.shard), record.dump())
     return record
 
@@ -181,9 +199,13 @@ def _prepare(raw: RawSample, settings: PlanSettings) -> _Prepared:
     for kind, reason in raw.odd.items():
         if policies[kind] != KEEP:
             raise BadSampleError(kind, reason)
+    _check_origin(raw, settings.filters)
     short_side = settings.resize.short_side
     image = check_image(raw.image, raw.suffix, settings.image, short_side=short_side)
-    texts = _Texts(check_captions(raw.captions, policies), raw.attributes)
+    if not settings.filters.takes_size(image.width, image.height):
+        raise FilteredSampleError(MIN_SIDE, f"{image.width} x {image.height} pixels")
+    captions = check_captions(raw.captions, policies, raw.caption_types)
+    texts = _Texts(_captions_of_types(captions, settings.filters), raw.attributes, raw.origin)
     odd = (*raw.odd, *image.odd)
     if not short_side:
         return _Prepared(image, None, texts, odd)
@@ -194,10 +216,38 @@ def _prepare(raw: RawSample, settings: PlanSettings) -> _Prepared:
     return _Prepared(small, image if keep else None, texts, odd)
 
 
+def _check_origin(raw: RawSample, filters: SampleFilters) -> None:
+    """What needs no pixels; raises FilteredSampleError."""
+    if kind := filters.refusal_of_origin(raw.origin):
+        value = raw.origin.license if kind == LICENSE else raw.origin.split
+        raise FilteredSampleError(kind, f"{kind} {value or UNKNOWN}")
+    if not filters.takes_types(raw.caption_types):
+        raise FilteredSampleError(CAPTION_TYPE, _name_types(raw.caption_types))
+
+
+def _captions_of_types(
+    captions: tuple[TypedCaption, ...], filters: SampleFilters
+) -> tuple[TypedCaption, ...]:
+    """Those of the types that are wanted; FilteredSampleError where the others are blank."""
+    if not filters.caption_types:
+        return captions
+    wanted = tuple(caption for caption in captions if caption.kind in filters.caption_types)
+    if not wanted:
+        raise FilteredSampleError(CAPTION_TYPE, _name_types([c.kind for c in captions]))
+    return wanted
+
+
+def _name_types(types: Sequence[str]) -> str:
+    return f"{CAPTION_TYPE} {', '.join(filter(None, dict.fromkeys(types))) or UNKNOWN}"
+
+
 def _leave_out(
     builder: SummaryBuilder, raw: RawSample, error: BadSampleError, settings: PlanSettings
 ) -> None:
-    if settings.image.policies[error.kind] == SKIP:
+    if isinstance(error, FilteredSampleError):
+        builder.skipped[error.kind] += 1
+        builder.examples.setdefault(error.kind, f"{raw.name} ({error})")
+    elif settings.image.policies[error.kind] == SKIP:
         builder.skipped[error.kind] += 1
     else:
         builder.bad.append(BadSample(raw.name, error.kind, str(error)))
@@ -207,10 +257,15 @@ def _add_texts(tar: TarWriter, key: str, class_index: int, texts: _Texts) -> Non
     if class_index >= 0:
         tar.add(f"{key}.cls", str(class_index).encode())
     if texts.captions:
-        tar.add(f"{key}.txt", texts.captions[0].encode())
+        tar.add(f"{key}.txt", texts.captions[0].text.encode())
     sidecar: dict[str, Any] = dict(texts.attributes)
     if len(texts.captions) > 1:
-        sidecar["captions"] = list(texts.captions)
+        sidecar["captions"] = [caption.text for caption in texts.captions]
+    if texts.types and len(texts.types) > 1:
+        sidecar["caption_types"] = list(texts.types)
+    elif texts.types:
+        sidecar["caption_type"] = texts.types[0]
+    sidecar |= {name: text for name, text in texts.origin._asdict().items() if text}
     if sidecar:
         tar.add(f"{key}.json", json.dumps(sidecar, sort_keys=True).encode())
 
@@ -228,5 +283,5 @@ def _row(
         shard,
         offset,
         len(texts.captions),
-        sum(map(len, texts.captions)),
+        sum(len(caption.text) for caption in texts.captions),
     )

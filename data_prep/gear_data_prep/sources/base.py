@@ -84,6 +84,8 @@ class Source(NamedTuple):
     """What else is left out, and what may not be meant, for people."""
     missing: Mapping[str, int] = {}
     """Samples that the source never got, by reason: they count towards --max-bad-share."""
+    untold: tuple[str, ...] = ()
+    """Settings of filters that would leave nothing: no column of the source says what they ask."""
 
     @property
     def num_samples(self) -> int:

@@ -36,6 +36,9 @@ class SourceOptions(NamedTuple):
     """URL tables: the column of addresses."""
     fetched: str = ""
     """URL tables: where the images are kept."""
+    origins: bool = False
+    """Tars and parquet: whether licences and their kin are read; not for corpora that were made
+    before they were."""
 
 
 class SourceFile(NamedTuple):

@@ -9,11 +9,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gear_data_prep.samples import MAX_SIDECAR_BYTES, BadSampleError, RawSample
+from gear_data_prep.samples import (
+    MAX_SIDECAR_BYTES,
+    BadSampleError,
+    RawSample,
+    listed_texts,
+    match_types,
+    origin_columns,
+    read_origin,
+)
 from gear_data_prep.sources.base import Source, make_splits
 from gear_data_prep.sources.class_column import ClassColumn, make_class_column, read_label
 from gear_data_prep.sources.files import Place, SourceOptions, find_files, is_remote, open_seekable
 from gear_data_prep.sources.splits import check_validation_classes, group_by_split
+from gear_dist.data.origins import SampleOrigin
+from gear_dist.data.sample_filters import CAPTION_TYPE, LICENSE, SETTINGS, SUBSET
 from gear_dist.data.tar_writer import SAMPLE_OVERHEAD_BYTES
 from gear_dist.errors import ConfigError, DataError, UserError
 from gear_dist.formatting import first_line
@@ -73,6 +83,21 @@ class Columns(NamedTuple):
     image: str
     caption: str
     class_index: str
+    caption_type: str = ""
+    split: str = ""
+    license: str = ""
+    license_url: str = ""
+    attribution: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that are read, each once."""
+        return list(dict.fromkeys(name for name in self if name))
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those whose types must be the same in all files."""
+        return (self.image, self.caption, self.class_index)
 
 
 class ParquetReader(NamedTuple):
@@ -86,7 +111,7 @@ class ParquetReader(NamedTuple):
 
     def read(self, unit: RowRun) -> list[RawSample]:
         """The run's rows; DataError where the file changed since it was listed."""
-        wanted = [name for name in self.columns if name]
+        wanted = self.columns.names
         with open_parquet_file(self.storage, unit.key) as file:
             rows = list(_read_rows(file, unit, wanted))
         if len(rows) != unit.num_samples:
@@ -106,11 +131,29 @@ class ParquetReader(NamedTuple):
         elif sum(map(len, captions)) > MAX_SIDECAR_BYTES:
             reason = f"its texts exceed {MAX_SIDECAR_BYTES} bytes"
             problem, captions = BadSampleError("sidecar", reason), ()
+        types: tuple[str, ...] = ()
+        try:
+            types = match_types(_types(row.get(self.columns.caption_type)), len(captions))
+        except BadSampleError as error:
+            problem = problem or error
         if self.labels is not None:
             index = self.labels.class_of(label)
         else:
             index = label if isinstance(label, int) else -1
-        return RawSample(name, image, suffix, index, captions, problem=problem)
+        fields = self.columns._asdict()
+        origin = read_origin(
+            {field: _as_text(row.get(fields[field])) for field in SampleOrigin._fields}
+        )
+        return RawSample(
+            name,
+            image,
+            suffix,
+            index,
+            captions,
+            problem=problem,
+            caption_types=types,
+            origin=origin,
+        )
 
 
 def open_parquet(place: Place, options: SourceOptions) -> Source:
@@ -147,6 +190,15 @@ def open_parquet(place: Place, options: SourceOptions) -> Source:
         names,
         make_splits(units, options.validation_share),
         notes=(*groups.notes, *table.notes, *(labels.notes() if labels else ())),
+        untold=tuple(
+            SETTINGS[kind]
+            for kind, column in (
+                (SUBSET, columns.split),
+                (LICENSE, columns.license),
+                (CAPTION_TYPE, columns.caption_type),
+            )
+            if not column
+        ),
     )
 
 
@@ -259,6 +311,16 @@ def _read_schema(storage: Storage, key: str, options: SourceOptions) -> _Table:
         key, schema, columns.class_index, may_be_labels, "--class-column", options.class_column
     )
     columns = columns._replace(caption=caption, class_index=label)
+    if options.origins:
+        origins = origin_columns(columns_found)
+        columns = columns._replace(
+            **{
+                field: name
+                for field, name in origins.items()
+                if name not in columns.needed
+                and may_be_url_captions(schema.field(columns_found.index(name)).type)
+            }
+        )
     other = "" if options.class_column else other_columns(columns_found, label)
     notes = tuple(note for note in (caption_note, label_note, other) if note)
     has_names = bool(label) and not pa.types.is_integer(schema.field(label).type)
@@ -342,7 +404,7 @@ def may_be_labels(kind: pa.DataType) -> bool:
 
 
 def _check_columns(storage: Storage, key: str, schema: pa.Schema, first: _Table) -> None:
-    for name in first.columns:
+    for name in first.columns.names:
         found = schema.field(name).type if name in schema.names else None
         wanted = first.schema.field(name).type if name else found
         # One gap in a file's column of integers makes it one of floats.
@@ -350,6 +412,8 @@ def _check_columns(storage: Storage, key: str, schema: pa.Schema, first: _Table)
             kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
             for kind in (found, wanted)
         )
+        if found is not None and name not in first.columns.needed:
+            continue  # one file of a kind may have no licences, and then has a column of nulls
         if found != wanted and not numbers:
             what = "has no column" if found is None else f"{found} in column"
             raise DataError(
@@ -380,7 +444,7 @@ def _list_file(storage: Storage, key: str, table: _Table) -> list[RowRun]:
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
             sizes = [group.column(i) for i in range(group.num_columns)]
-            wanted = tuple(f"{name}." for name in table.columns if name)
+            wanted = tuple(f"{name}." for name in table.columns.names)
             claims = [group.total_byte_size, *(c.total_uncompressed_size for c in sizes)]
             if max(claims) > MAX_GROUP_BYTES:
                 raise DataError(
@@ -417,6 +481,16 @@ def _image(value: Any) -> tuple[bytes, str]:
         suffix = path.rpartition(".")[2].lower() if "." in path else ""
         return value.get("bytes") or b"", suffix
     return value if isinstance(value, bytes) else b"", ""
+
+
+def _as_text(value: Any) -> Any:
+    """A cell as text: COCO numbers its licences."""
+    return str(value) if type(value) is int else value
+
+
+def _types(value: Any) -> tuple[str, ...]:
+    """Types of captions in a cell: text, or a list of texts."""
+    return listed_texts(value) if value else ()
 
 
 def caption_texts(value: Any) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from gear_data_prep.samples import (
     RawSample,
     Sidecar,
     further_images,
+    match_types,
     parse_sidecar,
 )
 from gear_data_prep.sources.base import Source, make_splits
@@ -43,6 +44,7 @@ class TarReader(NamedTuple):
     storage: Storage
     remote: bool
     caption_field: str
+    origins: bool = False
 
     def read(self, unit: TarRun) -> list[RawSample]:
         """A run's samples; DataError where the tar is not what it was when it was listed."""
@@ -69,11 +71,22 @@ class TarReader(NamedTuple):
         own = {part.removeprefix(f"{stem}."): parts[part] for part in parts if stem}
         parts = {**parts, **own}
         try:
-            captions, attributes = self._texts(parts)
+            texts = self._texts(parts)
+            types = match_types(texts.caption_types, len(texts.captions))
             class_index = _class_index(parts) if unit.class_index < 0 else unit.class_index
         except BadSampleError as error:
             return RawSample(name, parts[suffix], "", problem=error)
-        return RawSample(name, parts[suffix], claim, class_index, captions, attributes, odd=odd)
+        return RawSample(
+            name,
+            parts[suffix],
+            claim,
+            class_index,
+            texts.captions,
+            texts.attributes,
+            odd=odd,
+            caption_types=types,
+            origin=texts.origin,
+        )
 
     def _texts(self, parts: dict[str, bytes]) -> Sidecar:
         """Captions (of the sidecar where it has any, else of the text file) and attributes."""
@@ -81,8 +94,8 @@ class TarReader(NamedTuple):
         sidecar = parts.get("json", b"{}")
         if max(map(len, (*texts, sidecar))) > MAX_SIDECAR_BYTES:
             raise BadSampleError("sidecar", f"its texts exceed {MAX_SIDECAR_BYTES} bytes")
-        captions, attributes = parse_sidecar(sidecar, self.caption_field, strict=False)
-        return Sidecar(captions or texts[:1], attributes)  # type: ignore[arg-type]
+        found = parse_sidecar(sidecar, self.caption_field, strict=False, origins=self.origins)
+        return found._replace(captions=found.captions or texts[:1])  # type: ignore[arg-type]
 
 
 def parse_run(unit: TarRun, data: bytes) -> list[TarSample]:
@@ -128,7 +141,8 @@ def open_webdataset(place: Place, options: SourceOptions) -> Source:
     if not len(splits["train"]):
         why = f": {damaged[0].name}: {damaged[0].reason}" if damaged else ""
         raise DataError(f"{storage.address}: its tars hold no samples{why}")
-    reader = TarReader(storage, is_remote(storage), options.caption_column or "caption")
+    field = options.caption_column or "caption"
+    reader = TarReader(storage, is_remote(storage), field, options.origins)
     return Source(
         storage.address,
         reader,

@@ -14,12 +14,14 @@ import public_files as files
 from gear_dist.cli.main import main
 from gear_dist.config.loading import load_config
 from gear_dist.config.models import DiscriminatorConfig
+from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.interop.export import export_model
 from gear_dist.interop.import_public import PUBLISHED_TEXT_TOKENIZER, import_checkpoints
 from gear_dist.interop.infer_config import infer_settings
+from gear_dist.interop.model_card import export_card
 from gear_dist.models.discriminator.patchgan import PatchDiscriminator
 from gear_dist.models.generator import build_aligned_generator, build_generator
 from gear_dist.models.tokenizers import build_tokenizer
@@ -462,3 +464,10 @@ def test_whole_numbers_are_not_trained_weights(tmp_path):
     path = files.gear_file(tmp_path / "gear.pt", state)
     with refused(DataError, path, "encoder.conv_in.weight", "quantised"):
         import_checkpoints([str(path)], tmp_path / "model")
+
+
+def test_a_card_has_the_licences_of_the_training_images() -> None:
+    options = {"step": "1", "data": {}, "evaluation": None}
+    card = export_card("m", RunConfig(), ["tokenizer"], licenses=[("CC0|x", 1200)], **options)
+    assert "| CC0/x | 1,200 |" in card
+    assert "Not stated" in export_card("m", RunConfig(), ["tokenizer"], **options)

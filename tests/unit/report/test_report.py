@@ -165,6 +165,15 @@ def test_hostile_text_is_escaped_everywhere(folder):
     assert text.count("&lt;script&gt;") > 8
 
 
+def test_licences_of_the_training_images_are_a_table(folder):
+    folder.write_environment({"order": {"licenses": [["<CC0>", 1200], ["not stated", 3]]}})
+    assert "&lt;CC0&gt;" in page_of(folder)
+    assert "1,200" in page_of(folder)
+    for bad in ({"licenses": 3}, {"licenses": [["a"], 3, ["b", "c"]]}, []):
+        folder.write_environment({"order": bad})
+        assert "Licences of the images" not in page_of(folder)
+
+
 def test_the_page_is_self_contained(folder):
     folder.append_metrics(record(1, l1=0.5))
     save_grid(images(), folder.sample_grid_path(1))
