@@ -36,6 +36,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "reproduce": ("gear-dist reproduce configs/convergence.yaml run.threads=2 --jobs 1",),
     "report": ("gear-dist report runs/demo",),
     "teacher": ("gear-dist teacher shards/train --out teacher.safetensors",),
+    "features": (
+        "gear-dist features configs/text/blip3o-60k.yaml data.train=s3://gear/blip3o/train "
+        "stages.init_from=gpic-1b data.caption_features=/scratch/features",
+    ),
     "words": ("gear-dist words shards/train --out words.json",),
     "shard": (
         "gear-dist shard photos shards",

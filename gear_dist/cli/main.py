@@ -34,6 +34,7 @@ COMMAND_MODULES = (
     "gear_dist.cli.report",
     "gear_dist.cli.teacher",
     "gear_dist.cli.words",
+    "gear_dist.cli.features",
     "gear_data_prep.cli.main",
     "gear_cluster.cli.store",
     "gear_dist.cli.doctor",

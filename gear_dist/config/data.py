@@ -37,6 +37,7 @@ class DataConfig:
         "cache_bytes",
         "max_bad_share",
         "shard_memory_bytes",
+        "caption_features",
     )
 
     train: str = ""
@@ -84,6 +85,9 @@ theirs (`split`); empty: all."""
 states none is then left out. Empty: all."""
     min_side: int = 0
     """Images whose shorter side has fewer pixels are left out, of training and validation."""
+    caption_features: str = ""
+    """Local folder with the text encoder's features of all captions, which `gear-dist features` \
+writes: training reads them in place of running the encoder. For small corpora; empty: none."""
     caption_dropout: float = 0.1
     """Probability that a caption is replaced by an empty one, for guidance. Where a run trains a \
 generator on them, generator.class_dropout takes its place, with the same draws."""

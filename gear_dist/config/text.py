@@ -33,6 +33,10 @@ template."""
 the last of max_tokens slots, padding where the caption is shorter, is where the first image token \
 is predicted, as in the published weights; left: it is the caption's last token, in the last slot; \
 none: likewise, at its own place, and an empty caption is one padding token."""
+    batching: Literal["buckets", "alone"] = "buckets"
+    """How captions go through the encoder: with others of similar lengths, which is faster, and \
+moves the last bits of a caption's features with those beside it; or each alone, so that its \
+features are always the same, bit for bit. Not for words, whose features always are."""
 
     def __post_init__(self) -> None:
         require_at_least("text_encoder", self, 1, "max_tokens")

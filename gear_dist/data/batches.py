@@ -18,6 +18,7 @@ import xxhash
 from gear_dist.config.colour import parse_colour
 from gear_dist.config.data import CaptionTypes, DataConfig
 from gear_dist.data.bad_samples import BadSamples
+from gear_dist.data.captions import usable_captions
 from gear_dist.data.crops import CropSettings, Placement, take_crop
 from gear_dist.data.images import BadImageError
 from gear_dist.data.lane_reader import SampleRef
@@ -221,7 +222,7 @@ class BatchMaker:
         if self._data.captions == "off":
             return ""
         types, weights = self._caption_types(number)
-        captions = _usable_captions(shard, row, types)
+        captions = usable_captions(shard, row, types)
         if not captions:
             of_type = f" of the types {', '.join(types)}" if types else ""
             raise UnreadableSampleError(
@@ -271,12 +272,6 @@ def choose_decode_threads() -> int:
     """Threads of a worker that decode: its share of the cores but one, which trains; 2 to 16."""
     workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_THREADS, max(_FEWEST_THREADS, num_cores() // max(1, workers) - 1))
-
-
-def _usable_captions(shard: Shard, row: int, types: Sequence[str]) -> Sequence[TypedCaption]:
-    if not types:
-        return [TypedCaption("", text) for text in shard.captions(row)]
-    return [caption for caption in shard.typed_captions(row) if caption.kind in types]
 
 
 def _draw_caption(

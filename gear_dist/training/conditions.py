@@ -1,5 +1,6 @@
 """What a generator is conditioned on, of the batches of a run."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,7 +11,9 @@ from gear_dist.data.loader import Batch
 from gear_dist.inference.text_weights import check_same_encoder
 from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.models.text_encoders import load_text_encoder
+from gear_dist.models.text_encoders.feature_cache import open_cache
 from gear_dist.models.text_encoders.fingerprint import take_fingerprint
+from gear_dist.training.caption_features import cache_folder_of, expected_record
 
 
 class GridSamples(NamedTuple):
@@ -105,11 +108,45 @@ class CaptionConditions:
         check_same_encoder(stored, self.fingerprint, where)
 
 
-CONDITIONS: dict[str, type[ClassConditions] | type[CaptionConditions]] = {
-    "class": ClassConditions,
-    "text": CaptionConditions,
+class CachedCaptionConditions:
+    """Captions whose features were written by `gear-dist features`; no encoder stays in memory."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Load the encoder to compare it with the cache's, and let it go again.
+
+        Raises:
+            ConfigError: the cache is not there, or is that of another encoder or corpus.
+            DataError: it is damaged.
+        """
+        self._device, self._data = device, config.data
+        encoder = load_text_encoder(
+            config.text_encoder, width=config.generator.text_width, device=device
+        )
+        record = expected_record(config, encoder)
+        self.fingerprint: dict[str, Any] | None = record.fingerprint
+        self._cache = open_cache(cache_folder_of(config), record)
+
+    def of(self, batch: Batch) -> Condition:
+        """See `Conditions.of`."""
+        return self._cache.condition(batch.captions, self._device)
+
+    def samples(self, count: int, num_classes: int) -> GridSamples:
+        """See `CaptionConditions.samples`; the cache has the captions of a grid too."""
+        captions = first_captions(self._data, count)
+        return GridSamples(self._cache.condition(captions, self._device), captions)
+
+    def check(self, stored: Any, where: str) -> None:
+        """See `Conditions.check`."""
+        check_same_encoder(stored, self.fingerprint, where)
+
+
+CONDITIONS: dict[tuple[str, bool], Callable[[RunConfig, torch.device], Conditions]] = {
+    ("class", False): ClassConditions,
+    ("class", True): ClassConditions,
+    ("text", False): CaptionConditions,
+    ("text", True): CachedCaptionConditions,
 }
-"""By `generator.condition`."""
+"""By `generator.condition`, and whether there is `data.caption_features`."""
 
 
 def grid_labels(num_classes: int, count: int) -> torch.Tensor:
@@ -126,4 +163,4 @@ def load_conditions(config: RunConfig, device: torch.device) -> Conditions:
         ConfigError: the text encoder cannot be had, or does not fit the generator.
     """
     kind = config.generator.condition if config.stages.has_generator else "class"
-    return CONDITIONS[kind](config, device)
+    return CONDITIONS[kind, bool(config.data.caption_features)](config, device)

@@ -10,11 +10,12 @@ from gear_dist.inference.weights import NetworkStates, split_states
 from gear_dist.report.image_grid import pair_rows, save_grid
 from gear_dist.runs.loggers import MetricsLog
 from gear_dist.runs.run_folder import RunFolder
+from gear_dist.training.caption_features import NUM_GRID_CAPTIONS
 from gear_dist.training.conditions import Conditions
 
 COLUMNS = 8
 NUM_RECONSTRUCTIONS = 16
-NUM_SAMPLES = 64
+NUM_SAMPLES = NUM_GRID_CAPTIONS
 
 
 class GridPainter:

@@ -11,13 +11,16 @@ from text_training_case import refusals
 from worker_processes import run_workers
 
 from gear_dist.cli.main import main
+from gear_dist.config.loading import config_yaml
 from gear_dist.config.schema import RunConfig
 from gear_dist.errors import ConfigError
 from gear_dist.inference.text_weights import read_encoder_fingerprint
 from gear_dist.models.text_encoders.words import count_words, write_vocabulary
 from gear_dist.runs.run_folder import RunFolder
+from gear_dist.training.conditions import load_conditions
 from refusals import refused
 from sample_shards import SampleShards
+from tiny_text_encoders import save_text_encoder
 
 STAGES = ("stages.tokenizer.steps=2", "stages.joint.steps=2", "stages.generator.steps=2")
 
@@ -158,3 +161,49 @@ def test_captions_must_be_there(config: RunConfig) -> None:
     off = dataclasses.replace(config, data=dataclasses.replace(config.data, captions="off"))
     with refused(ConfigError, "data.captions=off", "generator.condition=text"):
         off.check_trainable()
+
+
+def losses_of(config: RunConfig) -> list[dict]:
+    """Of each step, without what is measured by a clock."""
+    records = RunFolder(config.run.folder).read_metrics()
+    names = ("step", "cross_entropy", "align_soft", "align_hard", "generator_gradient_norm")
+    return [{name: record.get(name) for name in names} for record in records]
+
+
+@pytest.mark.parametrize("name", ["words", "qwen3"])
+def test_cached_features_give_the_same_losses_bit_for_bit(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Two ranks, by way of the command; and a run may begin with the encoder and go on without."""
+    if name == "qwen3":
+        save_text_encoder("qwen3", tmp_path / "encoder")
+        config = case.with_overrides(
+            config,
+            f"text_encoder.name={name}",
+            f"text_encoder.path={tmp_path / 'encoder'}",
+            "text_encoder.batching=alone",
+            "generator.text_width=16",
+        )
+    cache = f"data.caption_features={tmp_path / 'features'}"
+    cached = case.with_overrides(case.named(config, "cached"), cache)
+    settings = tmp_path / "run.yaml"
+    settings.write_text(config_yaml(cached))
+    assert main(["features", str(settings), "--dry-run"]) == 0
+    assert not (tmp_path / "features").exists(), "the size is told, and nothing written"
+    assert main(["features", str(settings)]) == 0
+    told = capsys.readouterr().out
+    assert "captions" in told
+    assert "float32" in told
+    assert main(["features", str(settings)]) == 0
+    assert "complete already" in capsys.readouterr().out
+    run_workers(2, case.train_each, 2, [config, cached])
+    expected = losses_of(config)
+    assert [record["step"] for record in expected] == [1, 2, 3, 4, 5, 6]
+    assert any(record["cross_entropy"] for record in expected)
+    assert losses_of(cached) == expected
+    shorter = case.with_overrides(cached, "data.caption_types=[]", "text_encoder.max_tokens=20")
+    with refused(ConfigError, "data.caption_features", "text_encoder.max_tokens"):
+        load_conditions(shorter, torch.device("cpu"))
+    joined = case.with_overrides(cached, f"data.mixture=[{cached.data.validation}]")
+    with refused(ConfigError, "data.caption_features", "data.corpora"):
+        load_conditions(joined, torch.device("cpu"))

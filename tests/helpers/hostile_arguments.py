@@ -65,6 +65,7 @@ BASES = {
     "reproduce": Base(_CONFIG, _FEW),
     "report": Base({"run_folder": [RUN]}),
     "teacher": Base({"corpus": [CORPUS]}, ("--out=new.safetensors", "--steps=1", "--batch=2")),
+    "features": Base({"configs": ["tiny.yaml", "captions.yaml"]}, ("--dry-run",)),
     "words": Base({"corpus": [CORPUS]}, ("--out=new.json",)),
     "shard": Base({"source": ["images/val"], "destination": ["shards"]}, ("--workers=1",)),
     "verify": Base({"corpus": [CORPUS]}),

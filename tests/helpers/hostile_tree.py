@@ -27,6 +27,14 @@ SETTING_WORDS = (
     "checkpoint.every_steps=1",
     "log.grid_every_steps=2",
 )
+CAPTION_WORDS = (
+    "generator.condition=text",
+    "generator.text_width=32",
+    "text_encoder.name=words",
+    "text_encoder.path=words.json",
+    "data.captions=first",
+    "data.caption_features=features",
+)
 # In one process: most of a command's time is the import of torch.
 _PROGRAM = """
 import json, sys
@@ -41,6 +49,7 @@ _COMMANDS = (
     ("sample-corpus", "images", *_SIZES),
     ("shard", "images", "corpus", "--workers", "1", "--shard-samples", "20"),
     ("teacher", "corpus/train", "--out", "teacher.safetensors", "--steps", "2", "--batch", "2"),
+    ("words", "corpus/train", "--out", "words.json", "--size", "30"),
     ("train", "tiny.yaml"),
     ("export", RUN, "--out", "model"),
     ("export", RUN, "--out", "public", "--layout", "public"),
@@ -60,6 +69,7 @@ def make_tree(folder: Path, scratch: Path) -> None:
     for name in ("tmp", "home"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.from_dotlist(list(SETTING_WORDS)), folder / "tiny.yaml")
+    OmegaConf.save(OmegaConf.from_dotlist(list(CAPTION_WORDS)), folder / "captions.yaml")
     subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(_COMMANDS)],
         cwd=folder,

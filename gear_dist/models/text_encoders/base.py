@@ -50,6 +50,15 @@ class TextEncoder(nn.Module):
         """Features of tokenized captions, at least one row each. Without a gradient."""
         raise NotImplementedError
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features."""
+        return torch.float32
+
+    def num_rows(self, tokens: Sequence[int]) -> int:
+        """Rows of features that `encode` makes of a tokenized caption."""
+        return max(1, len(tokens))
+
     def freeze(self) -> None:
         """Take all parameters out of training."""
         self.requires_grad_(False)

@@ -116,6 +116,15 @@ class LibraryTextEncoder(TextEncoder):
         return self.model.config.hidden_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        """See `TextEncoder.dtype`."""
+        return self.model.dtype
+
+    def num_rows(self, tokens: Sequence[int]) -> int:
+        """See `TextEncoder.num_rows`; the padding slot is one."""
+        return len(self._slots(tokens).ids)
+
+    @property
     def max_positions(self) -> int | None:
         """Tokens that the model can take; None: any number."""
         return None
@@ -177,7 +186,9 @@ class LibraryTextEncoder(TextEncoder):
         """See `TextEncoder.encode`."""
         found: dict[int, CaptionFeatures] = {}
         slotted = [self._slots(ids) for ids in tokens]
-        for bucket in make_buckets([len(slots.ids) for slots in slotted]):
+        lengths = [len(slots.ids) for slots in slotted]
+        alone = self.config.batching == "alone"
+        for bucket in [[i] for i in range(len(lengths))] if alone else make_buckets(lengths):
             features_BSF = self._run([slotted[i] for i in bucket])
             for features_SF, i in zip(features_BSF, bucket, strict=True):
                 slots = slotted[i]
