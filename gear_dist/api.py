@@ -27,7 +27,7 @@ from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.inference.seeds import derive_seeds
 from gear_dist.interop.export import export_model
 from gear_dist.interop.hub import fetch_model, is_repository_name, push_folder
-from gear_dist.models.generator import ClassCondition
+from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.classes import class_index, class_names
 
 ImageLike = Tensor | np.ndarray | Image.Image | str | Path
@@ -104,6 +104,7 @@ class Pair:
             raise ConfigError(
                 "generate: give classes=[...], or prompts=[...] of a text-to-image pair"
             )
+        condition: Condition
         if prompts is not None:
             condition, count = self.pipeline.read_prompts(prompts), len(prompts)
         else:

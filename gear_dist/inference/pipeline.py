@@ -14,9 +14,10 @@ from gear_dist.data.pixels import to_model_range, to_u8
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.decoding.engine import DecodingEngine
 from gear_dist.inference.model_folder import ModelFolder
+from gear_dist.inference.seeds import Seed
 from gear_dist.inference.text_weights import load_checked_encoder
 from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
-from gear_dist.models.generator import Condition, Generator, build_generator
+from gear_dist.models.generator import Condition, Generator, TextCondition, build_generator
 from gear_dist.models.text_encoders.base import TextEncoder
 from gear_dist.models.tokenizers import Tokenizer, build_tokenizer
 
@@ -65,7 +66,7 @@ class GearPipeline:
             pipeline.text_encoder = load_checked_encoder(model, device)
         return pipeline
 
-    def read_prompts(self, prompts: Sequence[str]) -> Condition:
+    def read_prompts(self, prompts: Sequence[str]) -> TextCondition:
         """The condition of images of these prompts; an empty one is the null condition.
 
         Raises:
@@ -117,7 +118,7 @@ class GearPipeline:
     def generate(
         self,
         condition: Condition,
-        seeds: Sequence[int],
+        seeds: Sequence[Seed],
         sampling: SamplingConfig | None = None,
         *,
         on_batch: Callable[[int], None] | None = None,
@@ -127,7 +128,7 @@ class GearPipeline:
 
         Args:
             condition: of B images.
-            seeds: of B images, whole numbers of 64 bits (see `seeds.derive_seeds`).
+            seeds: of B images, whole numbers of 64 bits (see `seeds.derive_seeds`) or mixes of two.
             sampling: default: the configuration's.
             on_batch: told of the images finished so far, after each internal batch; what it raises
                 ends the work.
@@ -148,7 +149,7 @@ class GearPipeline:
         return torch.cat(images)
 
     def generate_indices(
-        self, condition: Condition, seeds: Sequence[int], sampling: SamplingConfig | None = None
+        self, condition: Condition, seeds: Sequence[Seed], sampling: SamplingConfig | None = None
     ) -> Tensor:
         """As `generate`, the indices (B, L), int64 on the CPU."""
         return torch.cat(
@@ -158,7 +159,7 @@ class GearPipeline:
     def _generate_batches(
         self,
         condition: Condition,
-        seeds: Sequence[int],
+        seeds: Sequence[Seed],
         sampling: SamplingConfig | None,
         on_token: Callable[[], None] | None = None,
     ) -> Iterator[Tensor]:

@@ -6,8 +6,11 @@ Source: splitmix64 (Steele, Lea, Flood 2014); Philox (Salmon et al. 2011), numpy
 numpy promises to keep.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -65,6 +68,23 @@ def single_prompt_seed(sample_seed: int, prompt: str) -> int:
     return prompt_seed(sample_seed, prompt, 0)
 
 
+class SeedMix(NamedTuple):
+    """Noise between that of two seeds, from the first, share 0, to the second, share 1.
+
+    Uniform numbers u and v become normal ones, which turn by a quarter: Phi(cos(a) Phi^-1(u) +
+    sin(a) Phi^-1(v)), a = share pi / 2. So noise at every share is uniform, as a sample's must be;
+    a straight line between u and v would favour the middle.
+    """
+
+    first: int
+    second: int
+    share: float
+
+
+Seed = int | SeedMix
+"""What gives a sample its noise."""
+
+
 def check_seeds(seeds: Iterable[int]) -> None:
     """Refuse what is no seed.
 
@@ -76,12 +96,38 @@ def check_seeds(seeds: Iterable[int]) -> None:
             raise ConfigError(f"seed {seed} is out of range: use 0 to {MAX_SAMPLE_SEED} (64 bits)")
 
 
-def token_uniforms(seeds: Sequence[int], num_tokens: int) -> np.ndarray:
-    """Uniform numbers (B, L) in [0, 1), float64, multiples of 2^-53."""
-    check_seeds(seeds)
-    rows = [np.random.Philox(key=seed).random_raw(num_tokens) for seed in seeds]
-    bits_BL = np.stack(rows) if rows else np.empty((0, num_tokens), np.uint64)
-    return (bits_BL >> np.uint64(_UNUSED_BITS)) * 2.0**-53
+def token_uniforms(seeds: Sequence[Seed], num_tokens: int) -> np.ndarray:
+    """Uniform numbers (B, L) in [0, 1), float64; of seeds that are not mixed, multiples of 2^-53.
+
+    Raises:
+        ConfigError: a seed of more than 64 bits.
+    """
+    rows = [
+        _mixed_uniforms(seed, num_tokens)
+        if isinstance(seed, SeedMix)
+        else _uniforms(seed, num_tokens)
+        for seed in seeds
+    ]
+    return np.stack(rows) if rows else np.empty((0, num_tokens))
+
+
+def _uniforms(seed: int, num_tokens: int) -> np.ndarray:
+    check_seeds([seed])
+    bits_L = np.random.Philox(key=seed).random_raw(num_tokens)
+    return (bits_L >> np.uint64(_UNUSED_BITS)) * 2.0**-53
+
+
+def _mixed_uniforms(mix: SeedMix, num_tokens: int) -> np.ndarray:
+    first_L, second_L = (_uniforms(seed, num_tokens) for seed in (mix.first, mix.second))
+    if mix.share in (0, 1):
+        return second_L if mix.share else first_L
+    angle, normal = mix.share * math.pi / 2, NormalDist()
+    found = []
+    for u, v in zip(first_L.tolist(), second_L.tolist(), strict=True):
+        # 0 is among the numbers, and has no normal one.
+        x, y = (normal.inv_cdf(max(number, 2.0**-54)) for number in (u, v))
+        found.append(normal.cdf(math.cos(angle) * x + math.sin(angle) * y))
+    return np.clip(found, 0, 1 - 2.0**-53)
 
 
 def _mix(value: int) -> int:

@@ -18,7 +18,7 @@ from gear_dist.inference.decoding.step import Step
 from gear_dist.inference.decoding.torch_step import BUCKET, TorchStep
 from gear_dist.inference.decoding.weights import DecoderWeights, pack_weights
 from gear_dist.inference.draws import Filters
-from gear_dist.inference.seeds import token_uniforms
+from gear_dist.inference.seeds import Seed, token_uniforms
 from gear_dist.models.generator.conditioning import Condition
 from gear_dist.models.generator.prefix import Prefix, join_prefixes
 from gear_dist.models.generator.transformer import Generator
@@ -51,7 +51,7 @@ class DecodingEngine:
     def generate(
         self,
         condition: Condition,
-        seeds: Sequence[int],
+        seeds: Sequence[Seed],
         sampling: SamplingConfig,
         *,
         on_token: Callable[[], None] | None = None,
@@ -138,7 +138,7 @@ class DecodingEngine:
     def _decode(
         self,
         condition: Condition,
-        seeds: Sequence[int],
+        seeds: Sequence[Seed],
         sampling: SamplingConfig,
         on_token: Callable[[], None] | None,
     ) -> Tensor:

@@ -10,7 +10,12 @@ from gear_dist.models.generator.aligned import (
     build_projector,
     find_teacher_widths,
 )
-from gear_dist.models.generator.conditioning import ClassCondition, Condition, TextCondition
+from gear_dist.models.generator.conditioning import (
+    ClassCondition,
+    Condition,
+    MixedClassCondition,
+    TextCondition,
+)
 from gear_dist.models.generator.text_generator import TextGenerator
 from gear_dist.models.generator.transformer import Generator, SoftTokens, StraightThroughTokens
 
@@ -20,6 +25,7 @@ __all__ = [
     "ClassCondition",
     "Condition",
     "Generator",
+    "MixedClassCondition",
     "SoftTokens",
     "StraightThroughTokens",
     "TextCondition",

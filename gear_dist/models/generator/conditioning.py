@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_dist.config.models import GeneratorConfig
@@ -61,6 +62,80 @@ class ClassCondition(NamedTuple):
                     f"class {label} is out of range: use 0 to {config.num_classes - 1} "
                     "(generator.num_classes)"
                 )
+
+    def embedded(self, table: nn.Module) -> Tensor:
+        """Rows (B, D) of a class table."""
+        return table(self.labels_B)
+
+    def mixed(self, other: "ClassCondition", shares: Sequence[float]) -> "MixedClassCondition":
+        """On the line from each image's embedding, share 0, to that of `other`, share 1."""
+        shares_B = torch.tensor(shares, dtype=torch.float32, device=self.labels_B.device)
+        return MixedClassCondition(self, other, shares_B)
+
+
+class MixedClassCondition(NamedTuple):
+    """Images between two classes: embedding (1 - share) e(first) + share e(second).
+
+    The ends are the classes themselves, bit for bit.
+    """
+
+    first: ClassCondition
+    second: ClassCondition
+    shares_B: Tensor
+    """fp32, 0 to 1."""
+
+    @property
+    def num_images(self) -> int:
+        """Images B."""
+        return len(self.shares_B)
+
+    def to(self, device: torch.device) -> Self:
+        """See `ClassCondition.to`."""
+        shares_B = self.shares_B.to(device, non_blocking=True)
+        return self._replace(
+            first=self.first.to(device), second=self.second.to(device), shares_B=shares_B
+        )
+
+    def split(self, size: int) -> Iterator[Self]:
+        """See `ClassCondition.split`."""
+        parts = zip(
+            self.first.split(size), self.second.split(size), self.shares_B.split(size), strict=True
+        )
+        for first, second, shares_B in parts:
+            yield self._replace(first=first, second=second, shares_B=shares_B)
+
+    def dropped(self, drop: Sequence[bool], config: GeneratorConfig) -> Self:
+        """See `ClassCondition.dropped`."""
+        first, second = self.first.dropped(drop, config), self.second.dropped(drop, config)
+        return self._replace(first=first, second=second)
+
+    def with_null(self, config: GeneratorConfig) -> Self:
+        """See `ClassCondition.with_null`."""
+        return self._replace(
+            first=self.first.with_null(config),
+            second=self.second.with_null(config),
+            shares_B=torch.cat([self.shares_B, self.shares_B]),
+        )
+
+    def padded(self, size: int) -> Self:
+        """See `ClassCondition.padded`."""
+        more_B = self.shares_B[-1:].expand(size - self.num_images)
+        return self._replace(
+            first=self.first.padded(size),
+            second=self.second.padded(size),
+            shares_B=torch.cat([self.shares_B, more_B]),
+        )
+
+    def check(self, config: GeneratorConfig) -> None:
+        """See `ClassCondition.check`."""
+        self.first.check(config)
+        self.second.check(config)
+
+    def embedded(self, table: nn.Module) -> Tensor:
+        """Rows (B, D)."""
+        first_BD, second_BD = self.first.embedded(table), self.second.embedded(table)
+        # lerp is exact at both of its ends.
+        return torch.lerp(first_BD, second_BD, self.shares_B[:, None].to(first_BD.dtype))
 
 
 class TextCondition(NamedTuple):
@@ -134,6 +209,22 @@ class TextCondition(NamedTuple):
                 f"generator.text_width={config.text_width}"
             )
 
+    def mixed(self, other: Self, shares: Sequence[float]) -> Self:
+        """On the line from each image's features, share 0, to those of `other`, share 1.
+
+        Between the ends, the shorter caption's rows are stretched to the longer one's number. Each
+        end is its own caption, bit for bit.
+        """
+        ones, others = self.features_MF.split(self.lengths), other.features_MF.split(other.lengths)
+        rows, hidden = [], []
+        for image, share in enumerate(shares):
+            one = (ones[image], self.hidden[image])
+            two = (others[image], other.hidden[image])
+            features, last_hidden = _mix_captions(one, two, share)
+            rows.append(features)
+            hidden.append(last_hidden)
+        return self._of(rows, hidden)
+
     def _of(self, rows: Sequence[Tensor], hidden: Sequence[bool]) -> Self:
         return self._replace(
             features_MF=torch.cat(list(rows)),
@@ -142,8 +233,32 @@ class TextCondition(NamedTuple):
         )
 
 
-Condition = ClassCondition | TextCondition
-"""Every kind of condition has the members of `ClassCondition`."""
+def _mix_captions(
+    one: tuple[Tensor, bool], two: tuple[Tensor, bool], share: float
+) -> tuple[Tensor, bool]:
+    """Rows between those of two captions, and whether the last is hidden; each likewise."""
+    if share in (0, 1):
+        return two if share else one
+    hidden = one[1] or two[1]
+    # A padding slot mixes with the other's padding slot, or else with its last word.
+    bodies = [rows[:-1] if last and len(rows) > 1 else rows for rows, last in (one, two)]
+    most = max(map(len, bodies))
+    mixed = torch.lerp(_stretched(bodies[0], most), _stretched(bodies[1], most), share)
+    if hidden:
+        mixed = torch.cat([mixed, torch.lerp(one[0][-1:], two[0][-1:], share)])
+    return mixed, hidden
+
+
+def _stretched(rows_TF: Tensor, length: int) -> Tensor:
+    """So many rows, on the lines between neighbours; the first and the last stay."""
+    if len(rows_TF) == length:
+        return rows_TF
+    wide = F.interpolate(rows_TF.T[None], size=length, mode="linear", align_corners=True)
+    return wide[0].T
+
+
+Condition = ClassCondition | MixedClassCondition | TextCondition
+"""Every kind of condition has the members of `ClassCondition`, but for those of class tables."""
 
 
 class ClassEmbedding(nn.Module):
@@ -157,6 +272,6 @@ class ClassEmbedding(nn.Module):
         rows = config.num_classes + (config.class_dropout > 0)
         self.embedding_table = nn.Embedding(rows, config.width)
 
-    def forward(self, condition: ClassCondition) -> Tensor:
+    def forward(self, condition: ClassCondition | MixedClassCondition) -> Tensor:
         """(B, P, D)."""
-        return self.embedding_table(condition.labels_B)[:, None]
+        return condition.embedded(self.embedding_table)[:, None]
