@@ -8,7 +8,7 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +33,14 @@ class OneLineParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         lines = "".join(f"  {example}\n" for example in self.examples)
         return super().format_help() + (f"\nexamples:\n{lines}" if lines else "")
+
+    def innermost(self, words: Sequence[str]) -> "OneLineParser":
+        """The parser of the command that the first words name, and of its command in turn."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and words:
+                child = action.choices.get(words[0])
+                return self if child is None else child.innermost(words[1:])
+        return self
 
     def check_option(self, word: str) -> None:
         """Refuse a misspelt option, which argparse may tell of only after what else is missing.
@@ -105,6 +113,22 @@ def number(
         if value > high:
             raise argparse.ArgumentTypeError(f"{text} is out of range: use {low:g} to {high:g}")
         return value
+
+    return parse
+
+
+def number_list(low: float = 0, *, most: int) -> Callable[[str], list[float]]:
+    """An argument that is one or several different numbers, comma-separated; see `number`."""
+
+    def parse(text: str) -> list[float]:
+        words = text.split(",")
+        if len(words) > most:
+            raise argparse.ArgumentTypeError(f"{len(words)} numbers are too many: use {most}")
+        values = [number(low)(word) for word in words]
+        for place, value in enumerate(values):
+            if value in values[:place]:
+                raise argparse.ArgumentTypeError(f"{text}: {value:g} is there twice")
+        return values
 
     return parse
 

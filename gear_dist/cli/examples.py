@@ -21,6 +21,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gear-dist sample runs/demo --num 50000 --out s3://results/demo --guidance 1",
         "gear-dist sample runs/demo --per-class 50 --out samples --workers 4",
     ),
+    "look": (
+        "gear-dist look guidance runs/demo --guidance 1,2,4 --temperature 0.8,1",
+        "gear-dist look interpolation runs/demo --classes 0,5 --seed 1",
+        "gear-dist look interpolation runs/demo --classes 3 --seed 1 --to-seed 2",
+        "gear-dist look neighbours runs/demo --count 16",
+    ),
     "serve": (
         "gear-dist serve runs/demo",
         "gear-dist serve runs/demo --host 0.0.0.0 --port 80 --guidance 1.5 --queue 64",

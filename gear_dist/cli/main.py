@@ -26,6 +26,7 @@ COMMAND_MODULES = (
     "gear_cluster.cli.train",
     "gear_dist.cli.plan",
     "gear_dist.cli.sample",
+    "gear_dist.cli.look",
     "gear_dist.cli.serve",
     "gear_dist.cli.tokenize",
     "gear_dist.cli.convert",
@@ -76,15 +77,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, commands = build_parser()
     if argv:
         _check_first_word(argv[0], parser, list(commands))
+    innermost = parser.innermost(argv)
     for word in argv[1:]:
-        commands.get(argv[0], parser).check_option(word)
+        innermost.check_option(word)
     args, rest = parser.parse_known_args(argv)
     # argparse gives a list of positionals no word that follows an option.
     takes_overrides = hasattr(args, "overrides")
     late = [word for word in rest if takes_overrides and "=" in word and word[0] != "-"]
     unknown = [word for word in rest if word not in late]
     if unknown:
-        commands[args.command].error(f"unknown arguments: {' '.join(unknown)}")
+        innermost.error(f"unknown arguments: {' '.join(unknown)}")
     if late:
         args.overrides = [*args.overrides, *late]
     return args

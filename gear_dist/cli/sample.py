@@ -1,12 +1,11 @@
 """Commands that use trained weights: `sample` and `reconstruct`."""
 
 import argparse
-import csv
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from gear_dist.cli import sample_bulk
 from gear_dist.cli.arguments import (
@@ -20,16 +19,18 @@ from gear_dist.cli.arguments import (
     read_device,
     whole,
 )
+from gear_dist.cli.conditions import (
+    add_conditions,
+    add_seed,
+    read_class_indices,
+    read_prompts,
+    read_subjects,
+    takes_prompts,
+)
 from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError
-from gear_dist.inference.model_folder import ModelFolder, open_model
-from gear_dist.inference.prompt_files import read_prompt_file
-from gear_dist.inference.seeds import MAX_SAMPLE_SEED, derive_seeds, prompt_seeds
-from gear_dist.runs.classes import SHOWN_NAMES, class_index, class_names
-
-if TYPE_CHECKING:
-    from gear_dist.inference.pipeline import GearPipeline
-    from gear_dist.models.generator import Condition
+from gear_dist.inference.model_folder import open_model
+from gear_dist.runs.classes import class_names
 
 COLUMNS = 8
 MAX_BAD_SHARE = 0.05
@@ -40,37 +41,12 @@ def add_commands(subparsers: Any) -> None:
     """Add `sample` and `reconstruct`."""
     sample = subparsers.add_parser("sample", help="generate images with averaged weights")
     sample.add_argument("model", type=path_argument, metavar="MODEL", help=MODEL_HELP)
-    sample.add_argument(
-        "--classes",
-        default="",
-        help="names or indices, comma-separated, a name with commas in double quotes (default: "
-        "all classes of the corpus)",
-    )
-    sample.add_argument(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="of a text-to-image generator: what the image shows; may be given several times",
-    )
-    sample.add_argument(
-        "--prompts",
-        type=path_argument,
-        metavar="FILE",
-        help="of a text-to-image generator: a prompt a line, UTF-8; blank lines are left out",
-    )
-    sample.add_argument(
-        "--count",
-        type=whole(1, MAX_GRID_IMAGES),
-        help="images in total, the classes or prompts in turn (default: 64, or one a prompt)",
+    add_conditions(
+        sample,
+        "images in total, the classes or prompts in turn (default: 64, or one a prompt)",
     )
     add_sampling(sample)
-    sample.add_argument(
-        "--seed",
-        type=whole(0, MAX_SAMPLE_SEED),
-        default=0,
-        help="of the first image, from which the others' are derived (default: 0)",
-    )
+    add_seed(sample)
     sample.add_argument(
         "--out",
         help="PNG to write (default: MODEL/samples.png); with --num a folder or s3://BUCKET/PREFIX",
@@ -107,10 +83,12 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each setting of sampling; see `sampling_from`."""
+def add_sampling(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Add an option for each setting of sampling but some; see `sampling_from`."""
     hints = typing.get_type_hints(SamplingConfig)
     for item in dataclasses.fields(SamplingConfig):
+        if item.name in without:
+            continue
         kind = hints[item.name]
         options: dict[str, Any] = {"help": "default: the run's sampling." + item.name}
         if kind is bool:
@@ -134,26 +112,9 @@ def add_bad_share(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_classes(text: str, num_classes: int, names: list[str] | None = None) -> list[int]:
-    """Classes by name or by index, comma-separated; empty: all that the corpus has.
-
-    A name wins over an index that looks like it. A name with commas stands alone or in double
-    quotes: `tench, Tinca tinca`, or `"tench, Tinca tinca",goldfish`.
-
-    Raises:
-        ConfigError: a class that the generator does not have.
-    """
-    names = names or []
-    if not text:
-        # Of more classes than the corpus has, the rest was never trained.
-        return list(range(len(names) or num_classes))
-    words = [text] if text in names else next(csv.reader([text], skipinitialspace=True))
-    return [class_index(word.strip(), num_classes, names, "--classes") for word in words]
-
-
 def sampling_from(args: argparse.Namespace, sampling: SamplingConfig) -> SamplingConfig:
     """The run's sampling settings with the command's in their place."""
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
+    given = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(SamplingConfig)}
     changes = {name: value for name, value in given.items() if value is not None}
     sampling = dataclasses.replace(sampling, **changes)
     if sampling.temperature == 0:
@@ -161,26 +122,11 @@ def sampling_from(args: argparse.Namespace, sampling: SamplingConfig) -> Samplin
     return sampling
 
 
-def _class_name(index: int, names: list[str]) -> str:
-    return names[index] if index < len(names) else f"class {index}"
-
-
-def _warn_of_untrained(classes: list[int], names: list[str]) -> None:
-    """The generator may have more classes than the corpus: those stay as they were initialized."""
-    untrained = sorted({index for index in classes if names and index >= len(names)})
-    if untrained:
-        shown = ", ".join(map(str, untrained[:SHOWN_NAMES]))
-        print(
-            f"gear-dist: --classes {shown}: never trained, the run's corpus has "
-            f"{len(names)} classes",
-            file=sys.stderr,
-        )
-
-
 def run_sample(args: argparse.Namespace) -> int:
     """Write a grid of generated images."""
     from gear_dist.inference.pipeline import GearPipeline
     from gear_dist.report.image_grid import save_grid
+    from gear_dist.training.sample_grids import NUM_SAMPLES
 
     bulk = sample_bulk.is_bulk(args)
     grid = None
@@ -188,91 +134,24 @@ def run_sample(args: argparse.Namespace) -> int:
         grid = read_argument("--out", output_file(".png"), args.out)
     model = open_model(args.model)
     sampling = sampling_from(args, model.config.sampling)
-    takes_prompts = _takes_prompts(args, model)
     if bulk:
+        of_prompts = takes_prompts(args, model)
         names = class_names(model.path)
-        classes = [] if takes_prompts else _read_class_indices(args, model, names)
-        prompts = _prompts(args, sample_bulk.MAX_SAMPLES) if takes_prompts else []
+        classes = [] if of_prompts else read_class_indices(args, model, names)
+        prompts = read_prompts(args, sample_bulk.MAX_SAMPLES) if of_prompts else []
         return sample_bulk.run_bulk(
             args, model, sampling, classes=classes, names=names, prompts=prompts
         )
-    wanted = _read_prompts(args, model) if takes_prompts else _read_classes(args, model)
+    subjects = read_subjects(args, model, NUM_SAMPLES)
     pair = GearPipeline.load(model, read_device(args))
-    condition = wanted.condition(pair)
-    images = pair.generate(condition, wanted.seeds, sampling)
+    images = pair.generate(subjects.condition(pair), subjects.seeds(args.seed), sampling)
     out = grid or model.path / "samples.png"
-    save_grid(images, out, args.columns, captions=wanted.captions)
+    # Numbers of classes would only repeat themselves below the images.
+    named = args.prompt or args.prompts or class_names(model.path)
+    captions = [subjects.label(i) for i in range(subjects.num_images)] if named else None
+    save_grid(images, out, args.columns, captions=captions)
     print(out)
     return 0
-
-
-class _Wanted(NamedTuple):
-    """Images that were asked for."""
-
-    condition: "Callable[[GearPipeline], Condition]"
-    seeds: list[int]
-    captions: list[str] | None
-
-
-def _takes_prompts(args: argparse.Namespace, model: ModelFolder) -> bool:
-    """Whether the model generates for prompts.
-
-    Raises:
-        ConfigError: it was asked for the other kind, or for no prompt.
-    """
-    asked = args.prompts is not None or bool(args.prompt)
-    if model.config.generator.condition == "class":
-        if asked:
-            raise ConfigError(
-                f"{model.path} generates images of classes, not of prompts: use --classes"
-            )
-        return False
-    if args.classes:
-        raise ConfigError(
-            f"--classes {args.classes}: {model.path} generates images of prompts: use --prompt or "
-            "--prompts"
-        )
-    if not asked:
-        raise ConfigError(
-            f"{model.path} generates images of prompts: give --prompt TEXT, or --prompts FILE"
-        )
-    return True
-
-
-def _prompts(args: argparse.Namespace, most: int) -> list[str]:
-    prompts = list(args.prompt)
-    return prompts + (read_prompt_file(args.prompts, most=most) if args.prompts else [])
-
-
-def _read_prompts(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
-    prompts = _prompts(args, MAX_GRID_IMAGES)
-    count = args.count or len(prompts)
-    prompts = [prompts[i % len(prompts)] for i in range(count)]
-    seeds = prompt_seeds(args.seed, prompts)
-    return _Wanted(lambda pair: pair.read_prompts(prompts), seeds, prompts)
-
-
-def _read_class_indices(
-    args: argparse.Namespace, model: ModelFolder, names: list[str]
-) -> list[int]:
-    classes = parse_classes(args.classes, model.config.generator.num_classes, names)
-    _warn_of_untrained(classes, names)
-    return classes
-
-
-def _read_classes(args: argparse.Namespace, model: ModelFolder) -> _Wanted:
-    import torch
-
-    from gear_dist.models.generator import ClassCondition
-    from gear_dist.training.conditions import grid_labels
-    from gear_dist.training.sample_grids import NUM_SAMPLES
-
-    names = class_names(model.path)
-    classes = _read_class_indices(args, model, names)
-    labels = torch.tensor(classes)[grid_labels(len(classes), args.count or NUM_SAMPLES)]
-    captions = [_class_name(i, names) for i in labels.tolist()] if names else None
-    seeds = derive_seeds(args.seed, range(len(labels)))
-    return _Wanted(lambda pair: ClassCondition(labels), seeds, captions)
 
 
 def run_reconstruct(args: argparse.Namespace) -> int:

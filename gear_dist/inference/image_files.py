@@ -56,6 +56,40 @@ def read_image(path: Path, data: DataConfig) -> torch.Tensor:
     return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
+class LeftOut:
+    """Counts images that are left out, names the first ones, and refuses too many."""
+
+    def __init__(self, total: int, max_bad_share: float) -> None:
+        """Args:
+        total: images in all.
+        max_bad_share: of these.
+        """
+        self._total = total
+        # One bad file among few is no reason to write nothing.
+        self._allowed = max(1, int(max_bad_share * total)) if max_bad_share else 0
+        self.count = 0
+
+    def add(self, reason: str) -> None:
+        """Count one; the reason names it.
+
+        Raises:
+            DataError: more than allowed.
+        """
+        self.count += 1
+        if self.count > self._allowed:
+            raise DataError(
+                f"{reason}: {self.count:,} of {self._total:,} files are bad: mend or remove them, "
+                "or raise --max-bad-share"
+            )
+        if self.count <= _NAMED:
+            print(f"left out: {reason}", file=sys.stderr)
+
+    def summarise(self) -> None:
+        """Say how many, where not all were named."""
+        if self.count > _NAMED:
+            print(f"{self.count:,} files were left out", file=sys.stderr)
+
+
 class ImageFiles:
     """Reads files one after another; what does not decode is named and skipped."""
 
@@ -64,8 +98,7 @@ class ImageFiles:
         self.bad: list[BadFile] = []
         """Those skipped so far."""
         self._data = data
-        # One bad file among few is no reason to write nothing.
-        self._allowed = max(1, int(max_bad_share * len(paths))) if max_bad_share else 0
+        self._left_out = LeftOut(len(paths), max_bad_share)
 
     def __iter__(self) -> Iterator[tuple[Path, torch.Tensor]]:
         """Good files, each with its image, uint8 (3, H, W).
@@ -77,20 +110,10 @@ class ImageFiles:
             try:
                 image = read_image(path, self._data)
             except DataError as error:
-                self._leave_out(path, str(error))
+                self.bad.append(BadFile(path, str(error).removeprefix(f"{path}: ")))
+                self._left_out.add(str(error))
                 continue
             yield path, image
-        if len(self.bad) > _NAMED:
-            print(f"{len(self.bad):,} files were left out", file=sys.stderr)
+        self._left_out.summarise()
         if len(self.bad) == len(self.paths):
             raise DataError(f"--images: not one of {len(self.paths):,} files could be decoded")
-
-    def _leave_out(self, path: Path, reason: str) -> None:
-        self.bad.append(BadFile(path, reason.removeprefix(f"{path}: ")))
-        if len(self.bad) > self._allowed:
-            raise DataError(
-                f"{reason}: {len(self.bad):,} of {len(self.paths):,} files are bad: mend or remove "
-                "them, or raise --max-bad-share"
-            )
-        if len(self.bad) <= _NAMED:
-            print(f"left out: {reason}", file=sys.stderr)

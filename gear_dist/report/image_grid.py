@@ -55,13 +55,13 @@ def compose_grid(
     scale: int | None = None,
 ) -> Image.Image:
     """The grid of `save_grid` as an RGBA image, its gaps transparent."""
-    array = _channels_last(images)
+    array = channels_last(images)
     if captions is not None and len(captions) != len(array):
         raise ValueError(f"{len(captions)} captions for {len(array)} images")
     if columns < 1 or (scale is not None and scale < 1):
         raise ValueError(f"columns={columns} and scale={scale} must be at least 1")
     columns = min(columns, len(array))
-    factor = scale or max(1, math.ceil(_MIN_TILE / min(array.shape[1:3])))
+    factor = scale or magnification(min(array.shape[1:3]))
     array = array.repeat(factor, axis=1).repeat(factor, axis=2)
     height, width = array.shape[1:3]
     pitch = height + _GAP + (_CAPTION_HEIGHT if captions is not None else 0)
@@ -75,7 +75,7 @@ def compose_grid(
         left, top = _GAP + column * (width + _GAP), _GAP + row * pitch
         grid.paste(Image.fromarray(image), (left, top))
         if captions is not None:
-            text = _fit(captions[index], width, draw, font)
+            text = fit_text(captions[index], width, draw, font)
             draw.text((left, top + height + 1), text, fill=_INK, font=font)
     return grid
 
@@ -99,7 +99,17 @@ def pair_rows(upper: np.ndarray, lower: np.ndarray, columns: int = 8) -> np.ndar
     return np.concatenate(rows)
 
 
-def _channels_last(images: Any) -> np.ndarray:
+def magnification(side: int) -> int:
+    """By which pixels are repeated, so that a side has at least 96."""
+    return max(1, math.ceil(_MIN_TILE / side))
+
+
+def channels_last(images: Any) -> np.ndarray:
+    """Images as (B, H, W, 3) on the host; see `save_grid`.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
     array = images if isinstance(images, np.ndarray) else images.detach().cpu().numpy()
     if array.dtype != np.uint8:
         raise ValueError(f"images have dtype {array.dtype}: give uint8, 0 to 255")
@@ -108,7 +118,8 @@ def _channels_last(images: Any) -> np.ndarray:
     return array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array
 
 
-def _fit(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
+def fit_text(text: str, width: float, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """A text cut to a width in pixels, with an ellipsis where something is missing."""
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

@@ -12,6 +12,7 @@ import pytest
 from documented_commands import ROOT, documented_commands
 from gear_cluster.demo.object_store import StoreEndpoint
 from gear_dist.cli.main import main
+from image_files import encode
 from tiny_pair import make_tiny_pair
 
 
@@ -42,3 +43,17 @@ def test_many_samples(folder: Path, object_store: StoreEndpoint) -> None:
         )
         assert main(words) == 0
     assert np.load(folder / "samples/samples.npz")["arr_0"].shape == (200, 16, 16, 3)
+
+
+def test_pictures(folder: Path) -> None:
+    for number in range(30):
+        path = folder / ("held-out" if number < 10 else "training") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode(number, "PNG", (16, 16)))
+    *others, neighbours = documented_commands("sampling.md", "Pictures for looking")
+    for command in others:
+        # The demonstration has 16 classes, the tiny pair 4.
+        words = command.replace("0,5,10,15", "0,1,2,3").replace("0,5", "0,3").split()
+        assert main([*words, "--out", "look.png"]) == 0
+    assert main([*neighbours.split(), "--corpus", "training", "--held-out", "held-out"]) == 0
+    assert (folder / "runs/demo/look-neighbours.sheet.json").stat().st_size > 100

@@ -33,7 +33,7 @@ ORDER = (
     ("checkpoints", "models"),
     ("losses", "inference", "report"),
     ("training",),
-    ("evaluation", "interop", "planning"),
+    ("evaluation", "interop", "planning", "sheets"),
     ("reproduce",),
     ("api", "serving"),
     ("cli",),

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from gear_dist.config.models import SamplingConfig
@@ -15,6 +15,11 @@ PLAN_KEY = "sampling.json"
 ClassRule = Literal["per-class", "random"]
 _CLASS_DRAWS = 0x636C617373  # a series of its own beside the samples' seeds
 _ORDER_DRAWS = 0x6F72646572
+
+
+def short_hash(weights: Mapping[str, str]) -> str:
+    """A name of all weights, of their hashes by network."""
+    return "-".join(weights[name][:12] for name in sorted(weights))
 
 
 class BulkPlan(NamedTuple):
@@ -51,7 +56,7 @@ class BulkPlan(NamedTuple):
     @property
     def checkpoint(self) -> str:
         """A short hash of all weights, for metadata."""
-        return "-".join(self.weights[name][:12] for name in sorted(self.weights))
+        return short_hash(self.weights)
 
     def samples_of(self, tar: int) -> range:
         """Numbers of a tar's samples."""

@@ -188,10 +188,11 @@ def hash_weights(model: ModelFolder) -> dict[str, str]:
     Raises:
         DataError: the model lacks one.
     """
-    return {name: _sha256(model.require(name)) for name in NETWORKS}
+    return {name: hash_file(model.require(name)) for name in NETWORKS}
 
 
-def _sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in bounded memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASHED_BYTES):

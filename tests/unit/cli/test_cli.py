@@ -57,6 +57,8 @@ def test_examples_of_the_help_pages_are_valid_commands() -> None:
         (["train", "c.yaml", "--dry-rnu"], "--dry-run"),
         (["shard", "a", "b", "--sed=3"], "--seed"),
         (["evaluate", "--hlep"], "--help"),
+        (["look", "guidance", "m", "--temprature=1"], "--temperature"),
+        (["store", "check", "s3://b", "--jsno"], "--json"),
     ],
 )
 def test_misspelt_option_suggests(

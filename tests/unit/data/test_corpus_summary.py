@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gear_dist.cli.conditions import _warn_of_untrained, parse_classes
 from gear_dist.cli.main import main
-from gear_dist.cli.sample import _class_name, _warn_of_untrained, parse_classes
 from gear_dist.config.data import DataConfig
 from gear_dist.data.corpus import open_corpus
 from gear_dist.data.corpus_summary import CorpusSummary, check_contents, read_contents
 from gear_dist.data.loader import build_loader
 from gear_dist.data.manifest import DATASET_KEY, dump_info, load_manifest
 from gear_dist.errors import DataError
+from gear_dist.inference.subjects import ClassSubjects
 from gear_dist.storage.local import FileStorage
 from loader_cases import tar_of
 from refusals import has_word
@@ -180,7 +181,8 @@ def test_samples_are_of_the_classes_that_the_corpus_has():
     assert parse_classes("", 1000, names) == [0, 1, 2]
     assert parse_classes("", 4) == [0, 1, 2, 3]
     assert parse_classes("7,dog", 1000, names) == [7, 1]
-    assert [_class_name(i, names) for i in (2, 7)] == ["owl", "class 7"]
+    subjects = ClassSubjects((2, 7), tuple(names))
+    assert [subjects.label(i) for i in (0, 1)] == ["owl", "class 7"]
 
 
 def test_classes_that_were_never_trained_are_told(capsys: pytest.CaptureFixture[str]) -> None:

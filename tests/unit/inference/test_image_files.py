@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import public_files as files
+from gear_dist.cli.conditions import parse_classes
 from gear_dist.cli.main import main
-from gear_dist.cli.sample import parse_classes
 from gear_dist.errors import ConfigError
 from gear_dist.interop.import_public import import_checkpoints
 
