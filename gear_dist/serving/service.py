@@ -23,7 +23,7 @@ from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.inference.png import encode_png
 from gear_dist.inference.seeds import derive_seeds, prompt_seeds, single_prompt_seed
-from gear_dist.models.generator import ClassCondition
+from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.classes import class_index, class_names
 from gear_dist.runs.environment import num_cores
 from gear_dist.serving.batching import Batcher, BusyError, ImageRequest
@@ -70,6 +70,7 @@ class Service:
         self, images: Sequence[ImageRequest], check: Callable[[], None]
     ) -> Sequence[np.ndarray]:
         conditions = [image.condition for image in images]
+        condition: Condition
         if self.takes_prompts:
             condition = self._pair.read_prompts([str(prompt) for prompt in conditions])
         else:
