@@ -79,6 +79,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         default="runs",
         help="run folder root whose free disk space is checked",
     )
+    parser.add_argument(
+        "--config",
+        type=path_argument,
+        metavar="CONFIG",
+        help="run file whose text encoder is counted: parameters, memory, arithmetic",
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(run=run_doctor)
 
@@ -86,7 +92,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def run_doctor(args: argparse.Namespace) -> int:
     """Print every check as it is made; 2 if one failed."""
     checks = []
-    for check in run_checks(store=args.store, endpoint=args.endpoint, root=args.root):
+    options = {"store": args.store, "endpoint": args.endpoint, "root": args.root}
+    for check in run_checks(**options, config=args.config):
         checks.append(check)
         if not args.json:
             print(format_check(check), flush=True)
@@ -107,9 +114,17 @@ def format_check(check: Check) -> str:
 
 
 def run_checks(
-    *, store: str = "", endpoint: str = "", root: Path = Path("runs")
+    *,
+    store: str = "",
+    endpoint: str = "",
+    root: Path = Path("runs"),
+    config: Path | None = None,
 ) -> Iterator[Check]:
-    """Make all checks, cheap ones first; the store's only where one is named."""
+    """Make all checks, cheap ones first; those of a store and of a run only where they are named.
+
+    Raises:
+        ConfigError: the run file is missing or wrong.
+    """
     yield check_python()
     yield from check_packages()
     yield check_machine()
@@ -121,6 +136,8 @@ def run_checks(
     yield check_native()
     for package in ("triton", "deepspeed", "ray"):
         yield check_import(package)
+    if config is not None:
+        yield check_text_encoder(config, on_cuda=gpu_driver() is not None)
     if endpoint:
         yield check_endpoint(endpoint)
     if store:
@@ -233,6 +250,42 @@ def check_machine() -> Check:
             "machine", "warn", detail, "use run.workers=1 or a smaller engine.global_batch"
         )
     return Check("machine", "ok", detail)
+
+
+def check_text_encoder(path: Path, *, on_cuda: bool) -> Check:
+    """What the frozen text encoder of a run file takes of each worker.
+
+    Raises:
+        ConfigError: the run file is missing or wrong, or its text encoder is of another family.
+    """
+    from gear_dist.config.loading import load_config
+    from gear_dist.planning.fake_models import fake_tensors, measure_encoder
+    from gear_dist.planning.trace_step import CAPTION_TOKENS, caption_flops
+
+    config = load_config(path, [])
+    if not config.reads_captions:
+        return Check("text encoder", "ok", f"{path} trains on no captions")
+    with fake_tensors():
+        size, note = measure_encoder(config)
+    if not size.parameters:
+        unknown = "unknown" in note
+        fix = "give text_encoder.path a local folder, or connect to the hub" if unknown else ""
+        return Check("text encoder", "warn" if unknown else "ok", note, fix)
+    num_bytes = size.parameters * (2 if on_cuda else 4)
+    detail = (
+        f"{note}: {format_bytes(num_bytes)} of each worker in {'bf16' if on_cuda else 'fp32'}, "
+        f"{caption_flops(size) / 1e9:,.0f} GFLOP a caption of {CAPTION_TOKENS} tokens"
+    )
+    if config.generator.text_rotary == "zeros":
+        detail += "; generator.text_rotary=zeros: queries and keys of text positions are dead"
+    available = memory_bytes()[1]
+    if not on_cuda and available and num_bytes > available:
+        fix = (
+            "use a smaller text_encoder.path, or write the features elsewhere "
+            "(gear-dist features) and train with data.caption_features"
+        )
+        return Check("text encoder", "fail", f"{detail}; {format_bytes(available)} are free", fix)
+    return Check("text encoder", "ok", detail)
 
 
 def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:

@@ -153,10 +153,9 @@ def _score_captions(
 ) -> Any:
     from gear_dist.evaluation.captions import (
         choose_attributes,
+        load_or_train_attribute_judge,
         score_captions,
-        train_attribute_judge,
     )
-    from gear_dist.evaluation.classifier import load_training
     from gear_dist.inference.seeds import derive_seeds
 
     data, sampling = pair.config.data, dataclasses.replace(pair.config.sampling, guidance=guidance)
@@ -165,9 +164,10 @@ def _score_captions(
     if not attributes or not any(validation.captions):
         _say(f"{data.validation or data.train} records no attributes, or no captions: not scored")
         return None
-    judge = train_attribute_judge(
-        load_training(data),
+    judge = load_or_train_attribute_judge(
+        data,
         attributes,
+        args.cache,
         steps=ATTRIBUTE_STEPS * args.classifier_steps,
         device=pair.device,
         report=_say,

@@ -81,3 +81,21 @@ def iterate_captions(
             except UnreadableSampleError:
                 continue  # training names and replaces it
         on_shard(number + 1, len(manifest.shards))
+
+
+def iterate_first_captions(corpus: Corpus) -> Iterator[str]:
+    """The first caption of each sample in the corpus's order, on one line; unreadable ones and
+    samples without any are left out.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
+    for info in corpus.manifest.shards:
+        shard = read_shard(corpus.storage, info)
+        for row in range(len(shard.keys)):
+            try:
+                captions = shard.captions(row)
+            except UnreadableSampleError:
+                continue
+            if captions and (line := " ".join(captions[0].split())):
+                yield line

@@ -6,19 +6,32 @@ the training corpus; the captions are those of held-out images, whose attributes
 
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
+from gear_dist.config.data import DataConfig
+from gear_dist.data.corpus import open_corpus
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
-from gear_dist.evaluation.classifier import FEATURE_WIDTH, ResidualNet
-from gear_dist.models.classifier_training import FitSettings, fit, predict
+from gear_dist.evaluation.classifier import FEATURE_WIDTH, ResidualNet, load_training
+from gear_dist.models.classifier_training import (
+    FitSettings,
+    fit,
+    load_classifier,
+    predict,
+    save_classifier,
+)
+from gear_dist.storage.atomic import make_folder
+from gear_dist.storage.local import FileStorage
 
 GenerateImages = Callable[[Sequence[str], int], Tensor]
 """(captions of B images, seed) -> uint8 images (B, 3, H, W) on the CPU."""
 ALL = "all of them"
+KIND = "gear-dist judge of attributes, version 1"
 _SEED = 7_002
 
 
@@ -122,6 +135,74 @@ def train_attribute_judge(
         seed=_SEED,
     )
     fit(net, training, settings, device=device, report=report)
+    return net
+
+
+class JudgeRecipe(NamedTuple):
+    """What a trained judge is a function of; a cached file is reused where all matches."""
+
+    image_size: int
+    train_plan_hash: str
+    attributes: tuple[str, ...]
+    steps: int
+    seed: int = _SEED
+
+    def metadata(self) -> dict[str, Any]:
+        """The recipe as it stands in a file's metadata."""
+        return {"kind": KIND, **self._asdict(), "attributes": list(self.attributes)}
+
+
+def load_or_train_attribute_judge(
+    data: DataConfig,
+    attributes: Sequence[str],
+    cache: Path,
+    *,
+    steps: int,
+    device: torch.device | str = "cpu",
+    report: Callable[[str], None] = lambda line: None,
+) -> AttributeNet:
+    """The judge of a run's corpus: from the cache, or trained and put there.
+
+    Args:
+        data: names the training corpus and the image size.
+        attributes: that it tells.
+        cache: folder of trained judges; the file's name carries a hash of what it depends on.
+        steps: training steps.
+        device: where it trains and works.
+        report: takes progress lines.
+
+    Raises:
+        DataError: unreachable or damaged corpus. StorageError: the cache cannot be written.
+    """
+    plan_hash = open_corpus(data.train, data.endpoint).manifest.info.plan_hash
+    recipe = JudgeRecipe(data.image_size, plan_hash, tuple(attributes), steps)
+    digest = xxhash.xxh3_64_hexdigest(repr(sorted(recipe.metadata().items())).encode())
+    path = cache / f"attributes-{digest}.safetensors"
+    make_folder(cache)  # before the training, not after it
+    net = _load_judge(path, recipe)
+    if net is None:
+        training = load_training(data)
+        net = train_attribute_judge(training, attributes, steps=steps, device=device, report=report)
+        FileStorage(cache).delete(path.name)  # a damaged one: the cache is nobody's work
+        sizes = {name: training.attribute_sizes[name] for name in attributes}
+        save_classifier(path, net, {**recipe.metadata(), "sizes": sizes})
+    else:
+        report(f"classifier of attributes: {path} kept")
+    # One layout, whether just trained or read from a file: kernels, and so rounding, follow it.
+    net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.eval().requires_grad_(False)
+
+
+def _load_judge(path: Path, recipe: JudgeRecipe) -> AttributeNet | None:
+    """The judge of a file; None: there is none, it is another recipe's, or damaged."""
+    found = load_classifier(path)
+    if not found or not recipe.metadata().items() <= found[0].items():
+        return None
+    try:
+        net = AttributeNet({name: int(found[0]["sizes"][name]) for name in recipe.attributes})
+        net.load_state_dict(found[1])
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return None
     return net
 
 

@@ -1,5 +1,6 @@
 """Networks of a configuration as tensors without memory, and what is counted on them."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -8,11 +9,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gear_dist.config.schema import RunConfig
+from gear_dist.config.text import TextEncoderConfig
 from gear_dist.config.training import AlignmentConfig
 from gear_dist.losses.perceptual import LPIPS
 from gear_dist.models.discriminator.patchgan import SyncBatchNorm
 from gear_dist.models.generator.rotary import rotary_table
+from gear_dist.models.library_files import UnreachableError
 from gear_dist.models.teachers import Teacher, untrained_teachers
+from gear_dist.models.text_encoders import measure_text_encoder
+from gear_dist.models.text_encoders.base import EncoderSize
 from gear_dist.planning.memory import ParameterCounts
 from gear_dist.training.networks import build_modules
 
@@ -84,6 +89,7 @@ def count_networks(config: RunConfig) -> ModelStats:
                 **{name: _count(module) for name, module in modules.items()},
                 teacher=sum(map(_count, built.teachers)),
                 lpips=_count(built.lpips) if built.lpips else 0,
+                text_encoder=measure_encoder(config).size.parameters,
             ),
             buffer_bytes={
                 name: sum(b.nbytes for b in module.buffers() if b.is_floating_point())
@@ -98,6 +104,43 @@ def count_networks(config: RunConfig) -> ModelStats:
                 modules["generator"], config.alignment, config.generator.tap_layer
             ),
         )
+
+
+class EncoderStats(NamedTuple):
+    """The frozen text encoder of a run."""
+
+    size: EncoderSize
+    note: str
+    """For people."""
+
+
+def measure_encoder(config: RunConfig) -> EncoderStats:
+    """Sizes of the encoder that training holds; zeros, and why, where it holds none.
+
+    Made in `fake_tensors`. A plan is possible where neither hub nor folder is, so an encoder whose
+    sizes are unknown is a note and no error.
+    """
+    if not config.reads_captions:
+        return EncoderStats(EncoderSize(), "")
+    if config.data.caption_features:
+        return EncoderStats(
+            EncoderSize(), "features are read from data.caption_features, and no text encoder runs"
+        )
+    return _measure(config.text_encoder)
+
+
+@functools.lru_cache(maxsize=8)
+def _measure(section: TextEncoderConfig) -> EncoderStats:
+    """Once a process: a plan asks several times, and a hub out of reach is slow to say so."""
+    try:
+        size = measure_text_encoder(section)
+    except UnreachableError as error:
+        return EncoderStats(
+            EncoderSize(), f"the text encoder is not counted, its sizes are unknown: {error}"
+        )
+    return EncoderStats(
+        size, f"text encoder {section.name}, {section.path}: {size.parameters:,} parameters"
+    )
 
 
 def _count(module: nn.Module) -> int:

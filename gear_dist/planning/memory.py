@@ -25,6 +25,8 @@ class ParameterCounts(NamedTuple):
     generator: int
     teacher: int = 0
     lpips: int = 0
+    text_encoder: int = 0
+    """0: there is none, its features are read, or its sizes are not known."""
 
 
 class ActivationBytes(NamedTuple):
@@ -101,6 +103,9 @@ def estimate_memory(
         rows.append(MemoryRow("LPIPS (frozen)", _FP32 * counts.lpips))
     if "generator" in TRAINED[stage] and counts.teacher:
         rows.append(MemoryRow("teacher (frozen)", _FP32 * counts.teacher))
+    if counts.text_encoder:
+        size = _BF16 if on_cuda else _FP32
+        rows.append(MemoryRow("text encoder (frozen)", size * counts.text_encoder))
     sizes = {name: getattr(counts, name) for name in TRAINED[stage]}
     buckets = _bucket_bytes(states.engine, list(sizes.values()), on_cuda)
     gathered = max(states.gathered(name, count) for name, count in sizes.items())

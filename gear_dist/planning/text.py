@@ -6,6 +6,7 @@ from typing import Any
 from gear_dist.config.loading import to_dict
 from gear_dist.config.schema import RunConfig
 from gear_dist.formatting import format_bytes
+from gear_dist.planning.fake_models import fake_tensors, measure_encoder
 from gear_dist.planning.memory import format_estimate
 from gear_dist.planning.plan import CostPlan, StagePlan
 from gear_dist.planning.trace_step import CAPTION_TOKENS
@@ -33,10 +34,9 @@ def format_plan(plan: CostPlan) -> str:
 def _captions(config: RunConfig) -> list[str]:
     if not config.reads_captions:
         return []
-    lines = [
-        f"Captions of {CAPTION_TOKENS} tokens; the frozen text encoder is not counted, neither its "
-        "memory nor its passes."
-    ]
+    with fake_tensors():
+        note = measure_encoder(config).note
+    lines = [f"Captions of {CAPTION_TOKENS} tokens; {note}."]
     if config.generator.text_rotary == "zeros":
         lines.append(
             "generator.text_rotary=zeros: queries and keys of text positions are dead, as in the "

@@ -15,6 +15,7 @@ from gear_dist.config.training import EngineConfig
 from gear_dist.distributed.device import choose_precision
 from gear_dist.models.generator import ClassCondition, Condition, TextCondition
 from gear_dist.models.teachers import Teacher
+from gear_dist.models.text_encoders.base import EncoderSize
 from gear_dist.models.tokenizers import Tokenizer
 from gear_dist.planning.cost_model import (
     LiveStorages,
@@ -23,7 +24,7 @@ from gear_dist.planning.cost_model import (
     saved_for_backward,
 )
 from gear_dist.planning.cuda_numerics import CudaNumerics
-from gear_dist.planning.fake_models import build_skeleton, fake_tensors
+from gear_dist.planning.fake_models import build_skeleton, fake_tensors, measure_encoder
 from gear_dist.planning.hardware import Rates
 from gear_dist.planning.memory import ActivationBytes
 from gear_dist.training.engine import TrainingEngine, autocast_forward
@@ -202,7 +203,34 @@ def count_stage(
             batch = _batch(images, side, config.generator, teachers, meter, bf16=bf16)
             adversarial_from = config.discriminator.start_step
             train_micro_batch(networks, batch, config, adversarial_from, lpips)  # type: ignore[arg-type]
+    if stage != "tokenizer":
+        with fake_tensors():
+            size = measure_encoder(config).size
+        if cost := _encoder_cost(size, images, rates, on_cuda=on_cuda):
+            meter.passes["text encoder forward"] = cost
     return StageCost(meter.passes, meter.activations)
+
+
+def caption_flops(size: EncoderSize) -> int:
+    """Of one caption of CAPTION_TOKENS; a multiply-add is two."""
+    per_token = size.multiplied + 2 * CAPTION_TOKENS * size.attention_width * size.blocks
+    return 2 * CAPTION_TOKENS * per_token
+
+
+def _encoder_cost(
+    size: EncoderSize, images: int, rates: Rates, *, on_cuda: bool
+) -> OperationCost | None:
+    """The forward of a micro-batch's captions; None: no encoder runs.
+
+    Weights are read once; what is read and written between products is not counted.
+    """
+    if not size.parameters:
+        return None
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    flops = images * caption_flops(size)
+    traffic = size.multiplied * dtype.itemsize
+    rate = rates.flops_per_s(dtype, convolution=False)
+    return OperationCost(flops, traffic, max(flops / rate, traffic / rates.memory))
 
 
 def _condition(images: int, generator: GeneratorConfig) -> Condition:

@@ -42,6 +42,12 @@ def add_corpus_commands(subparsers: Any) -> None:
         metavar="FILE",
         help="write licence and attribution of every image that states one, as CSV",
     )
+    stats.add_argument(
+        "--prompts",
+        type=output_file(),
+        metavar="FILE",
+        help="write the first caption of each image, one a line, for gear-dist sample --prompts",
+    )
     preview = _add(subparsers, "preview", "a contact sheet of a corpus as PNG", _preview)
     preview.add_argument(
         "--out", type=output_file(".png"), required=True, metavar="FILE", help="the PNG"
@@ -148,6 +154,8 @@ def _stats(args: argparse.Namespace) -> int:
     stats = measure_corpus(storage, _other_split(args))
     if args.attribution:
         _write_attribution(storage, args.attribution)
+    if args.prompts:
+        _write_prompts(args.corpus, args.endpoint, args.prompts)
     if args.html:
         write_text(args.html, render_page(storage, stats))
     print(json.dumps(stats._asdict(), indent=1) if args.json else as_table(stats))
@@ -171,6 +179,17 @@ def _write_attribution(storage: Any, path: Any) -> None:
             write_attribution(text, storage, manifest)
         finally:
             text.detach()  # the stream is the atomic file's to close
+
+
+def _write_prompts(corpus: str, endpoint: str, path: Any) -> None:
+    from gear_dist.data.captions import iterate_first_captions
+    from gear_dist.data.corpus import open_corpus
+    from gear_dist.storage.atomic import write_text
+
+    prompts = list(iterate_first_captions(open_corpus(corpus, endpoint)))
+    if not prompts:
+        raise DataError(f"--prompts {path}: {corpus} has no captions: leave the option out")
+    write_text(path, "\n".join(prompts) + "\n")
 
 
 def _other_split(args: argparse.Namespace) -> Any:

@@ -11,9 +11,14 @@ from gear_dist.config.text import TextEncoderConfig
 if TYPE_CHECKING:
     import torch
 
-    from gear_dist.models.text_encoders.base import TextEncoder
+    from gear_dist.models.text_encoders.base import EncoderSize, TextEncoder
 
-__all__ = ["TEXT_ENCODERS", "load_text_encoder", "text_encoder_class"]
+__all__ = [
+    "TEXT_ENCODERS",
+    "load_text_encoder",
+    "measure_text_encoder",
+    "text_encoder_class",
+]
 
 TEXT_ENCODERS = {
     "clip": "clip.ClipTextEncoder",
@@ -49,3 +54,12 @@ def load_text_encoder(
     encoder = text_encoder_class(config.name).load(config, dtype).to(device)
     encoder.check_width(width)
     return encoder
+
+
+def measure_text_encoder(config: TextEncoderConfig) -> "EncoderSize":
+    """The sizes of the same encoder, without weights. Reads config.json at most.
+
+    Raises:
+        ConfigError: an encoder whose sizes are not known here.
+    """
+    return text_encoder_class(config.name).measure(config)

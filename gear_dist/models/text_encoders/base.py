@@ -22,6 +22,18 @@ class CaptionFeatures(NamedTuple):
     """Whether the last row is a padding slot (see `TextCondition.hidden`)."""
 
 
+class EncoderSize(NamedTuple):
+    """What an encoder takes, for plans."""
+
+    parameters: int = 0
+    multiplied: int = 0
+    """Weights that every token is multiplied with; not the table of tokens."""
+    blocks: int = 0
+    """Blocks that run."""
+    attention_width: int = 0
+    """Of all heads together."""
+
+
 class TextEncoder(nn.Module):
     """Frozen: always in evaluation mode, no parameter requires a gradient.
 
@@ -40,6 +52,11 @@ class TextEncoder(nn.Module):
     @classmethod
     def load(cls, config: TextEncoderConfig, dtype: torch.dtype) -> Self:
         """The encoder with its weights in a dtype, on the CPU; see `load_text_encoder`."""
+        raise NotImplementedError
+
+    @classmethod
+    def measure(cls, config: TextEncoderConfig) -> EncoderSize:
+        """Sizes without weights; see `measure_text_encoder`. Made in `fake_tensors`."""
         raise NotImplementedError
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:

@@ -12,6 +12,16 @@ class ClipTextEncoder(LibraryTextEncoder):
     example = "openai/clip-vit-large-patch14"
     blocks = "encoder.layers"
     final_norm = "final_layer_norm"
+    published: ClassVar = {
+        "openai/clip-vit-large-patch14": {
+            "model_type": "clip_text_model",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "vocab_size": 49_408,
+        }
+    }
 
     @property
     def max_positions(self) -> int:

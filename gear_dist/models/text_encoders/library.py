@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gear_dist.config.text import TextEncoderConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.library_files import explained, find_source, quiet, read_model
-from gear_dist.models.text_encoders.base import CaptionFeatures, TextEncoder
+from gear_dist.models.text_encoders.base import CaptionFeatures, EncoderSize, TextEncoder
 
 SETTING = "text_encoder"
 BUCKET_TOKENS = 4096
@@ -45,8 +45,12 @@ class LibraryTextEncoder(TextEncoder):
     """Where it has the norm after them."""
     takes_positions: ClassVar[bool] = True
     """Whether tokens can be given places of their own, which padding needs."""
+    queries: ClassVar[str] = "q_proj.weight"
+    """How the weights of a block's queries are called."""
     fixed_sizes: ClassVar[Mapping[str, Any]] = {}
     """Values of config.json that are replaced."""
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """config.json of published models by hub name, as far as sizes depend on it."""
 
     def __init__(self, config: TextEncoderConfig, model: Any, tokenizer: Any) -> None:
         """Take a model and a tokenizer of the library over; what features do not need is dropped.
@@ -63,10 +67,7 @@ class LibraryTextEncoder(TextEncoder):
         self._pad = next(
             (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
         )
-        deepest = max(config.layers)
-        if 0 not in config.layers:
-            del model.get_submodule(self.blocks)[deepest:]
-            model.set_submodule(self.final_norm, nn.Identity())
+        self._cut(config, model)
         for layer in config.layers:
             if layer:
                 block = model.get_submodule(self.blocks)[layer - 1]
@@ -74,9 +75,46 @@ class LibraryTextEncoder(TextEncoder):
         self.freeze()
 
     @classmethod
-    def load(cls, config: TextEncoderConfig, dtype: torch.dtype) -> Self:
-        """The encoder of a local folder or a hub name."""
-        from transformers import AutoTokenizer, PreTrainedConfig
+    def _cut(cls, config: TextEncoderConfig, model: Any) -> None:
+        """Drop the blocks behind those whose output is read, and the norm after them."""
+        if 0 not in config.layers:
+            del model.get_submodule(cls.blocks)[max(config.layers) :]
+            model.set_submodule(cls.final_norm, nn.Identity())
+
+    @classmethod
+    def measure(cls, config: TextEncoderConfig) -> EncoderSize:
+        """See `TextEncoder.measure`; of published sizes, or those of config.json.
+
+        Raises:
+            ConfigError: config.json is not reachable, damaged, or of another family.
+        """
+        from transformers.initialization import no_init_weights
+
+        sizes_json = cls.published.get(config.path)
+        if sizes_json is None:
+            model_class, sizes = cls._read_sizes(config)
+        else:
+            model_class = cls._model_class(config, sizes_json["model_type"])
+            given = {key: value for key, value in sizes_json.items() if key != "model_type"}
+            sizes = model_class.config_class(**given, **cls.fixed_sizes)
+        with no_init_weights():  # it looks at values, which tensors without memory lack
+            model = model_class(sizes)
+        model.tie_weights()  # which the library leaves out where it does not initialise
+        cls._cut(config, model)
+        blocks = model.get_submodule(cls.blocks)
+        linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
+        queries = (p for name, p in blocks.named_parameters() if name.endswith(cls.queries))
+        return EncoderSize(
+            sum(parameter.numel() for parameter in model.parameters()),
+            sum(part.weight.numel() for part in linear),
+            len(blocks),
+            next((len(weight_OI) for weight_OI in queries), 0),
+        )
+
+    @classmethod
+    def _read_sizes(cls, config: TextEncoderConfig) -> tuple[Any, Any]:
+        """The library's class, and config.json of a local folder or hub name."""
+        from transformers import PreTrainedConfig
 
         source = find_source(config.path, SETTING, cls.example)
         revision = {"revision": config.revision} if config.revision else {}
@@ -87,6 +125,17 @@ class LibraryTextEncoder(TextEncoder):
         model_class = cls._model_class(config, sizes_json.get("model_type", "unnamed"))
         with cls._reading(config):
             sizes = model_class.config_class.from_pretrained(source, **revision, **cls.fixed_sizes)
+        return model_class, sizes
+
+    @classmethod
+    def load(cls, config: TextEncoderConfig, dtype: torch.dtype) -> Self:
+        """The encoder of a local folder or a hub name."""
+        from transformers import AutoTokenizer
+
+        source = find_source(config.path, SETTING, cls.example)
+        revision = {"revision": config.revision} if config.revision else {}
+        model_class, sizes = cls._read_sizes(config)
+        with cls._reading(config):
             model = read_model(
                 model_class, source, config.path, SETTING, config=sizes, dtype=dtype, **revision
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gear_dist.config.text import MAX_WORDS, TextEncoderConfig
 from gear_dist.errors import ConfigError
-from gear_dist.models.text_encoders.base import CaptionFeatures, TextEncoder
+from gear_dist.models.text_encoders.base import CaptionFeatures, EncoderSize, TextEncoder
 from gear_dist.storage.atomic import write_file
 from gear_dist.storage.json_files import build_record, parse_json, to_json
 from gear_dist.storage.paths import expand_user, local_path
@@ -98,6 +98,11 @@ class WordsTextEncoder(TextEncoder):
     def load(cls, config: TextEncoderConfig, dtype: torch.dtype) -> Self:
         """The encoder of a vocabulary file; its features are fp32 in any case."""
         return cls(config, read_vocabulary(config.path))
+
+    @classmethod
+    def measure(cls, config: TextEncoderConfig) -> EncoderSize:
+        """See `TextEncoder.measure`: there is nothing to hold or to multiply with."""
+        return EncoderSize()
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """See `TextEncoder.tokenize`; the end token is always there."""

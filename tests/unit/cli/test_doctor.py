@@ -10,7 +10,7 @@ import pytest
 
 from gear_dist.cli import doctor
 from gear_dist.cli.doctor import Check
-from gear_dist.errors import DataError
+from gear_dist.errors import ConfigError, DataError
 
 GIB = 1024**3
 
@@ -217,3 +217,36 @@ def test_a_store_that_refuses_gives_its_own_line(tmp_path, monkeypatch):
         "fail",
         "s3://b: wrong credentials; set AWS_ACCESS_KEY_ID",
     )
+
+
+CAPTIONED = """
+generator: {condition: text, text_width: 2048}
+data: {captions: random}
+stages: {generator: {steps: 1}}
+"""
+
+
+def test_the_text_encoder_of_a_run_file_is_counted(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(CAPTIONED)
+    check = doctor.check_text_encoder(path, on_cuda=True)
+    assert check.status == "ok"
+    for needle in ("1,720,574,976 parameters", "3.2 GiB", "bf16", "GFLOP a caption"):
+        assert needle in check.detail
+    path.write_text(path.read_text() + "text_encoder: {path: nobody/has-this}\n")
+    check = doctor.check_text_encoder(path, on_cuda=True)
+    assert (check.status, bool(check.fix)) == ("warn", True)
+    path.write_text("data: {captions: random}\nstages: {generator: {steps: 1}}\n")
+    assert "no captions" in doctor.check_text_encoder(path, on_cuda=True).detail
+    path.write_text("data: {captoins: random}\n")
+    with pytest.raises(ConfigError, match="captions"):
+        list(doctor.run_checks(config=path))
+
+
+def test_an_encoder_that_does_not_fit_fails(tmp_path, monkeypatch):
+    path = tmp_path / "run.yaml"
+    path.write_text(CAPTIONED)
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: (8 * GIB, 4 * GIB))
+    check = doctor.check_text_encoder(path, on_cuda=False)
+    assert check.status == "fail"
+    assert "data.caption_features" in check.fix

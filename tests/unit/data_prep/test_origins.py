@@ -19,6 +19,7 @@ from gear_dist.data.origins import iterate_origins, origins_keys
 from gear_dist.data.sample_filters import SampleFilters
 from gear_dist.data.shard_reader import TypedCaption, read_shard
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.inference.prompt_files import read_prompt_file
 from gear_dist.storage.open import open_storage
 from image_files import contents, encode, tar_bytes
 from refusals import refused
@@ -235,3 +236,19 @@ def test_no_attribution_file_of_a_corpus_that_states_none(tmp_path: Path) -> Non
     with refused(DataError, "--attribution", table, tmp_path / "out/train"):
         args.run(args)
     assert not table.exists()
+
+
+def test_reference_captions_are_prompts(gpic: Path, tmp_path: Path) -> None:
+    shard(gpic, tmp_path / "out")
+    prompts = tmp_path / "prompts.txt"
+    assert data_prep(["stats", str(tmp_path / "out/train"), "--prompts", str(prompts)]) == 0
+    assert sorted(read_prompt_file(prompts, most=9)) == [
+        "a red boat", "a tree", "boat, red", "untold",
+    ]  # fmt: skip
+    source = tmp_path / "bare"
+    source.mkdir()
+    (source / "0.tar").write_bytes(tar_bytes({"a.jpg": encode(1), "a.cls": b"0"}))
+    shard(source, tmp_path / "bare-out")
+    args = parse(["stats", str(tmp_path / "bare-out/train"), "--prompts", str(prompts)])
+    with refused(DataError, "--prompts", prompts, "captions"):
+        args.run(args)

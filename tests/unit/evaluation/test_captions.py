@@ -3,14 +3,17 @@
 import pytest
 import torch
 
+from gear_dist.config.data import DataConfig
 from gear_dist.data.labelled import LabelledImages
 from gear_dist.errors import ConfigError
 from gear_dist.evaluation.captions import (
     ALL,
     choose_attributes,
+    load_or_train_attribute_judge,
     score_captions,
     train_attribute_judge,
 )
+from gear_dist.models.classifier_training import predict
 from refusals import refused
 
 SIZES = {"side": 2, "tone": 2}
@@ -75,3 +78,25 @@ def test_attributes_are_the_wanted_ones_or_all():
     assert choose_attributes(["tone"], SIZES) == ("tone",)
     with refused(ConfigError, "--attributes tone,hue", "hue"):
         choose_attributes(["tone", "hue"], SIZES)
+
+
+def test_the_judge_is_trained_once_a_corpus(sample_shards, tmp_path):
+    data = DataConfig(train=f"{sample_shards.file}/train", image_size=16)
+    said: list[str] = []
+    options = {"steps": 2, "report": said.append}
+    first = load_or_train_attribute_judge(data, ["shape", "hue"], tmp_path, **options)
+    (path,) = tmp_path.glob("attributes-*.safetensors")
+    assert not any("kept" in line for line in said)
+    again = load_or_train_attribute_judge(data, ["shape", "hue"], tmp_path, **options)
+    assert any(f"{path} kept" in line for line in said)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    expected, found = predict(first, images), predict(again, images)
+    assert all(torch.equal(expected[name], found[name]) for name in ("shape", "hue"))
+    load_or_train_attribute_judge(data, ["hue"], tmp_path, **options)
+    load_or_train_attribute_judge(data, ["shape", "hue"], tmp_path, steps=1)
+    assert len(list(tmp_path.glob("attributes-*.safetensors"))) == 3, "others are judges apart"
+    for junk in (b"junk", path.read_bytes()[:-10]):
+        path.write_bytes(junk)
+        said.clear()
+        load_or_train_attribute_judge(data, ["shape", "hue"], tmp_path, **options)
+        assert not any("kept" in line for line in said), "a damaged one is trained again"

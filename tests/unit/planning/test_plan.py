@@ -8,15 +8,19 @@ import torch
 
 from gear_dist.cli import main as cli
 from gear_dist.config.loading import load_config
+from gear_dist.config.text import TextEncoderConfig
 from gear_dist.errors import ConfigError
 from gear_dist.models.generator.rotary import rotary_table
 from gear_dist.models.teachers import load_teachers, teacher_class
+from gear_dist.models.text_encoders import load_text_encoder, measure_text_encoder
 from gear_dist.planning.fake_models import build_skeleton, count_networks, fake_tensors
 from gear_dist.planning.hardware import PEAKS, make_rates
 from gear_dist.planning.plan import plan_costs
+from gear_dist.planning.text import format_plan
 from gear_dist.planning.trace_step import count_stage
 from refusals import refused
 from tiny_encoders import run_tower, save_encoder
+from tiny_text_encoders import save_text_encoder
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PROJECTOR = 2 * 256 / 1e9  # GFLOP an image and parameter
@@ -252,3 +256,54 @@ def test_a_known_teachers_wrong_settings_are_named_alone():
     with refused(ConfigError, "teacher.block=13", "facebook/dinov2-base", "12 blocks") as caught:
         count_networks(config)
     assert "facebook/dinov2-small" not in str(caught.value)
+
+
+GPUS = {"world_size": 8, "rates": make_rates({}), "on_cuda": True}
+TEXT = ("generator.condition=text", "data.captions=random", "generator.text_width=2048")
+
+
+def test_the_text_encoder_is_counted():
+    """Parameters, bf16 weights on every worker, a pass over each caption."""
+    plan = plan_costs(recipe("stage/generator", *TEXT), **GPUS)
+    assert plan.counts.text_encoder == 1_720_574_976
+    (stage,) = plan.stages
+    rows = {row.part: row for row in stage.memory.rows}
+    assert rows["text encoder (frozen)"].fixed == 2 * 1_720_574_976
+    cost = stage.cost.passes["text encoder forward"]
+    multiplied = 1_720_574_976 - 151_936 * 2048 - 28 * (2 * 2048 + 2 * 128) - 2048
+    attention = 4 * 60 * 60 * 2048 * 28
+    assert cost.flops == plan.micro_batch * (2 * 60 * multiplied + attention)
+    assert cost.seconds > 0
+    text = format_plan(plan)
+    assert "1,720,574,976 parameters" in text
+    shallow = plan_costs(recipe("stage/generator", *TEXT, "text_encoder.layers=[14]"), **GPUS)
+    assert shallow.stages[0].cost.passes["text encoder forward"].flops < 0.51 * cost.flops
+
+
+@pytest.mark.parametrize(
+    ("setting", "note"),
+    [
+        ("text_encoder.name=words", "text encoder words"),
+        ("data.caption_features=features", "no text encoder runs"),
+        ("text_encoder.path=nobody/has-this", "sizes are unknown"),
+    ],
+)
+def test_what_takes_no_memory_or_is_not_known_is_said(setting, note):
+    plan = plan_costs(recipe("stage/generator", *TEXT, setting), **GPUS)
+    assert plan.counts.text_encoder == 0
+    assert "text encoder forward" not in plan.stages[0].cost.passes
+    assert note in format_plan(plan)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "t5", "t5gemma", "clip"])
+def test_measured_encoders_are_the_loaded_ones(name, tmp_path):
+    save_text_encoder(name, tmp_path)
+    for layers in ((0,), (2,)):
+        config = TextEncoderConfig(name=name, path=str(tmp_path), layers=layers, max_tokens=48)
+        with fake_tensors():
+            size = measure_text_encoder(config)
+        width = 16 * len(layers)
+        loaded = load_text_encoder(config, width=width, device=torch.device("cpu"))
+        assert size.parameters == sum(p.numel() for p in loaded.parameters())
+        assert size.blocks == (3 if layers == (0,) else 2)
+        assert size.attention_width == 16
