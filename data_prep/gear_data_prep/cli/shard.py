@@ -16,6 +16,8 @@ from gear_dist.storage.addresses import join_address, parse_address
 from gear_dist.storage.paths import local_path
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MAX_DIGITS = 18
+"""Of a number of bytes; int() refuses to read thousands of them."""
 _MIN_RATE = 0.001
 _KINDS_WITH_ORIGINS = ("webdataset", "parquet")
 _KINDS = ("auto", "folder", "imagenet", "webdataset", "parquet", "urls")
@@ -549,6 +551,8 @@ def parse_bytes(option: str, text: str) -> int:
     """A number of bytes, with K, M or G; ConfigError for anything else."""
     unit = _UNITS.get(text[-1:].upper(), 1)
     number = text[:-1] if unit > 1 else text
-    if not number.isdigit() or int(number) == 0:
-        raise ConfigError(f"{option} {text}: use a number above 0 with K, M or G, such as 256M")
+    is_number = number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS
+    if not is_number or int(number) == 0:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ConfigError(f"{option} {shown}: use a number above 0 with K, M or G, such as 256M")
     return int(number) * unit

@@ -128,7 +128,13 @@ def test_filters_that_leave_nothing_or_cannot_work(
     (tree / "a.jpg").write_bytes(encode(1))
     with refused(ConfigError, "--subsets", "nano", "folder"):
         data_prep_raising(tree.parent, tmp_path / "out2", "--subsets", "nano")
-    for wrong in (("--subsets", "a,,b"), ("--min-side", "-1"), ("--licenses", "")):
+    for wrong in (
+        ("--subsets", "a,,b"),
+        ("--min-side", "-1"),
+        ("--licenses", ""),
+        ("--max-bytes", "9" * 5000),
+        ("--max-bytes", "\u00b2M"),
+    ):
         assert main(["shard", str(gpic), str(tmp_path / "out3"), *wrong]) == 2
         assert wrong[0] in capsys.readouterr().err
 
