@@ -9,7 +9,9 @@ from typing import Any
 from gear_dist.cli.arguments import add_device, path_argument, read_device, whole
 from gear_dist.cli.sample import MODEL_HELP, add_sampling, sampling_from
 from gear_dist.errors import ConfigError
-from gear_dist.inference.model_folder import open_model
+from gear_dist.inference.model_folder import ModelFolder, open_model
+from gear_dist.runs.environment import num_cores
+from gear_dist.serving.settings import ServerSettings
 
 PORT = 8000
 _BATCH = {"cpu": 16, "cuda": 32}
@@ -67,31 +69,37 @@ def add_commands(subparsers: Any) -> None:
     parser.set_defaults(run=run_serve)
 
 
+def server_settings(
+    args: argparse.Namespace, model: ModelFolder, device: str, replicas: int
+) -> ServerSettings:
+    """What each replica is told, on a device of this type."""
+    if args.fixed_batches is None and device == "cuda":
+        # Graphs are captured for one batch size; and an image must not depend on its company.
+        args.fixed_batches = True
+    args.batch = args.batch or _BATCH[device]
+    return ServerSettings(
+        model=os.path.abspath(args.model),
+        sampling=sampling_from(args, model.config.sampling),
+        device=device,
+        threads=args.threads or max(1, num_cores() // replicas),
+        batch=args.batch,
+        queue=args.queue,
+        images_per_request=min(args.max_images, args.queue),
+    )
+
+
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until a signal."""
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("serve needs Ray Serve: pip install 'gear-dist[serve]'")
     import torch
 
-    from gear_dist.runs.environment import num_cores
     from gear_dist.serving.server import check_model, choose_port, run_server
-    from gear_dist.serving.settings import ServerSettings
 
     model = open_model(args.model)
     device = read_device(args).type
     replicas = args.replicas or (torch.cuda.device_count() if device == "cuda" else 1)
-    batch = args.batch or _BATCH[device]
-    # Graphs are captured for one batch size; and an image's bytes must not depend on its company.
-    args.batch, args.fixed_batches = batch, device == "cuda" or args.fixed_batches
-    settings = ServerSettings(
-        model=os.path.abspath(args.model),
-        sampling=sampling_from(args, model.config.sampling),
-        device=device,
-        threads=args.threads or max(1, num_cores() // replicas),
-        batch=batch,
-        queue=args.queue,
-        images_per_request=min(args.max_images, args.queue),
-    )
+    settings = server_settings(args, model, device, replicas)
     check_model(model)
     port = choose_port(args.host, args.port)
     if args.dry_run:

@@ -9,7 +9,10 @@ import yaml
 
 from gear_dist.cli.main import main
 from gear_dist.cli.main import parse as parse_command
+from gear_dist.cli.serve import server_settings
+from gear_dist.config.models import SamplingConfig
 from gear_dist.errors import ConfigError, DataError
+from gear_dist.inference.model_folder import open_model
 from gear_dist.serving.deployment import ReplicaArguments, build
 from refusals import refused
 from tiny_pair import make_tiny_pair
@@ -61,6 +64,16 @@ def test_models_that_cannot_be_served(model: Path, tmp_path: Path) -> None:
     (broken / "tokenizer.safetensors").unlink()
     with refused(DataError, "tokenizer", broken):
         run(broken, "--dry-run", "--port", 0)
+
+
+def test_on_cuda_batches_are_filled_up_unless_told_otherwise(model: Path) -> None:
+    def sampling(device: str, *words: str) -> SamplingConfig:
+        args = parse_command(["serve", str(model), *words])
+        return server_settings(args, open_model(model), device, 1).sampling
+
+    assert (sampling("cuda").fixed_batches, sampling("cuda").batch) == (True, 32)
+    assert not sampling("cuda", "--no-fixed-batches").fixed_batches
+    assert (sampling("cpu").fixed_batches, sampling("cpu", "--batch", "3").batch) == (False, 3)
 
 
 def test_without_ray_serve_the_extra_is_named(
