@@ -57,7 +57,6 @@ class TorchStep(nn.Module):
         self.batch = batch
         self._filters: Filters | None = None
         self._masked = False
-        self._compiled = self._compile(compile_backend) if compile_backend else None
         device, dtype = weights.head_KD.device, weights.head_KD.dtype
         self.num_tokens = len(weights.rotary) - 1
         width = weights.norm_D.shape[0]
@@ -66,7 +65,7 @@ class TorchStep(nn.Module):
         # The last token is predicted, and never an input.
         positions = self.offset + self.num_tokens
         # Whole buckets: a graph reads up to the end of one.
-        positions = -(-positions // BUCKET) * BUCKET if self._compiled else positions
+        positions = -(-positions // BUCKET) * BUCKET if compile_backend else positions
         shape = (len(weights.layers), rows, heads, positions, head_width)
         self.keys: Tensor
         self.values: Tensor
@@ -85,6 +84,7 @@ class TorchStep(nn.Module):
         self._buffer("starts_R", torch.zeros(rows, dtype=torch.long, device=device))
         self.finite: Tensor
         self._buffer("finite", torch.ones(1, dtype=torch.bool, device=device))
+        self._compiled = self._compile(compile_backend) if compile_backend else None
 
     def _compile(self, backend: str) -> Callable[..., None]:
         how: dict[str, Any] = {"backend": backend}
@@ -92,6 +92,10 @@ class TorchStep(nn.Module):
             how = {"mode": "reduce-overhead"}
             # What is compiled stays there for the next process: a start takes seconds, not minutes.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser(COMPILE_CACHE))
+        # Each bucket is a graph, with and without guidance. By default torch allows eight of them for
+        # a function, whatever object it belongs to, and then raises.
+        most = 2 * (self.keys.shape[3] // BUCKET)
+        how |= {"recompile_limit": most, "isolate_recompiles": True}
         return torch.compile(self.forward, fullgraph=True, dynamic=False, **how)
 
     def _buffer(self, name: str, tensor: Tensor) -> None:

@@ -13,7 +13,7 @@ from gear_dist.inference.decoding import engine as engine_module
 from gear_dist.inference.decoding.engine import DecodingEngine
 from gear_dist.inference.decoding.guidance import count_guided, guidance_scales
 from gear_dist.inference.decoding.native import FewRows, load_few_rows, pack
-from gear_dist.inference.decoding.torch_step import TorchStep
+from gear_dist.inference.decoding.torch_step import BUCKET, TorchStep
 from gear_dist.inference.decoding.weights import pack_weights
 from gear_dist.inference.draws import Filters, draw_codes
 from gear_dist.inference.seeds import token_uniforms
@@ -25,11 +25,11 @@ CPU = torch.device("cpu")
 NUM_CODES, SIDE, NUM_CLASSES = 37, 4, 5
 
 
-def make_generator(**changes) -> Generator:
+def make_generator(*, side=SIDE, **changes) -> Generator:
     torch.manual_seed(0)
     sizes = {"width": 48, "num_layers": 2, "num_heads": 3, "num_classes": NUM_CLASSES}
     config = GeneratorConfig(**sizes, tap_layer=1, **changes)
-    generator = Generator(config, num_codes=NUM_CODES, grid_size=SIDE, kernels="torch")
+    generator = Generator(config, num_codes=NUM_CODES, grid_size=side, kernels="torch")
     torch.nn.init.normal_(generator.output.weight, std=0.3)
     for block in generator.layers:
         torch.nn.init.normal_(block.attention.wqkv.weight, std=0.2)
@@ -242,6 +242,20 @@ def test_the_step_is_one_graph(backend):
     assert torch.equal(eager.result(), compiled.result())
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs == 2, "one with null halves, one without: all tokens are in the first bucket"
+
+
+@torch.no_grad()
+def test_buckets_and_batches_may_take_any_number_of_graphs():
+    """torch allows eight of a function by default, those of all its objects together."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    generator = make_generator(side=12)
+    for _ in range(3):
+        step = make_step(generator, compile_backend="eager")
+        for token in (1, BUCKET, 2 * BUCKET):
+            step.advance(token, guided=True)
+            step.advance(token, guided=False)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 18
 
 
 @torch.no_grad()
