@@ -6,6 +6,7 @@ Nothing here imports torch unless `torch_devices` is called.
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -125,14 +126,40 @@ def torch_devices() -> list[dict[str, Any]]:
 
 
 def gpu_driver() -> str | None:
-    """Version of the NVIDIA driver; None where there is none."""
+    """Version of the NVIDIA driver, "unknown" and why where it does not say; None: there is none.
+
+    Tools of the driver may be installed where there is no GPU: what they fail at there is nothing.
+    """
     tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    return (
-        _output([tool, "--query-gpu=driver_version", "--format=csv,noheader"]).partition("\n")[0]
-        or None
-    )
+    if tool is not None:
+        words = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+        said, ended_well = _first_words(words)
+        if ended_well and _VERSION.match(said):
+            return said
+    elif (found := _VERSION_WITHIN.search(" ".join(_lines(_DRIVER_FILE)[:1]))) is not None:
+        return found.group()
+    else:
+        said = "there is no nvidia-smi"
+    return f"unknown ({said or 'nvidia-smi says nothing'})" if _driver_is_loaded() else None
+
+
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_DEVICE_FILE = Path("/dev/nvidiactl")
+_VERSION = re.compile(r"\d+(\.\d+)+$")
+_VERSION_WITHIN = re.compile(r"\b\d{3}(\.\d+)+")
+
+
+def _driver_is_loaded() -> bool:
+    return _DRIVER_FILE.exists() or _DEVICE_FILE.exists()
+
+
+def _first_words(command: list[str]) -> tuple[str, bool]:
+    """The first line of what a command says, and whether it ended well."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return type(error).__name__, False
+    return ((done.stdout.strip() or done.stderr.strip()).partition("\n")[0], done.returncode == 0)
 
 
 DRIVERS = {12: "525", 13: "580"}
@@ -145,11 +172,14 @@ def unseen_gpu(cuda: str | None, driver: str | None, visible: str | None) -> tup
 
     Args:
         cuda: version that torch is built for; None: it is built without.
-        driver: version of the driver; None: there is none.
+        driver: see `gpu_driver`.
         visible: CUDA_VISIBLE_DEVICES; empty: none is to be seen.
     """
     if driver is None or visible in ("", "-1"):
         return "", ""
+    if not _VERSION.match(driver):
+        fix = "after an update of the driver restart the machine; else look at `nvidia-smi`"
+        return f"torch sees no GPU, and the driver that is here does not answer: {driver}", fix
     if cuda is None:
         return f"torch is built without CUDA, and driver {driver} is here", "install torch for CUDA"
     needed = DRIVERS.get(int(cuda.partition(".")[0]), "")

@@ -92,8 +92,8 @@ class TorchStep(nn.Module):
             how = {"mode": "reduce-overhead"}
             # What is compiled stays there for the next process: a start takes seconds, not minutes.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser(COMPILE_CACHE))
-        # Each bucket is a graph, with and without guidance. By default torch allows eight of them for
-        # a function, whatever object it belongs to, and then raises.
+        # Each bucket is a graph, with and without guidance. By default torch allows eight of them
+        # for a function, whatever object it belongs to, and then raises.
         most = 2 * (self.keys.shape[3] // BUCKET)
         how |= {"recompile_limit": most, "isolate_recompiles": True}
         return torch.compile(self.forward, fullgraph=True, dynamic=False, **how)

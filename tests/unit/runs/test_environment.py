@@ -74,6 +74,8 @@ def test_memory_stays_within_the_container(monkeypatch):
         ("13.0", "580.65", None, "driver 580.65", "CUDA_VISIBLE_DEVICES"),
         ("12.8", "470.82", None, "driver 470.82", "driver 525"),
         (None, "580.65", None, "without CUDA", "torch for CUDA"),
+        ("13.0", "unknown (it fails)", None, "it fails", "restart"),
+        (None, "unknown (it fails)", None, "it fails", "restart"),
         ("13.0", "580.65", "", "", ""),
         ("13.0", "535.1", "-1", "", ""),
     ],
@@ -83,3 +85,33 @@ def test_a_gpu_that_torch_does_not_see_has_a_reason(cuda, driver, visible, probl
     assert problem in found[0]
     assert fix in found[1]
     assert bool(problem) == bool(found[0])
+
+
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
+
+
+@pytest.mark.parametrize(
+    ("tool", "loaded", "driver"),
+    [
+        ("echo 580.65.06; echo 580.65.06", True, "580.65.06"),
+        (f"echo '{MISMATCH}'; exit 18", True, f"unknown ({MISMATCH})"),
+        ("echo 'No devices were found'", True, "unknown (No devices were found)"),
+        ("echo '[N/A]'", True, "unknown ([N/A])"),
+        ("exit 9", True, "unknown (nvidia-smi says nothing)"),
+        ("echo 'has failed'; exit 9", False, None),
+        (None, True, "575.57.08"),
+        (None, False, None),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_not_none(monkeypatch, tmp_path, tool, loaded, driver):
+    version = tmp_path / "version"
+    if loaded:
+        version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  575.57.08  Sat May 24")
+    if tool is not None:
+        file = tmp_path / "nvidia-smi"
+        file.write_text(f"#!/bin/sh\n{tool}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(environment, "_DRIVER_FILE", version)
+    monkeypatch.setattr(environment, "_DEVICE_FILE", tmp_path / "nvidiactl")
+    assert environment.gpu_driver() == driver
