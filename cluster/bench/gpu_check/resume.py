@@ -26,13 +26,24 @@ STOP_AFTER = 3
 
 
 def differing(first: Path, second: Path) -> list[str]:
-    """Tensors of two folders of weights that differ in a bit."""
-    found = []
-    for path in sorted(first.glob("*.safetensors")):
-        ours, theirs = load_file(path), load_file(second / path.name)
-        names = [n for n, v in ours.items() if not torch.equal(v, theirs[n])]
-        found += [f"{path.stem}.{name}" for name in names]
-    return found
+    """Tensors of two folders of weights that differ in a bit, or are in one alone.
+
+    Raises:
+        ValueError: there are none to compare.
+    """
+    ours, theirs = _tensors(first), _tensors(second)
+    if not ours:
+        raise ValueError(f"{first}: no weights to compare")
+    alone = sorted(ours.keys() ^ theirs.keys())
+    return alone + [n for n in ours.keys() & theirs.keys() if not torch.equal(ours[n], theirs[n])]
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.stem}.{name}": tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def check(device: str, scratch: Path) -> Verdict:
@@ -83,6 +94,9 @@ def _compare(family: str, zero: int, words: list[str]) -> tuple[str, str, list[s
         shutil.rmtree(config.run.folder, ignore_errors=True)
         if kind == "resumed":
             train_worker(config, OneWorker(stop_after=STOP_AFTER))
+            status = RunFolder(config.run.folder).read_status()
+            assert status is not None
+            assert (status.state, status.step) == ("interrupted", STOP_AFTER), status
         train_worker(config, OneWorker())
         folders.append(RunFolder(config.run.folder))
     straight, resumed = folders

@@ -1,19 +1,23 @@
 """Checks everything that only a GPU can tell, step by step: `make gpu-check`.
 
 Each step is a process with a time limit, and its verdict and table are kept at once: a check that
-is cut off goes on where it was, and what passed on this revision and device is not run again.
+is cut off goes on where it was, and what passed with these sources on this device is not run again.
 Results: kernels/bench/results/gpu-check.md. With `--device cpu` the check itself is tried, with
 less of everything.
 """
 
 import argparse
 import contextlib
+import ctypes
 import datetime
+import hashlib
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,9 @@ import verdict as verdicts
 from steps import ROOT, STEPS, Place, Step
 
 FOLDERS = [ROOT, ROOT / "kernels", ROOT / "cluster", ROOT / "data_prep"]
+
+SOURCES = ("gear_dist", "kernels", "cluster", "data_prep", "configs", "tests/kernels")
+SOURCE_SUFFIXES = (".py", ".c", ".yaml")
 
 LOG_END = 15
 """Lines of a failed step's log that are shown."""
@@ -36,12 +43,13 @@ def main() -> int:
         )
         return 0
     scratch = (args.scratch or ROOT / ".gear" / f"gpu-check-{args.device}").resolve()
-    scratch.mkdir(parents=True, exist_ok=True)
     default = ROOT / "kernels/bench/results/gpu-check.md"
     output = args.output or (default if args.device == "cuda" else scratch / "gpu-check.md")
-    state = _State(scratch / "state.json", _revision())
+    _check_writable(scratch, output)
+    state = _State(scratch / "state.json", identify(args.device))
     for i, step in enumerate(STEPS):
-        if args.steps and step.name not in args.steps:
+        # What all need is run before a step that was asked for, too.
+        if args.steps and step.name not in args.steps and not step.needed:
             continue
         if state.passed(step.name) and step.name not in args.steps:
             print(f"[{i + 1}/{len(STEPS)}] {step.name}: passed before", flush=True)
@@ -50,12 +58,40 @@ def main() -> int:
         state.keep(step.name, _run(step, args.device, scratch))
         _show(step, state.found[step.name], scratch)
         if step.needed and not state.passed(step.name):
-            print(f"ended here: without {step.name} the other steps would tell nothing")
+            print(
+                f"ended here: without {step.name} the other steps would tell nothing; nothing is "
+                f"written to {output}"
+            )
             return 1
         output.write_text(_render(state, args.device))
+    output.write_text(_render(state, args.device))
     failed = [step.name for step in STEPS if not state.passed(step.name)]
     print(f"written: {output}; " + (f"not passed: {', '.join(failed)}" if failed else "all passed"))
     return 1 if failed else 0
+
+
+def _end(number: int, frame: object) -> None:
+    """A batch system's or a terminal's way to end this: the step goes as well."""
+    raise SystemExit(128 + number)
+
+
+def _end_with_parent() -> None:
+    """In a step's process: it ends when this one does, however that does (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _check_writable(scratch: Path, output: Path) -> None:
+    """Before any step is run for nothing."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (scratch, output.parent):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise SystemExit(f"--scratch {scratch}, --output {output}: {error}") from None
 
 
 def _parse() -> argparse.Namespace:
@@ -79,23 +115,27 @@ def _parse() -> argparse.Namespace:
 
 
 class _State:
-    """What steps found on one revision, in a file that outlives this process."""
+    """What steps found with one identity, in a file that outlives this process."""
 
-    def __init__(self, path: Path, revision: str) -> None:
+    def __init__(self, path: Path, identity: dict[str, str]) -> None:
         self._path = path
-        self._revision = revision
+        self._identity = identity
         self.found: dict[str, dict[str, Any]] = {}
-        if path.is_file():
+        try:
             kept = json.loads(path.read_text())
-            if kept["revision"] == revision:
+            if kept["identity"] == identity:
                 self.found = kept["steps"]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError):
+            print(f"{path} is damaged: every step is run anew")
 
     def passed(self, name: str) -> bool:
         return name in self.found and not self.found[name]["problems"]
 
     def keep(self, name: str, found: dict[str, Any]) -> None:
         self.found[name] = found
-        text = json.dumps({"revision": self._revision, "steps": self.found}, indent=1)
+        text = json.dumps({"identity": self._identity, "steps": self.found}, indent=1)
         partial = self._path.with_suffix(".partial")
         partial.write_text(text)
         partial.replace(self._path)
@@ -116,6 +156,7 @@ def _run(step: Step, device: str, scratch: Path) -> dict[str, Any]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             code = process.wait(step.limit_s)
@@ -180,6 +221,30 @@ def _render(state: _State, device: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def identify(device: str) -> dict[str, str]:
+    """What a verdict holds for: sources, torch, and the device with its driver."""
+    digest = hashlib.sha256()
+    for folder in SOURCES:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SOURCE_SUFFIXES and path.is_file():
+                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return {
+        "device": device,
+        "sources": digest.hexdigest(),
+        "torch": importlib.metadata.version("torch"),
+        "gpus": _gpus() if device == "cuda" else "",
+    }
+
+
+def _gpus() -> str:
+    """Names and driver, as the driver's tool says them."""
+    words = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 def _revision() -> str:
     """Of the checkout; a copy without its history has none."""
     words = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
@@ -191,4 +256,6 @@ def _revision() -> str:
 
 
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _end)
     sys.exit(main())

@@ -44,14 +44,6 @@ def _script(name: str) -> Callable[[Place], list[str]]:
     return command
 
 
-def _kernel_tests(place: Place) -> list[str]:
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
-    if place.on_cuda:
-        return [*words, "-m", "gpu", "tests/kernels/test_triton.py"]
-    # Under the interpreter the kernels take minutes, and `make test` has them.
-    return [*words, "tests/kernels/test_dispatch.py"]
-
-
 def _kernel_bench(place: Place) -> list[str]:
     words = [sys.executable, "kernels/bench/run.py", "--device", place.device]
     words += ["--output", str(place.result.with_suffix(".md"))]
@@ -61,18 +53,9 @@ def _kernel_bench(place: Place) -> list[str]:
     return [*words, "--shapes", "64,256,8,32", "--repeats", "1"]
 
 
-def _train(place: Place) -> list[str]:
-    words = [sys.executable, "-m", "gear_dist", "quickstart", "--run-name", "gpu-check"]
-    words += [f"run.device={place.device}"]
-    if place.on_cuda:
-        return words
-    short = [f"stages.{name}.steps=2" for name in ("tokenizer", "joint", "generator")]
-    return [*words, "--config", "configs/demo.yaml", *short]
-
-
 STEPS = (
     Step("versions", "versions, devices, doctor", 120, _script("versions.py"), needed=True),
-    Step("kernel-tests", "kernels on the device against float64", 480, _kernel_tests),
+    Step("kernel-tests", "kernels on the device against float64", 480, _script("kernel_tests.py")),
     Step(
         "resume",
         "dtypes, and stop and resume bit for bit: each quantizer, stage and ZeRO stage",
@@ -83,5 +66,5 @@ STEPS = (
     Step("step-cost", "joint step of B and XL against the plan", 480, _script("step_cost.py")),
     Step("stage-memory", "memory over the stages, at each ZeRO stage", 180, _script("memory.py")),
     Step("sampling", "sampling: tokens, batches, speed of B and XL", 300, _script("sampling.py")),
-    Step("train", "the demonstration", 600, _train),
+    Step("train", "the demonstration", 600, _script("demonstration.py")),
 )

@@ -14,9 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 
 FOLDER = Path(__file__).parents[3] / "cluster/bench/gpu_check"
-SCRIPTS = ("run", "steps", "verdict", "step_cost", "materials", "one_process")
+SCRIPTS = (
+    "run",
+    "steps",
+    "verdict",
+    "step_cost",
+    "materials",
+    "one_process",
+    "kernel_tests",
+    "resume",
+)
 
 
 @pytest.fixture
@@ -99,15 +110,99 @@ def test_nothing_is_run_where_what_all_need_fails(tmp_path: Path) -> None:
     assert "no step nope: use some of versions" in unknown.stderr
 
 
-def test_an_interrupted_check_leaves_no_step_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_interrupted_check_leaves_no_step_behind(tmp_path: Path, ending: signal.Signals) -> None:
     words = [sys.executable, str(FOLDER / "run.py"), "--device", "cpu"]
     words += ["--scratch", str(tmp_path), "--output", str(tmp_path / "page.md"), "kernel-bench"]
     check = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
     while not (children := psutil.Process(check.pid).children()):
         time.sleep(0.02)
-    check.send_signal(signal.SIGINT)
+    check.send_signal(ending)
     assert check.wait(30) != 0
-    assert not any(child.is_running() for child in children)
+    _, alive = psutil.wait_procs(children, 30)
+    assert alive == []
+
+
+def test_what_passed_with_other_sources_or_another_device_is_run_again(
+    check: Any, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = {"first": counting(tmp_path, "a")}
+    scratch = ("--scratch", str(tmp_path / "scratch"))
+    check(programs, *scratch)
+    source = tmp_path / "gear_dist/new.py"
+    source.parent.mkdir()
+    source.write_text("x = 1")
+    check(programs, *scratch)
+    assert (tmp_path / "a").read_text() == "xx"
+    check(programs, *scratch, "--device", "cuda")
+    assert (tmp_path / "a").read_text() == "xxx"
+    monkeypatch.setattr(sys.modules["run"], "_gpus", lambda: "another card")
+    check(programs, *scratch, "--device", "cuda")
+    assert (tmp_path / "a").read_text() == "xxxx"
+    (tmp_path / "page.md").unlink()
+    code, page = check(programs, *scratch, "--device", "cuda")
+    assert ((tmp_path / "a").read_text(), code) == ("xxxx", 0)
+    assert "| first | passed |" in page
+    (tmp_path / "scratch/state.json").write_text("{")
+    check(programs, *scratch, "--device", "cuda")
+    assert (tmp_path / "a").read_text() == "xxxxx"
+
+
+def test_a_place_that_cannot_be_written_is_told_first(check: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="--scratch"):
+        check({"first": counting(tmp_path, "a")}, "--scratch", str(tmp_path / "file"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_all_need_comes_before_a_step_that_was_asked_for(
+    check: Any, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = {"base": counting(tmp_path, "a", "raise SystemExit(1)"), "next": ""}
+    step = sys.modules["steps"].Step
+    monkeypatch.setattr(
+        sys.modules["steps"],
+        "Step",
+        lambda *values: step(*values, needed=values[0] == "base"),
+    )
+    code, page = check(programs, "next")
+    assert (code, page, (tmp_path / "a").read_text()) == (1, "", "x")
+
+
+@pytest.mark.parametrize(
+    ("code", "counts", "problems"),
+    [
+        (0, 'tests="3" skipped="0"', ()),
+        (0, 'tests="3" skipped="3"', ("3 skipped",)),
+        (5, 'tests="0" skipped="0"', ("pytest ended with code 5", "no test was run")),
+        (1, 'tests="3" failures="1"', ("pytest ended with code 1", "1 failures")),
+    ],
+)
+def test_kernel_tests_that_did_not_run_did_not_pass(
+    script: Any, tmp_path: Path, code: int, counts: str, problems: tuple[str, ...]
+) -> None:
+    script("verdict")
+    report = tmp_path / "report.xml"
+    report.write_text(f"<testsuites><testsuite {counts}/></testsuites>")
+    assert script("kernel_tests").judge(code, report).problems == problems
+    assert script("kernel_tests").judge(code, tmp_path / "none.xml").problems != ()
+
+
+def test_weights_of_one_side_alone_differ(script: Any, tmp_path: Path) -> None:
+    for name in ("verdict", "materials", "one_process"):
+        script(name)
+    resume = script("resume")
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    with pytest.raises(ValueError, match="no weights"):
+        resume.differing(first, second)
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, first / "net.safetensors")
+    save_file({"a": torch.ones(1)}, second / "net.safetensors")
+    assert resume.differing(first, second) == ["net.b"]
+    assert resume.differing(second, first) == ["net.b"]
+    save_file({"a": torch.zeros(1), "b": torch.ones(1)}, second / "net.safetensors")
+    assert resume.differing(first, second) == ["net.a"]
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(check: Any) -> None:
