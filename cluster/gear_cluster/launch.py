@@ -55,18 +55,27 @@ def train(config: RunConfig, context: WorkerContext) -> TrainResult:
     import torch
 
     from gear_dist.distributed.device import choose_device
-    from gear_dist.planning.memory_advice import check_device_memory, out_of_memory
+    from gear_dist.planning.memory_advice import (
+        check_device_memory,
+        is_out_of_memory,
+        out_of_memory,
+    )
     from gear_dist.training.trainer import train_worker
 
     device = choose_device(config.run.device, context.local_rank)
-    if device.type == "cuda" and context.rank == 0:
-        free_bytes, _ = torch.cuda.mem_get_info(device)
+    # A run that has trained does fit, and a restart should not wait for the estimate.
+    if device.type == "cuda" and context.rank == 0 and not RunFolder(config.run.folder).has_records:
         check_device_memory(
-            config, context.world_size, free_bytes, lambda line: print(line, flush=True)
+            config,
+            context.world_size,
+            *torch.cuda.mem_get_info(device),
+            lambda line: print(line, flush=True),
         )
     try:
         return train_worker(config, context)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise out_of_memory(config, context.world_size, first_line(error)) from None
 
 

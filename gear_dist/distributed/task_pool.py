@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
-from gear_dist.distributed.ray_cluster import ray_cluster
+from gear_dist.distributed.ray_cluster import command_cluster
 from gear_dist.errors import StorageError
 
 POOL_ATTEMPTS = 3
@@ -163,7 +163,7 @@ def _run_on_ray(
 ) -> Iterator[Any]:
     import ray
 
-    with contextlib.nullcontext() if ray.is_initialized() else ray_cluster(pool.workers):
+    with contextlib.nullcontext() if ray.is_initialized() else command_cluster(pool.workers):
         task = _ray_task(ray, pool)
         left = iter(items)
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
+
 from gear_dist.config.schema import RunConfig
 from gear_dist.config.training import EngineConfig
 from gear_dist.errors import ConfigError
@@ -59,7 +61,7 @@ def _part(kept: ActivationBytes, parts: int) -> ActivationBytes:
 
 
 def trace_footprint(config: RunConfig, world_size: int) -> Footprint:
-    """Trace the steps of a run on CUDA; takes seconds.
+    """Trace the steps of a run on CUDA; takes half a minute for the published sizes.
 
     Raises:
         ConfigError: see `plan_costs`.
@@ -68,16 +70,21 @@ def trace_footprint(config: RunConfig, world_size: int) -> Footprint:
 
 
 def check_device_memory(
-    config: RunConfig, world_size: int, free_bytes: int, say: Callable[[str], None]
+    config: RunConfig,
+    world_size: int,
+    free_bytes: int,
+    total_bytes: int,
+    say: Callable[[str], None],
 ) -> None:
-    """Compare the estimate with a device's free memory, before anything is allocated.
+    """Compare the estimate with a device's memory, before anything is allocated.
 
     Args:
         free_bytes: of a worker's device.
+        total_bytes: of the same. What others hold now may be free in a moment: a dying worker's.
         say: takes a warning where it may not fit.
 
     Raises:
-        DeviceMemoryError: it does not fit by far.
+        DeviceMemoryError: it would not fit by far, were all of the memory free.
     """
     footprint = trace_footprint(config, world_size)
     needed = footprint.needed_bytes()
@@ -85,11 +92,18 @@ def check_device_memory(
         return
     text = (
         f"this run needs about {format_bytes(needed)} of memory on each device, of which "
-        f"{format_bytes(free_bytes)} are free: {advise(footprint)}"
+        f"{format_bytes(free_bytes)} of {format_bytes(total_bytes)} are free: {advise(footprint)}"
     )
-    if needed > CERTAIN * free_bytes:
+    if needed > CERTAIN * total_bytes:
         raise DeviceMemoryError(text)
     say(f"WARNING: {text}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory: torch's allocator, CUDA itself and its libraries each
+    say it in their own way."""
+    said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def out_of_memory(config: RunConfig, world_size: int, reason: str) -> DeviceMemoryError:

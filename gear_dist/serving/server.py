@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from gear_dist.distributed.ray_cluster import ray_cluster
+from gear_dist.distributed.ray_cluster import command_cluster
 from gear_dist.errors import ConfigError, StorageError, UserError
 from gear_dist.inference.model_folder import ModelFolder
 from gear_dist.inference.weights import check_fit, read_weights
@@ -65,7 +65,7 @@ def run_server(settings: ServerSettings, *, host: str, port: int, replicas: int,
         ConfigError: RAY_ADDRESS cannot be reached. UserError: a replica does not start.
     """
     with (
-        ray_cluster(replicas) as private,
+        command_cluster(replicas) as private,
         _serving(host, port, private) as serve,
         _signals() as stopped,
     ):

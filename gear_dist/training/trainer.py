@@ -37,7 +37,7 @@ from gear_dist.training.recorder import RunRecorder
 from gear_dist.training.rng_state import reseed, restore_rng_state, rng_shards
 from gear_dist.training.stages import Stage, plan_stages
 from gear_dist.training.train_step import TrainStep
-from gear_kernels import resolve, resolve_cross_entropy
+from gear_kernels import resolve_cross_entropy, resolve_for
 
 
 def train_worker(config: RunConfig, context: WorkerContext) -> TrainResult:
@@ -98,17 +98,7 @@ def _build_trainer(
     collectives.on_rank_0(lambda: RunFolder(requested.run.folder).write_config(requested))
     engine = fit_workers(requested.run, requested.engine, reader.state if reader else None)
     config = dataclasses.replace(requested, engine=engine)
-    loader = build_loader(
-        config.training_data,
-        *config.data.train_addresses,
-        batch_size=config.engine.micro_batch(collectives.world_size()),
-        rank=collectives.rank(),
-        world_size=collectives.world_size(),
-        seed=config.run.seed,
-        num_classes=config.num_label_classes,
-        accumulation=config.engine.accumulation,
-        pin_memory=recorder.device.type == "cuda",
-    )
+    loader = open_loader(config, recorder.device)
     closing.callback(loader.close)
     trainer = Trainer(
         requested,
@@ -123,6 +113,21 @@ def _build_trainer(
     closing.callback(lambda: trainer.networks.close())
     trainer.begin(reader)
     return trainer
+
+
+def open_loader(config: RunConfig, device: torch.device) -> ShardLoader:
+    """This worker's part of the training data; for a GPU in page-locked memory."""
+    return build_loader(
+        config.training_data,
+        *config.data.train_addresses,
+        batch_size=config.engine.micro_batch(collectives.world_size()),
+        rank=collectives.rank(),
+        world_size=collectives.world_size(),
+        seed=config.run.seed,
+        num_classes=config.num_label_classes,
+        accumulation=config.engine.accumulation,
+        pin_memory=device.type == "cuda",
+    )
 
 
 class Trainer:
@@ -210,7 +215,11 @@ class Trainer:
             "accumulation": engine.accumulation,
             "precision": choose_precision(engine.precision, self.device),
             "zero_stage": engine.zero_stage,
-            "kernels": resolve(engine.kernels, self.device),
+            "kernels": resolve_for(
+                engine.kernels,
+                torch.empty(0, device=self.device),
+                code_width=self.config.tokenizer.code_width,
+            ),
             "vocabulary_loss": resolve_cross_entropy(
                 engine.kernels, torch.empty(0, device=self.device)
             ),

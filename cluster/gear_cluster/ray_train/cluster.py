@@ -1,33 +1,17 @@
 """The Ray cluster that a run uses: the one that RAY_ADDRESS names, or a private local one."""
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Iterator
 
 from gear_dist.distributed.environment_variables import environment
 from gear_dist.distributed.private_ray import private_ray
-from gear_dist.errors import ConfigError
-from gear_dist.formatting import first_line
+from gear_dist.distributed.ray_cluster import check_ray_address, connected_ray
 from gear_dist.redaction import redact_text
 
 # Matches every line that Ray would print for its own processes and for workers.
 SKIP_OUTPUT = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
-
-
-def _check_address(address: str) -> None:
-    shown = redact_text(address)
-    if address.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"RAY_ADDRESS={shown} is a job server: use `ray job submit --working-dir . -- "
-            "gear-dist train ...`, or unset RAY_ADDRESS to train on this machine"
-        )
-    if address.startswith("ray://"):
-        raise ConfigError(
-            f"RAY_ADDRESS={shown}: Ray Client is not supported: give HOST:PORT of the head, "
-            "or use `ray job submit`"
-        )
 
 
 def _is_connected() -> bool:
@@ -52,32 +36,15 @@ def ray_cluster(num_workers: int, verbose: bool) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "")
-    _check_address(address)
+    check_ray_address(address)
     num_cpus = max(os.cpu_count() or 1, num_workers, 2)
     shown = f"connecting to Ray at {redact_text(address)}" if address else "starting Ray"
     print(f"{shown}; the first step takes a while", flush=True)
     # Read when Ray is imported first, which is below.
-    with (
-        environment({} if verbose else SKIP_OUTPUT),
-        _connected(address, verbose) if address else private_ray(num_cpus, verbose=verbose),
-    ):
+    cluster = (
+        connected_ray(address, verbose=verbose)
+        if address
+        else private_ray(num_cpus, verbose=verbose)
+    )
+    with environment({} if verbose else SKIP_OUTPUT), cluster:
         yield
-
-
-@contextlib.contextmanager
-def _connected(address: str, verbose: bool) -> Iterator[None]:
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=verbose, logging_level=_level(verbose))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = first_line(error)
-        raise ConfigError(f"RAY_ADDRESS={redact_text(address)}: cannot connect: {line}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _level(verbose: bool) -> int:
-    return logging.INFO if verbose else logging.ERROR

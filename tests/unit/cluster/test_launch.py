@@ -197,25 +197,52 @@ class OnCuda(NamedTuple):
     local_rank: int = 0
 
 
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+)
+
+
 def test_a_worker_refuses_what_its_device_does_not_hold(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before it trains, by estimate; and where the allocator ends it, without a traceback."""
-    trained: list[RunConfig] = []
+    ends: list[Exception] = []
 
     def train_worker(config: RunConfig, context: object) -> TrainResult:
-        trained.append(config)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+        raise ends.pop()
 
     monkeypatch.setattr(device, "choose_device", lambda *_: torch.device("cuda", 0))
     monkeypatch.setattr(trainer, "train_worker", train_worker)
     config = load_config(Path(__file__).parents[3] / "configs/tiny.yaml", [f"run.root={tmp_path}"])
     context: Any = OnCuda()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 20, 1 << 30))
-    with refused(DeviceMemoryError, "1.0", "engine.accumulation=2"):
+    memory = [1 << 20, 1 << 21]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: tuple(memory))
+    with refused(DeviceMemoryError, "1.0", "2.0", "engine.accumulation=2"):
         launch_module.train(config, context)
-    assert trained == []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 40, 1 << 40))
-    with refused(DeviceMemoryError, "2.00", "engine.accumulation=2"):
+    memory[1] = 1 << 40
+    for error in OUT_OF_MEMORY:
+        ends.append(error)
+        with refused(DeviceMemoryError, str(error).split("\n")[0], "engine.accumulation=2"):
+            launch_module.train(config, context)
+    # Another process holds the memory, perhaps a dying worker: no reason to end for good.
+    assert "WARNING: this run needs" in capsys.readouterr().out
+    ends.append(RuntimeError("another"))
+    with pytest.raises(RuntimeError, match="another"):
         launch_module.train(config, context)
-    assert trained == [config]
+
+
+def test_a_run_that_has_trained_is_not_estimated_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = load_config(Path(__file__).parents[3] / "configs/tiny.yaml", [f"run.root={tmp_path}"])
+    folder = RunFolder.create(config.run.folder, config)
+    folder.append_metrics({"step": 1})
+    folder.close()
+    result = object()
+    monkeypatch.setattr(device, "choose_device", lambda *_: torch.device("cuda", 0))
+    monkeypatch.setattr(trainer, "train_worker", lambda *_: result)
+    context: Any = OnCuda()
+    assert launch_module.train(config, context) is result
