@@ -26,6 +26,7 @@ def test_the_documented_commands(
     width = next(word for word in train.split() if word.startswith("generator.text_width="))
     assert width in capsys.readouterr().out, "as `words` prints it"
     assert main([*words_of(train), "--dry-run"]) == 0
+    features_are_written_once(train)
     assert main(words_of(train)) == 0
     run = RunFolder(Path("runs/tiny-text"))
     stages = {record["stage"] for record in run.read_metrics()}
@@ -38,6 +39,19 @@ def test_the_documented_commands(
     assert "captions are scored instead" in said
     assert "no generator" not in said
     many_samples_are_those_of_python()
+
+
+def features_are_written_once(train: str) -> None:
+    """The documented size, then the cache, which a run takes; and filters that leave nothing."""
+    [size] = documented_commands("text.md", "Features of a small corpus, written once")
+    words = words_of(size)
+    assert main(words) == 0
+    assert not Path("features").exists()
+    assert main([word for word in words if word != "--dry-run"]) == 0
+    cached = [*words_of(train), "data.caption_features=features", "--dry-run"]
+    assert main(cached) == 0
+    assert main([*cached, "data.captions=first"]) == 2, "other captions than were written"
+    assert main([*words_of(train), "data.min_side=33", "--dry-run"]) == 3
 
 
 def many_samples_are_those_of_python() -> None:

@@ -104,7 +104,13 @@ def test_shards_of_ours_are_a_source_that_loses_nothing(gpic: Path, tmp_path: Pa
         (("--min-side", "45", "--licenses", "*nc*"), {2}),
     ],
 )
-def test_filters(gpic: Path, tmp_path: Path, options: tuple[str, ...], left: set[int]) -> None:
+def test_filters(
+    gpic: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    left: set[int],
+) -> None:
     shard(gpic, tmp_path / "out", *options)
     images = [encode(number, size=(32 + 8 * number, 64)) for number in range(4)]
     nodes = nodes_of(tmp_path / "out/train")
@@ -114,7 +120,10 @@ def test_filters(gpic: Path, tmp_path: Path, options: tuple[str, ...], left: set
     report = json.loads((tmp_path / "out/train/manifest/quarantine.json").read_text())
     assert (report["num_bad"], sum(report["skipped"].values())) == (0, 4 - len(left))
     before = contents(tmp_path / "out")
-    shard(gpic, tmp_path / "out", *options)
+    capsys.readouterr()
+    shard(gpic, tmp_path / "out", *options, "--json")
+    told = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert sum(told["licenses"].values()) == len(left - {3})
     assert contents(tmp_path / "out") == before
 
 
