@@ -71,6 +71,7 @@ def numbers(batches: list) -> list[int]:
         ({"subsets": ("nano", "FULL")}, lambda n: n % 4 != 1),
         ({"min_side": 40}, lambda n: 32 + n % 12 >= 40),
         ({"caption_types": ("tag",)}, lambda n: n % 3 == 2),
+        ({"min_side": 43}, lambda n: n % 12 == 11),  # none of the first shard
         ({"min_side": 36, "subsets": ("full",)}, lambda n: n % 4 > 1 and 32 + n % 12 >= 36),
     ],
 )
@@ -84,6 +85,14 @@ def test_an_epoch_is_what_the_filters_take(corpus: str, filters: dict, takes) ->
     assert sorted(numbers(held)) == wanted
     assert loader.describe()["taken"] == len(wanted)
     assert sum(count for _, count in loader.describe()["licenses"]) == len(wanted)
+
+
+@pytest.mark.usefixtures("in_lanes")
+def test_shards_of_which_nothing_is_taken_are_no_trouble(corpus: str) -> None:
+    filters = {"min_side": 43, "captions": "first", "shuffle_buffer_shards": 2}
+    batches = take(make_loader(corpus, batch_size=5, **filters), 4)
+    for batch in batches:
+        assert sorted(numbers([batch])) == [11, 23, 35, 47, 59]
 
 
 @pytest.mark.usefixtures("in_lanes")
