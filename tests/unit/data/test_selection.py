@@ -124,7 +124,7 @@ def test_ranks_and_resuming_see_one_order(corpus: str) -> None:
 
 def test_a_bad_sample_is_replaced_by_one_that_is_taken(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, broken=2)
-    options = {"captions": "first", "caption_types": ("tag",), "max_bad_share": 0.5}
+    options = {"captions": "first", "licenses": ("*nc*",), "max_bad_share": 0.5}
     batches = take(make_loader(corpus, batch_size=5, tail="repeat", **options), 8)
     found = set(numbers(batches))
     assert 2 not in found
