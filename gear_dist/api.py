@@ -4,8 +4,12 @@ Shapes: B images, H x W pixels, L tokens.
 """
 
 import dataclasses
+import math
+import numbers
+import operator
 import tempfile
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -104,6 +108,10 @@ class Pair:
             raise ConfigError(
                 "generate: give classes=[...], or prompts=[...] of a text-to-image pair"
             )
+        classes = None if classes is None else _as_list("classes", classes)
+        prompts = None if prompts is None else _as_list("prompts", prompts)
+        seed = _as_whole("seed", seed)
+        seeds = None if seeds is None else [_as_whole("seeds", each) for each in seeds]
         condition: Condition
         if prompts is not None:
             condition, count = self.pipeline.read_prompts(prompts), len(prompts)
@@ -118,7 +126,7 @@ class Pair:
             raise ConfigError(f"generate: {len(seeds)} seeds for {count} images: give one for each")
         return Images(self.pipeline.generate(condition, seeds, settings), tuple(seeds))
 
-    def encode(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+    def encode(self, images: "ImageLike | Sequence[ImageLike] | Images") -> Tensor:
         """Indices (B, L) of images, int64 on the CPU."""
         return self.pipeline.encode(self._read(images))
 
@@ -129,6 +137,8 @@ class Pair:
             ConfigError: another number of tokens than an image has, or an index that is no code.
         """
         codes, tokens = self.config.tokenizer.codebook_size, self.config.num_tokens
+        if not isinstance(indices_BL, Tensor) or indices_BL.is_floating_point():
+            raise ConfigError(f"decode: a tensor of whole numbers (B, {tokens}) is needed")
         if indices_BL.ndim != 2 or indices_BL.shape[1] != tokens:
             raise ConfigError(
                 f"decode: indices of shape {tuple(indices_BL.shape)}: use (B, {tokens})"
@@ -137,7 +147,7 @@ class Pair:
             raise ConfigError(f"decode: an index is out of range: use 0 to {codes - 1}")
         return Images(self.pipeline.decode(indices_BL.long()))
 
-    def reconstruct(self, images: ImageLike | Sequence[ImageLike]) -> Images:
+    def reconstruct(self, images: "ImageLike | Sequence[ImageLike] | Images") -> Images:
         """Images through the tokenizer and back."""
         return Images(self.pipeline.reconstruct(self._read(images)))
 
@@ -222,12 +232,20 @@ class Pair:
             raise ConfigError(
                 f"generate: {unknown[0]} is no setting of sampling: use {', '.join(known)}"
             )
+        for name, value in changes.items():
+            _check_type(name, value, typing.get_type_hints(SamplingConfig)[name])
         return dataclasses.replace(self.config.sampling, **changes)
 
     def _label(self, item: int | str) -> int:
-        return class_index(str(item), self.config.generator.num_classes, self.classes, "classes")
+        # A number is an index, also where a class is called so.
+        names, count = self.classes, self.config.generator.num_classes
+        if isinstance(item, str):
+            return class_index(item, count, names, "classes")
+        return class_index(str(_as_whole("classes", item)), count, (), "classes")
 
-    def _read(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+    def _read(self, images: "ImageLike | Sequence[ImageLike] | Images") -> Tensor:
+        if isinstance(images, Images):
+            images = images.tensor
         if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
             images = list(images)
         if isinstance(images, Tensor | np.ndarray | Image.Image | str | Path):
@@ -235,6 +253,52 @@ class Pair:
         if not len(images):
             raise ConfigError("no images: give at least one")
         return torch.stack([_to_pixels(image, self.config.data) for image in images])
+
+
+def _as_list(name: str, items: Any) -> list[Any]:
+    """Classes or prompts, of a list, tensor or array; a string would be taken letter by letter.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(items, Tensor | np.ndarray):
+        items = items.tolist()
+    if isinstance(items, str) or not isinstance(items, Iterable):
+        raise ConfigError(f"generate: {name}={items!r} is no list: use {name}=[{items!r}]")
+    return list(items)
+
+
+def _as_whole(name: str, value: Any) -> int:
+    """A whole number, also of numpy's or torch's.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"generate: {name}={value!r} is no whole number") from None
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Refuse a setting of another type than its field's.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if typing.get_origin(kind) is typing.Literal:
+        allowed = typing.get_args(kind)
+        wanted = f"one of {', '.join(allowed)}"
+        fits = value in allowed
+    elif kind is bool:
+        wanted, fits = "True or False", isinstance(value, bool)
+    else:
+        wanted = "a whole number" if kind is int else "a number"
+        numbers_of = numbers.Integral if kind is int else numbers.Real
+        fits = isinstance(value, numbers_of) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value)
+    if not fits:
+        raise ConfigError(f"generate: {name}={value!r}: use {wanted}")
 
 
 def _to_pixels(image: ImageLike, data: DataConfig) -> Tensor:

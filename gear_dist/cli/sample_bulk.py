@@ -1,7 +1,6 @@
 """`gear-dist sample --num N`: many samples as tars of PNG and ADM's npz."""
 
 import argparse
-import dataclasses
 import os
 import sys
 
@@ -105,7 +104,7 @@ def run_bulk(
     """Make the samples, or those that are not there yet."""
     import torch
 
-    from gear_dist.inference.bulk.plan import BulkPlan
+    from gear_dist.inference.bulk.plan import BulkPlan, lasting_settings
     from gear_dist.inference.bulk.run import generate_bulk
     from gear_dist.inference.bulk.tar_task import decoding_step, hash_weights
     from gear_dist.inference.decoding.guidance import check_sampling
@@ -124,24 +123,26 @@ def run_bulk(
     num = args.num or args.per_class * len(classes)
     if num > MAX_SAMPLES:
         raise ConfigError(f"--per-class {args.per_class}: {num:,} samples; at most {MAX_SAMPLES:,}")
+    step = decoding_step(device)
     plan = BulkPlan(
         weights=hash_weights(model),
         num=num,
         class_rule=args.class_rule,
         classes=tuple(classes),
         seed=args.seed,
-        sampling=dataclasses.asdict(sampling),
+        sampling=lasting_settings(sampling, device, step),
         image_size=model.config.data.image_size,
         samples_per_tar=args.samples_per_tar or default_samples_per_tar(num),
         device=device,
         prompts=tuple(prompts),
-        step=decoding_step(device),
+        step=step,
     )
     result = generate_bulk(
         storage,
         os.path.abspath(model.path),
         plan,
         tuple(names),
+        batch=sampling.batch,
         workers=args.workers or max(1, gpus),
         on_ray=args.ray,
         gpus=gpus,

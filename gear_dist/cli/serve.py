@@ -94,6 +94,7 @@ def run_serve(args: argparse.Namespace) -> int:
         raise ConfigError("serve needs Ray Serve: pip install 'gear-dist[serve]'")
     import torch
 
+    from gear_dist.inference.decoding.guidance import check_sampling
     from gear_dist.serving.server import check_model, choose_port, run_server
 
     model = open_model(args.model)
@@ -101,6 +102,9 @@ def run_serve(args: argparse.Namespace) -> int:
     replicas = args.replicas or (torch.cuda.device_count() if device == "cuda" else 1)
     settings = server_settings(args, model, device, replicas)
     check_model(model)
+    if "generator" in model.weights:
+        config = model.config
+        check_sampling(settings.sampling, config.generator, config.tokenizer.codebook_size)
     port = choose_port(args.host, args.port)
     if args.dry_run:
         print(f"{args.model} can be served at http://{args.host}:{port}")

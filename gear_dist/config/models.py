@@ -15,6 +15,8 @@ from gear_dist.config.checks import (
 
 MAX_BATCH = 65_536
 """Images that are generated at a time."""
+MAX_SCALE = 10_000.0
+"""Of guidance and temperature: far more is beyond a float's range once it meets logits."""
 MAX_DISCRIMINATOR_MULTIPLIER = 8
 """Most channels of a discriminator's layer, as a multiple of its first layer's."""
 
@@ -299,6 +301,7 @@ sample's bytes do not depend on how many are asked for. In fp32 on the CPU they 
 
     def __post_init__(self) -> None:
         require_at_least("sampling", self, 0, "guidance", "temperature", "top_k")
+        require_at_most("sampling", self, MAX_SCALE, "guidance", "temperature")
         require_at_least("sampling", self, 1, "batch")
         require_at_most("sampling", self, MAX_BATCH, "batch")
         self._check_schedule()

@@ -267,6 +267,8 @@ def _to_grey(image: Image.Image) -> Image.Image:
 def _undecodable(error: Exception) -> BadImageError:
     if isinstance(error, BadImageError):
         return error
+    if isinstance(error, Image.DecompressionBombError):
+        return BadImageError(f"too many pixels: {first_line(error)[:80]}", "too-large")
     # PIL names the in-memory file by its address, which no two runs share.
     why = first_line(error)[:120].split(" <_io")[0]
     return BadImageError(f"does not decode: {why}")

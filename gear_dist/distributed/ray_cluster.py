@@ -3,12 +3,16 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 
 from gear_dist.distributed.private_ray import private_ray
 from gear_dist.errors import ConfigError
 from gear_dist.formatting import first_line
 from gear_dist.redaction import redact_text
+
+_ANSWER_S = 20.0
+"""That a cluster's head may take to accept a connection."""
 
 
 @contextlib.contextmanager
@@ -46,6 +50,20 @@ def check_ray_address(address: str) -> None:
         )
 
 
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes, without a word of the setting."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={redact_text(address)}: nobody answers there: {first_line(error)}: start "
+            "the cluster, name its head, or unset RAY_ADDRESS to work on this machine"
+        ) from None
+
+
 @contextlib.contextmanager
 def connected_ray(address: str, *, verbose: bool = False) -> Iterator[None]:
     """A connection to a cluster that is there.
@@ -60,6 +78,7 @@ def connected_ray(address: str, *, verbose: bool = False) -> Iterator[None]:
     import ray
 
     level = logging.INFO if verbose else logging.ERROR
+    _check_answers(address)
     try:
         ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except (ConnectionError, ValueError, RuntimeError) as error:

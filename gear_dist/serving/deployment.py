@@ -19,7 +19,7 @@ from gear_dist.serving.settings import ServerSettings
 _ONGOING = 100_000
 """Requests that Serve lets through to a replica, which has a queue and answers 429 itself: Serve's
 own limit answers 503 without a Retry-After."""
-_DRAIN_S = 20.0
+_DRAIN_S = 60.0
 """Given to requests that run when the server is stopped."""
 
 

@@ -6,10 +6,19 @@ Source: the public reference of OpenAI's images API, for the names of its fields
 import base64
 import binascii
 import dataclasses
+import re
 import secrets
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from gear_dist.config.models import GeneratorConfig, SamplingConfig
 from gear_dist.errors import ConfigError
@@ -31,6 +40,9 @@ SAMPLING_FIELDS = (
 _NEW_SEED_BITS = 32
 """Of a seed that the server draws: JavaScript's numbers keep it whole."""
 
+_SEED = re.compile(r"[0-9]{1,20}")
+"""Longer texts of digits are slow to read."""
+
 Body = TypeVar("Body", bound=BaseModel)
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -39,6 +51,14 @@ class GenerationRequest(BaseModel):
     """POST /v1/images/generations."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, body: Any) -> Any:
+        """Clients send null for what they leave to the server."""
+        if isinstance(body, dict):
+            return {name: value for name, value in body.items() if value is not None}
+        return body
 
     prompt: StrictStr | StrictInt
     """A class's name or index; of a text-to-image model, what the image shows."""
@@ -82,7 +102,7 @@ class GenerationRequest(BaseModel):
             return secrets.randbits(_NEW_SEED_BITS)
         text = str(self.seed)
         # Python refuses to read thousands of digits.
-        if not (text.isascii() and text.isdigit() and int(text[:40]) <= MAX_SAMPLE_SEED):
+        if not (_SEED.fullmatch(text) and int(text) <= MAX_SAMPLE_SEED):
             raise RequestError(
                 400,
                 f"seed={text[:40]}: is not a whole number from 0 to {MAX_SAMPLE_SEED} (64 bits)",

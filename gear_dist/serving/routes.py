@@ -22,6 +22,8 @@ from gear_dist.serving.service import Service
 
 _MAX_JSON_BYTES = 256 << 10
 """Of a request without a picture."""
+_BODY_S = 60.0
+"""Given to a body to arrive."""
 _PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
@@ -71,7 +73,8 @@ def build_app(service: Service) -> FastAPI:
     )
     async def reconstruct(request: Request) -> Response:
         async def answer(request: Request) -> dict[str, Any]:
-            return await service.reconstruct(await _read_picture(request, service))
+            with service.picture_slot():
+                return await service.reconstruct(await _read_picture(request, service))
 
         return await _counted(service, request, answer)
 
@@ -79,6 +82,7 @@ def build_app(service: Service) -> FastAPI:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [service.describe()]}
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the model is loaded")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -88,7 +92,8 @@ def build_app(service: Service) -> FastAPI:
         return Response(service.metrics.page(), media_type=CONTENT_TYPE)
 
     for path, (name, kind) in _PAGE_FILES.items():
-        app.add_api_route(path, _file_route(name, kind), include_in_schema=False)
+        route = _file_route(name, kind)
+        app.add_api_route(path, route, methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
@@ -137,13 +142,21 @@ async def read_bytes(request: Request, most: int) -> bytes:
     """A body of at most so many bytes.
 
     Raises:
-        RequestError: it is larger.
+        RequestError: it is larger, or does not arrive.
     """
+    too_large = RequestError(413, f"the body is larger than {most:,} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and len(length) < 20 and int(length) > most:
+        raise too_large
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > most:
-            raise RequestError(413, f"the body is larger than {most:,} bytes")
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > most:
+                    raise too_large
+    except TimeoutError:
+        raise RequestError(408, f"the body did not arrive within {_BODY_S:g} s") from None
     return bytes(data)
 
 

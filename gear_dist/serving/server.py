@@ -5,9 +5,13 @@ import logging
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import filelock
 
 from gear_dist.distributed.ray_cluster import command_cluster
 from gear_dist.errors import ConfigError, StorageError, UserError
@@ -51,6 +55,30 @@ def choose_port(host: str, port: int) -> int:
         ) from None
 
 
+@contextlib.contextmanager
+def hold_port(port: int) -> Iterator[None]:
+    """Keep other servers of ours from a port for the time of the block.
+
+    Ray binds it late, and in a way that lets several listen there.
+
+    Raises:
+        ConfigError: another one has it.
+    """
+    path = Path(tempfile.gettempdir()) / f"gear-dist-serve-{port}.lock"
+    lock = filelock.FileLock(path, blocking=False, mode=0o666)
+    try:
+        with lock:
+            yield
+    except filelock.Timeout:
+        raise ConfigError(
+            f"--port {port}: another `gear-dist serve` has it: name another, or 0 for any free port"
+        ) from None
+    except PermissionError:
+        raise ConfigError(
+            f"--port {port}: {path} belongs to another user: name another port"
+        ) from None
+
+
 def run_server(settings: ServerSettings, *, host: str, port: int, replicas: int, gpus: int) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -65,6 +93,7 @@ def run_server(settings: ServerSettings, *, host: str, port: int, replicas: int,
         ConfigError: RAY_ADDRESS cannot be reached. UserError: a replica does not start.
     """
     with (
+        hold_port(port),
         command_cluster(replicas) as private,
         _serving(host, port, private) as serve,
         _signals() as stopped,

@@ -5,10 +5,12 @@ Shapes: H x W pixels, h x w tokens, K codes.
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,8 @@ from gear_dist.serving.requests import SAMPLING_FIELDS, GenerationRequest
 from gear_dist.serving.settings import ServerSettings
 from gear_dist.serving.token_map import code_colours
 
-_MOST_PICTURES = 16
-"""That are read at a time: each may be as large as a body may be."""
+MOST_PICTURES = 16
+"""That wait to be reconstructed."""
 
 
 class Service:
@@ -58,6 +60,8 @@ class Service:
         self._config = model.config
         self._colours_K3 = code_colours(self._pair.tokenizer, model.config.tokenizer.codebook_size)
         self._num_pictures = 0
+        # Of their own: large pictures must not hold up the images of others.
+        self._picture_thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.metrics = Metrics(lambda: self._batcher.num_waiting)
         self._batcher = Batcher(
             self._make_images,
@@ -173,9 +177,10 @@ class Service:
             )
 
     def _read_class(self, prompt: int | str) -> int:
+        # A number is an index, also where a class is called so.
+        names = self.classes if isinstance(prompt, str) else []
         try:
-            count = self._config.generator.num_classes
-            return class_index(str(prompt), count, self.classes, "prompt")
+            return class_index(str(prompt), self._config.generator.num_classes, names, "prompt")
         except ConfigError as error:
             raise RequestError(400, str(error), field="prompt") from None
 
@@ -193,15 +198,36 @@ class Service:
     def _command(self, image: ImageRequest, seed: int) -> str:
         """The command that makes the image again."""
         what = ["--prompt", str(image.condition)] if self.takes_prompts else []
-        what = what or ["--classes", str(image.condition)]
+        what = what or ["--classes", self._class_word(int(image.condition))]
         words = ["gear-dist", "sample", self.path, *what, "--count", "1", "--seed", str(seed)]
+        words += ["--out", f"sample-{seed}.png"]
         for item in dataclasses.fields(SamplingConfig):
             value = getattr(image.sampling, item.name)
             if item.name in SAMPLING_FIELDS and value != getattr(self._config.sampling, item.name):
                 words += [f"--{item.name.replace('_', '-')}", f"{value}"]
         return shlex.join(words)
 
+    def _class_word(self, label: int) -> str:
+        """A class for the command line, where a name wins over an index that looks like it."""
+        return self.classes[label] if label < len(self.classes) else str(label)
+
     # -- reconstruction ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def picture_slot(self) -> Iterator[None]:
+        """One of a few, taken before a picture's file is: each may be as large as a body may be.
+
+        Raises:
+            RequestError: all are taken.
+        """
+        if self._num_pictures == MOST_PICTURES:
+            message = f"{MOST_PICTURES} pictures are waiting already: try again in 1 s"
+            raise RequestError(429, message, headers={"Retry-After": "1"})
+        self._num_pictures += 1
+        try:
+            yield
+        finally:
+            self._num_pictures -= 1
 
     async def reconstruct(self, file: bytes) -> dict[str, Any]:
         """A picture as the tokenizer sees it, its reconstruction, and its tokens.
@@ -209,16 +235,10 @@ class Service:
         Raises:
             RequestError: it is no picture, or too large.
         """
-        if self._num_pictures == _MOST_PICTURES:
-            message = f"{_MOST_PICTURES} pictures are waiting already: try again in 1 s"
-            raise RequestError(429, message, headers={"Retry-After": "1"})
-        self._num_pictures += 1
-        try:
-            square = await asyncio.to_thread(self._read_picture, file)
-            indices_L, rebuilt = await self._batcher.call(lambda: self._rebuild(square))
-            return await asyncio.to_thread(self._show, square, indices_L, rebuilt)
-        finally:
-            self._num_pictures -= 1
+        loop, thread = asyncio.get_running_loop(), self._picture_thread
+        square = await loop.run_in_executor(thread, self._read_picture, file)
+        indices_L, rebuilt = await self._batcher.call(lambda: self._rebuild(square))
+        return await loop.run_in_executor(thread, self._show, square, indices_L, rebuilt)
 
     def _read_picture(self, file: bytes) -> np.ndarray:
         data = self._config.data

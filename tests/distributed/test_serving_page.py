@@ -106,8 +106,9 @@ def test_samples_by_keyboard_and_the_command_that_repeats_them(
     file = tmp_path / saved.value.suggested_filename
     saved.value.save_as(file)
     monkeypatch.setattr("gear_dist.report.image_grid._MIN_TILE", 16)
-    out = tmp_path / "again.png"
-    assert main([*words[1:], "--columns", "1", "--out", str(out)]) == 0
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / words[words.index("--out") + 1]
+    assert main([*words[1:], "--columns", "1"]) == 0
     again, shown = (np.asarray(Image.open(path).convert("RGB")) for path in (out, file))
     windows = np.lib.stride_tricks.sliding_window_view(again, shown.shape)
     assert (windows == shown).all(axis=(-1, -2, -3)).any()
@@ -115,7 +116,7 @@ def test_samples_by_keyboard_and_the_command_that_repeats_them(
 
 def test_a_link_shows_the_same_samples(page: Page) -> None:
     page.get_by_label("Class").fill("quince")
-    page.get_by_label("Seed", exact=True).fill("7")
+    page.locator("#seed").fill("7")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#samples img")).to_have_count(4)
     first = samples(page)
@@ -142,6 +143,21 @@ def test_what_is_refused_is_said_at_its_field(
     expect(field).to_be_focused()
     expect(field).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#samples figure")).to_have_count(0)
+
+
+def test_a_link_may_hold_any_guidance(page: Page, server: ImageServer) -> None:
+    page.goto(f"{server.url}/#guidance=1.25")
+    page.reload()
+    expect(page.locator("#guidance-shown")).to_have_text("1.25")
+    page.goto(f"{server.url}/#guidance=abc")
+    page.reload()
+    expect(page.locator("#guidance-shown")).to_have_text("1.5")
+    page.get_by_label("Guidance").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#guidance-shown")).to_have_text("1.6")
+    page.locator("#seed").fill(str(2**64 - 1))
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("status").first).to_contain_text("64 bits")
 
 
 def test_a_picture_beside_its_reconstruction_and_tokens(page: Page, tmp_path: Path) -> None:

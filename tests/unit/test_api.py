@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,52 @@ def test_generated_images_and_the_seeds_that_repeat_them(pair: gear_dist.Pair) -
     assert torch.equal(given.tensor, images.tensor)
     pictures = images.pil()
     assert np.array_equal(np.asarray(pictures[1]), images.tensor[1].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        ({"classes": [0], "seed": 1.5}, ("seed=1.5",)),
+        ({"classes": [0], "seed": [1]}, ("seed=[1]",)),
+        ({"classes": [0], "seeds": ["1"]}, ("seeds='1'",)),
+        ({"classes": 3}, ("classes=[3]",)),
+        ({"classes": "apple"}, ("classes=['apple']",)),
+        ({"classes": [0.5]}, ("classes=0.5",)),
+        ({"classes": [0], "guidance": "2"}, ("guidance='2'", "number")),
+        ({"classes": [0], "guidance": float("inf")}, ("guidance=inf",)),
+        ({"classes": [0], "guidance": 1e308}, ("guidance=1e+308", "10000.0")),
+        ({"classes": [0], "top_k": 1.5}, ("top_k=1.5", "whole")),
+        ({"classes": [0], "fixed_batches": 1}, ("fixed_batches=1", "True")),
+        ({"classes": [0], "dtype": "fp16"}, ("dtype='fp16'", "bf16")),
+    ],
+)
+def test_arguments_of_another_kind_are_told_by_name(
+    pair: gear_dist.Pair, arguments: dict[str, Any], needles: tuple[str, ...]
+) -> None:
+    with refused(ConfigError, *needles):
+        pair.generate(**arguments)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(pair: gear_dist.Pair) -> None:
+    wanted = pair.generate(classes=[1, 2], seed=3, guidance=1.5, top_k=4).tensor
+    found = pair.generate(
+        classes=torch.tensor([1, 2]), seed=np.int64(3), guidance=np.float32(1.5), top_k=np.int8(4)
+    )
+    assert torch.equal(found.tensor, wanted)
+    assert torch.equal(pair.encode(found), pair.encode(wanted))
+    with refused(ConfigError, "whole numbers"):
+        pair.decode(torch.zeros(1, 16))
+    with refused(ConfigError, "whole numbers"):
+        pair.decode([[0] * 16])  # type: ignore[arg-type]
+
+
+def test_a_number_is_an_index_also_where_a_class_is_called_so(tmp_path: Path) -> None:
+    make_tiny_pair(tmp_path / "model")
+    write_class_names(tmp_path / "model", ["0", "3", "2", "1"])
+    pair = gear_dist.load(tmp_path / "model", device="cpu")
+    by_index = pair.generate(classes=[1], seed=4).tensor
+    assert torch.equal(by_index, pair.generate(classes=["3"], seed=4).tensor)
+    assert not torch.equal(by_index, pair.generate(classes=["1"], seed=4).tensor)
 
 
 def test_the_command_gives_the_same_image(

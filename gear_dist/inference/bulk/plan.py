@@ -1,5 +1,6 @@
 """Which samples a bulk run makes, and which tar has which: a function of its settings. No torch."""
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -37,7 +38,7 @@ class BulkPlan(NamedTuple):
     seed: int
     """Of sample 0; those of the others are derived from it."""
     sampling: dict[str, Any]
-    """Settings of sampling."""
+    """Settings of sampling, those that bytes depend on; see `lasting_settings`."""
     image_size: int
     samples_per_tar: int
     device: str
@@ -99,6 +100,16 @@ class BulkPlan(NamedTuple):
         return SamplingConfig(**self.sampling)
 
 
+def lasting_settings(sampling: SamplingConfig, device: str, step: str) -> dict[str, Any]:
+    """Those settings that a sample's bytes depend on where it is decoded so."""
+    settings = dataclasses.asdict(sampling)
+    if device == "cpu":
+        del settings["compile"]
+        if step == "compiled" and sampling.dtype != "bf16":  # rows are computed one by one
+            del settings["batch"], settings["fixed_batches"]
+    return settings
+
+
 @functools.lru_cache(maxsize=2)
 def _occurrences(prompts: tuple[str, ...]) -> tuple[list[int], Counter[str]]:
     """How often each prompt of a list came before its place, and in all."""
@@ -143,6 +154,12 @@ def claim(storage: Storage, plan: BulkPlan) -> bool:
     return True
 
 
+def _flat(plan: BulkPlan) -> dict[str, Any]:
+    """Its fields, with each setting of sampling by its own name."""
+    fields = plan._asdict()
+    return fields | {f"sampling.{name}": value for name, value in fields.pop("sampling").items()}
+
+
 def _check_same(storage: Storage, plan: BulkPlan, kept: bytes) -> None:
     where = f"--out {storage.address}"
     try:
@@ -151,10 +168,11 @@ def _check_same(storage: Storage, plan: BulkPlan, kept: bytes) -> None:
         raise ConfigError(
             f"{where}: its {PLAN_KEY} is damaged ({error}): name an empty folder or prefix"
         ) from None
+    ours, theirs = _flat(plan), _flat(former)
     differing = [
-        f"{name}={_short(getattr(former, name))}, not {_short(getattr(plan, name))}"
-        for name in BulkPlan._fields
-        if getattr(former, name) != getattr(plan, name)
+        f"{name}={_short(theirs.get(name))}, not {_short(ours.get(name))}"
+        for name in theirs | ours
+        if theirs.get(name) != ours.get(name)
     ]
     if differing:
         raise ConfigError(

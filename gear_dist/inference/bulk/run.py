@@ -25,6 +25,7 @@ def generate_bulk(
     plan: BulkPlan,
     class_names: tuple[str, ...],
     *,
+    batch: int,
     workers: int,
     on_ray: bool = False,
     gpus: int = 0,
@@ -40,6 +41,8 @@ def generate_bulk(
         model: the model's folder, at the same path on every worker's machine.
         plan: what to make.
         class_names: of the classes, for metadata.
+        batch: images that are generated at a time, at most; the plan has it too where bytes
+            depend on it.
         workers: processes, or Ray tasks at a time.
         on_ray: whether the tasks are Ray's.
         gpus: GPUs of this machine that the processes share.
@@ -64,7 +67,7 @@ def generate_bulk(
     )
     try:
         for outcome in run_tasks(
-            missing, lambda tar: TarJob(storage, model, plan, class_names, tar), pool
+            missing, lambda tar: TarJob(storage, model, plan, class_names, tar, batch), pool
         ):
             progress.advance(outcome.record.samples, timed=not outcome.found)
     except (ConfigError, DataError):

@@ -3,6 +3,7 @@
 A task is idempotent: the same tar has the same bytes whoever makes it and however often.
 """
 
+import dataclasses
 import functools
 import hashlib
 import platform
@@ -40,6 +41,8 @@ class TarJob(NamedTuple):
     plan: BulkPlan
     class_names: tuple[str, ...]
     tar: int
+    batch: int
+    """Images that are generated at a time, at most."""
 
 
 class TarRecord(NamedTuple):
@@ -127,14 +130,15 @@ def make_tar(job: TarJob) -> TarRecord:
 def _encoded(pair: GearPipeline, job: TarJob) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """A tar's samples with PNG and metadata; the next are generated while these are encoded."""
     samples, threads = job.plan.samples_of(job.tar), min(_ENCODERS, num_cores())
-    batch = job.plan.settings().batch
+    sampling = dataclasses.replace(job.plan.settings(), batch=job.batch)
+    batch = job.batch
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[int, Future[bytes], dict[str, Any]]] = deque()
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
             seeds = job.plan.seeds(part)
             condition, named = _conditions(pair, job, part)
-            images = pair.generate(condition, seeds, job.plan.settings())
+            images = pair.generate(condition, seeds, sampling)
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
             while waiting:
                 yield _finished(waiting.popleft())

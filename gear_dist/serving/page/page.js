@@ -43,13 +43,15 @@ function showForm() {
 
 function showGuidance() {
   const value = Number($("guidance").value);
-  $("guidance-shown").textContent = value === 1 ? "off" : value.toFixed(1);
+  $("guidance-shown").textContent = value === 1 ? "off" : String(value);
 }
 
 // -- samples --------------------------------------------------------------------------------
 
 function condition() {
-  return model.takes_prompts ? $("prompt").value : $("class").value.trim();
+  const name = $("class").value;
+  if (model.takes_prompts) return $("prompt").value;
+  return model.classes.includes(name) ? name : name.trim();
 }
 
 function readForm() {
@@ -70,6 +72,7 @@ async function generate(event) {
   if (!/^[0-9]{1,20}$/.test(seedText)) return fail("seed", "The seed is a whole number from 0");
   const count = Math.min(64, Math.max(1, Math.floor(Number($("count").value)) || 1));
   const first = BigInt(seedText);
+  if (first + BigInt(count) > 1n << 64n) return fail("seed", "Seeds have at most 64 bits");
   const form = readForm();
   const tiles = Array.from({ length: count }, () => newTile());
   $("samples").replaceChildren(...tiles);
@@ -222,7 +225,11 @@ function writeLink() {
 
 function readLink() {
   const link = new URLSearchParams(location.hash.slice(1));
-  for (const name of ["class", "prompt", ...LINKED]) if (link.has(name)) $(name).value = link.get(name);
+  for (const name of ["class", "prompt", ...LINKED]) {
+    const value = link.get(name);
+    const given = value !== null && (!SETTINGS.includes(name) || Number.isFinite(Number(value)));
+    if (given) $(name).value = value;
+  }
   if (model.generates) showGuidance();
 }
 
@@ -277,7 +284,11 @@ function showReconstruction(found) {
 
 $("form").addEventListener("submit", generate);
 $("stop").addEventListener("click", () => running?.abort());
-$("guidance").addEventListener("input", showGuidance);
+$("guidance").addEventListener("input", () => {
+  // By hand in tenths; a link may hold anything between.
+  $("guidance").value = Math.round(Number($("guidance").value) * 10) / 10;
+  showGuidance();
+});
 $("class").addEventListener("focus", (event) => event.target.select());
 $("new-seed").addEventListener("click", () => {
   $("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0]);

@@ -16,7 +16,7 @@ from gear_dist.cli.main import main
 from gear_dist.errors import ConfigError, DataError, StorageError
 from gear_dist.inference.bulk.plan import BulkPlan, claim, sample_key, tar_key
 from gear_dist.inference.bulk.run import generate_bulk
-from gear_dist.inference.bulk.tar_task import decoding_step, find_finished, hash_weights
+from gear_dist.inference.bulk.tar_task import _load, decoding_step, find_finished, hash_weights
 from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.models.generator import ClassCondition
@@ -55,7 +55,7 @@ def plan(model: Path) -> BulkPlan:
 def made(model: Path, plan: BulkPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The samples of `plan`, made by one worker."""
     folder = tmp_path_factory.mktemp("made")
-    result = generate_bulk(open_storage(str(folder)), str(model), plan, NAMES, workers=1)
+    result = generate_bulk(open_storage(str(folder)), str(model), plan, NAMES, batch=64, workers=1)
     assert result.num_made == plan.num
     return folder
 
@@ -136,17 +136,35 @@ def test_what_is_there_stays_and_what_is_not_is_made(
     (copy / "records/000003.json").write_text("{}")
     (copy / "samples.npz").unlink()
     assert find_finished(storage, plan, 0) is not None
-    result = generate_bulk(storage, str(model), plan, NAMES, workers=1)
+    result = generate_bulk(storage, str(model), plan, NAMES, batch=64, workers=1)
     assert result.num_made == 22
     assert contents(copy) == contents(made)
     assert (copy / tar_key(0)).stat().st_ino == kept
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_how_many_are_made_at_a_time_is_told_where_bytes_depend_on_it(
+    model: Path, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _load.cache_clear()  # a process keeps its weights in one dtype
+    words = ["sample", str(model), "--num", "20", "--device", "cpu", "--dtype", dtype]
+    outs = [tmp_path / "seven", tmp_path / "all"]
+    for out, batch in zip(outs, ("7", "64"), strict=True):
+        assert main([*words, "--out", str(out), "--batch", batch]) == 0
+    equal = contents(outs[0]) == contents(outs[1])
+    alike = dtype == "fp32" and decoding_step("cpu") == "compiled"
+    assert equal == alike
+    capsys.readouterr()
+    assert main([*words, "--out", str(outs[0]), "--batch", "64"]) == (0 if alike else 2)
+    assert ("sampling.batch=7, not 64" in capsys.readouterr().err) == (not alike)
+    _load.cache_clear()
 
 
 def test_other_settings_in_the_same_place_are_refused(made: Path, plan: BulkPlan) -> None:
     storage = open_storage(str(made))
     assert claim(storage, plan)
     other = plan._replace(seed=8, sampling=plan.sampling | {"top_k": 9})
-    with refused(ConfigError, made, "seed=7", "not 8", '"top_k": 5', '"top_k": 9', "--out"):
+    with refused(ConfigError, made, "seed=7", "not 8", "sampling.top_k=5", "not 9", "--out"):
         claim(storage, other)
 
 
@@ -163,7 +181,7 @@ def test_a_refused_setting_leaves_the_place_free(
     storage = open_storage(str(tmp_path / "out"))
     changed = plan._replace(weights=plan.weights | {"generator": "0" * 64})
     with refused(ConfigError, model, "weights", "--out"):
-        generate_bulk(storage, str(model), changed, NAMES, workers=1)
+        generate_bulk(storage, str(model), changed, NAMES, batch=64, workers=1)
     assert not (tmp_path / "out/sampling.json").exists()
 
 
@@ -174,7 +192,7 @@ def test_a_worker_that_would_round_differently_makes_nothing(
     other = {"torch": "compiled", "compiled": "torch"}[plan.step]
     storage = open_storage(str(tmp_path / "out"))
     with refused(ConfigError, other, plan.step, "C compiler", "--out"):
-        generate_bulk(storage, str(model), plan._replace(step=other), NAMES, workers=1)
+        generate_bulk(storage, str(model), plan._replace(step=other), NAMES, batch=64, workers=1)
     assert not (tmp_path / "out/sampling.json").exists()
 
 
@@ -193,9 +211,9 @@ def test_a_disk_that_refuses_loses_nothing(
 
     monkeypatch.setattr(FileStorage, "writer", full)
     with refused(StorageError, tar_key(2), "No space left"):
-        generate_bulk(storage, str(model), plan, NAMES, workers=1)
+        generate_bulk(storage, str(model), plan, NAMES, batch=64, workers=1)
     monkeypatch.undo()
-    assert generate_bulk(storage, str(model), plan, NAMES, workers=1).num_made == 14
+    assert generate_bulk(storage, str(model), plan, NAMES, batch=64, workers=1).num_made == 14
     assert contents(tmp_path / "out") == contents(made)
 
 
@@ -211,7 +229,7 @@ def test_a_damaged_tar_is_told_where_the_npz_is_made(
     tar.write_bytes(data)
     (copy / "samples.npz").unlink()
     with refused(DataError, tar_key(1), ".png"):
-        generate_bulk(open_storage(str(copy)), str(model), plan, NAMES, workers=1)
+        generate_bulk(open_storage(str(copy)), str(model), plan, NAMES, batch=64, workers=1)
     assert not (copy / "samples.npz").exists()
 
 

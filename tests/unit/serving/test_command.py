@@ -11,9 +11,11 @@ from gear_dist.cli.main import main
 from gear_dist.cli.main import parse as parse_command
 from gear_dist.cli.serve import server_settings
 from gear_dist.config.models import SamplingConfig
+from gear_dist.distributed.ray_cluster import command_cluster
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.model_folder import open_model
 from gear_dist.serving.deployment import ReplicaArguments, build
+from gear_dist.serving.server import hold_port
 from refusals import refused
 from tiny_pair import make_tiny_pair
 
@@ -74,6 +76,32 @@ def test_on_cuda_batches_are_filled_up_unless_told_otherwise(model: Path) -> Non
     assert (sampling("cuda").fixed_batches, sampling("cuda").batch) == (True, 32)
     assert not sampling("cuda", "--no-fixed-batches").fixed_batches
     assert (sampling("cpu").fixed_batches, sampling("cpu", "--batch", "3").batch) == (False, 3)
+
+
+def test_a_port_belongs_to_one_server() -> None:
+    """Ray's proxy binds it late, and beside another's."""
+    with hold_port(18_999):
+        with refused(ConfigError, "--port", 18_999), hold_port(18_999):
+            pass
+        with hold_port(18_998):
+            pass
+    with hold_port(18_999):
+        pass
+
+
+def test_settings_that_the_model_cannot_follow(model: Path, tmp_path: Path) -> None:
+    with refused(ConfigError, "sampling.top_k=999"):
+        run(model, "--dry-run", "--port", 0, "--top-k", 999)
+    make_tiny_pair(tmp_path / "unguided", "generator.class_dropout=0")
+    with refused(ConfigError, "sampling.guidance=2.0"):
+        run(tmp_path / "unguided", "--dry-run", "--port", 0, "--guidance", 2)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "[::1]:1"])
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with refused(ConfigError, "RAY_ADDRESS", "nobody answers"), command_cluster(1):
+        pass
 
 
 def test_without_ray_serve_the_extra_is_named(

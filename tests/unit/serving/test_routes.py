@@ -1,5 +1,6 @@
 """The server's answers on a tiny pair, and what it refuses."""
 
+import asyncio
 import base64
 import io
 import json
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 import gear_dist
 from gear_dist.cli.main import main
 from gear_dist.config.models import SamplingConfig
 from gear_dist.runs.classes import write_class_names
+from gear_dist.serving import routes as routes_module
+from gear_dist.serving import service as service_module
+from gear_dist.serving.errors import RequestError
 from gear_dist.serving.routes import build_app
 from gear_dist.serving.service import Service
 from gear_dist.serving.settings import ServerSettings
@@ -87,11 +92,30 @@ def test_the_command_makes_the_same_image(
     )
     words = shlex.split(found[1]["command"])
     assert words[:2] == ["gear-dist", "sample"]
-    out = tmp_path / "again.png"
-    assert main([*words[1:], "--columns", "1", "--out", str(out)]) == 0
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / words[words.index("--out") + 1]
+    assert main([*words[1:], "--columns", "1"]) == 0
     again = np.asarray(Image.open(out).convert("RGB"))
     # The grid has a gap around, and the class's name below.
     shown = pixels(found[1]["b64_json"])
+    windows = np.lib.stride_tricks.sliding_window_view(again, shown.shape)
+    assert (windows == shown).all(axis=(-1, -2, -3)).any()
+
+
+def test_names_that_look_like_indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an image folder's: sorted as text, so that the class called 10 comes before 2."""
+    make_tiny_pair(tmp_path / "model")
+    write_class_names(tmp_path / "model", ["0", "3", "2", "1"])
+    with serve(tmp_path / "model") as client:
+        [by_index] = generate(client, prompt=1, seed=4)
+        [by_name] = generate(client, prompt="3", seed=4)
+        assert (by_index["class"], by_name["class"]) == (1, 1)
+        assert by_index["b64_json"] == by_name["b64_json"]
+        words = shlex.split(by_index["command"])
+    monkeypatch.chdir(tmp_path)
+    assert main([*words[1:], "--columns", "1"]) == 0
+    again = np.asarray(Image.open(tmp_path / "sample-4.png").convert("RGB"))
+    shown = pixels(by_index["b64_json"]).repeat(6, 0).repeat(6, 1)  # to 96 pixels
     windows = np.lib.stride_tricks.sliding_window_view(again, shown.shape)
     assert (windows == shown).all(axis=(-1, -2, -3)).any()
 
@@ -112,6 +136,7 @@ def test_without_a_seed_images_differ_and_can_be_had_again(client: TestClient) -
 
 def test_what_openai_clients_send_is_taken(client: TestClient) -> None:
     extra = {"model": "dall-e-3", "user": "u", "quality": "hd", "style": "vivid", "size": "16x16"}
+    extra |= {"n": None, "background": None, "guidance": None}
     [found] = generate(client, prompt="pear", seed=1, response_format="b64_json", **extra)
     assert found["b64_json"] == generate(client, prompt="pear", seed=1)[0]["b64_json"]
 
@@ -132,6 +157,8 @@ def test_what_openai_clients_send_is_taken(client: TestClient) -> None:
         ({"prompt": "pear", "seed": -1}, ["seed=-1", "64 bits"], "seed"),
         ({"prompt": "pear", "seed": 2**64}, [str(2**64), "64 bits"], "seed"),
         ({"prompt": "pear", "seed": "9" * 5000}, ["64 bits"], "seed"),
+        ({"prompt": "pear", "seed": "0" * 40 + "9" * 30}, ["64 bits"], "seed"),
+        ({"prompt": "pear", "guidance": 1e308}, ["guidance=1e+308", "10000"], "guidance"),
         ({"prompt": "pear", "seed": "٣"}, ["whole number"], "seed"),
         ({"prompt": "pear", "response_format": "url"}, ["url", "b64_json"], "response_format"),
         ({"prompt": "pear", "guidanc": 2}, ["guidanc", "guidance"], "guidanc"),
@@ -233,6 +260,49 @@ def test_a_picture_of_too_many_pixels(client: TestClient) -> None:
     refusal(answer, 413, "12000 x 9000", "max_pixels")
 
 
+def test_more_pixels_than_pil_opens(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(buffer, "PNG")
+    answer = client.post(
+        "/v1/reconstruct", content=buffer.getvalue(), headers={"Content-Type": "image/png"}
+    )
+    refusal(answer, 413, "pixels")
+
+
+def test_only_a_few_pictures_are_read_at_a_time(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot comes before the body, and goes with the request."""
+    monkeypatch.setattr(service_module, "MOST_PICTURES", 0)
+    headers = {"Content-Type": "image/png"}
+    with serve(model) as client:
+        answer = client.post("/v1/reconstruct", content=picture(), headers=headers)
+        assert refusal(answer, 429, "waiting")
+        assert answer.headers["Retry-After"] == "1"
+        monkeypatch.setattr(service_module, "MOST_PICTURES", 1)
+        for _ in range(2):
+            answer = client.post("/v1/reconstruct", content=b"no picture", headers=headers)
+            refusal(answer, 400, "image")
+
+
+def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes_module, "_BODY_S", 0.05)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(20)
+        raise AssertionError
+
+    def request(*headers: tuple[bytes, bytes]) -> Request:
+        return Request({"type": "http", "headers": list(headers)}, receive)
+
+    with pytest.raises(RequestError, match="did not arrive") as caught:
+        asyncio.run(routes_module.read_bytes(request(), 10))
+    assert caught.value.status == 408
+    with pytest.raises(RequestError, match="larger") as caught:
+        asyncio.run(routes_module.read_bytes(request((b"content-length", b"9999999999")), 10))
+    assert caught.value.status == 413
+
+
 def test_a_tokenizer_alone_reconstructs(model: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -262,6 +332,7 @@ def test_model_health_numbers_and_schema(client: TestClient) -> None:
     assert (found["id"], found["object"], found["classes"]) == ("tiny pair", "model", NAMES)
     assert found["sampling"]["guidance"] == 1.5
     assert client.get("/healthz").json() == {"status": "ok"}
+    assert [client.head(path).status_code for path in ("/healthz", "/")] == [200, 200]
     generate(client, prompt="pear", n=2)
     page = client.get("/metrics").text
     assert f'gear_requests_total{{route="{URL}",status="200"}}' in page
