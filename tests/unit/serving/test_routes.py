@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import shlex
@@ -209,6 +210,11 @@ def test_a_full_queue_says_when_to_come_again(model: Path) -> None:
         assert len(generate(client, prompt="pear", n=2)) == 2
 
 
+def number(client: TestClient, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
 def picture(size: tuple[int, int] = (40, 24)) -> bytes:
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
@@ -280,9 +286,20 @@ def test_only_a_few_pictures_are_read_at_a_time(
         assert refusal(answer, 429, "waiting")
         assert answer.headers["Retry-After"] == "1"
         monkeypatch.setattr(service_module, "MOST_PICTURES", 1)
-        for _ in range(2):
+        for _ in range(2):  # the slot of a refused one is free again
             answer = client.post("/v1/reconstruct", content=b"no picture", headers=headers)
             refusal(answer, 400, "image")
+
+
+def test_a_slot_is_taken_while_its_picture_is_worked_on(model: Path) -> None:
+    service = Service(ServerSettings(str(model), SamplingConfig(), device="cpu"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(service_module.MOST_PICTURES):
+            stack.enter_context(service.picture_slot())
+        with pytest.raises(RequestError, match="16 pictures"), service.picture_slot():
+            pass
+    with service.picture_slot():
+        pass
 
 
 def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +350,9 @@ def test_model_health_numbers_and_schema(client: TestClient) -> None:
     assert found["sampling"]["guidance"] == 1.5
     assert client.get("/healthz").json() == {"status": "ok"}
     assert [client.head(path).status_code for path in ("/healthz", "/")] == [200, 200]
-    generate(client, prompt="pear", n=2)
+    before = number(client, "gear_images_total")
+    generate(client, prompt="pear", n=3)
+    assert number(client, "gear_images_total") == before + 3
     page = client.get("/metrics").text
     assert f'gear_requests_total{{route="{URL}",status="200"}}' in page
     assert "gear_images_waiting 0.0" in page
@@ -370,7 +389,7 @@ def test_the_page_takes_nothing_from_elsewhere(client: TestClient) -> None:
         text = client.get(name).text
         assert "//" not in "".join(line for line in text.split() if "http" in line)
         assert "style=" not in text  # the policy forbids it
-    assert "no-store" not in page.headers["Cache-Control"]
+    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
 
 
 def test_like_codes_have_like_colours(model: Path) -> None:
