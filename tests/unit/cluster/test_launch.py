@@ -24,7 +24,8 @@ from gear_dist.config.schema import RunConfig
 from gear_dist.distributed import device
 from gear_dist.distributed.worker_context import TrainProgress, TrainResult, WorkerContext
 from gear_dist.errors import ConfigError, DataError
-from gear_dist.planning.memory_advice import DeviceMemoryError
+from gear_dist.planning import memory_advice
+from gear_dist.planning.memory_advice import DeviceMemoryError, Footprint, trace_footprint
 from gear_dist.runs.run_folder import RunFolder
 from gear_dist.training import trainer
 from refusals import refused
@@ -214,6 +215,14 @@ def test_a_worker_refuses_what_its_device_does_not_hold(
     def train_worker(config: RunConfig, context: object) -> TrainResult:
         raise ends.pop()
 
+    traced = []
+
+    def trace_once(config: RunConfig, world_size: int) -> Footprint:
+        """It takes seconds each time."""
+        traced[:] = traced or [trace_footprint(config, world_size)]
+        return traced[0]
+
+    monkeypatch.setattr(memory_advice, "trace_footprint", trace_once)
     monkeypatch.setattr(device, "choose_device", lambda *_: torch.device("cuda", 0))
     monkeypatch.setattr(trainer, "train_worker", train_worker)
     config = load_config(Path(__file__).parents[3] / "configs/tiny.yaml", [f"run.root={tmp_path}"])
