@@ -1,6 +1,7 @@
 """What tests of several rooms share: a real S3 server, and a small sharded corpus on it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from gear_cluster.demo.object_store import StoreEndpoint, ensure_running, stop
 from gear_data_prep.__main__ import main as data_prep
 from gear_data_prep.demo.procedural_corpus import CLASSES, SampleCorpusSettings, make_sample_corpus
 from sample_shards import SampleShards
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell's background jobs ignore it, and so would every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ def test_a_killed_replica_comes_back(server: ImageServer) -> None:
     assert [each.pid for each in server.replicas()] != [replica.pid]
 
 
+@pytest.mark.slow  # two nodes and two replicas take most of a minute to start
 def test_replicas_on_a_cluster_that_is_there(model: Path) -> None:
     """The application ends with the command; the cluster stays."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
