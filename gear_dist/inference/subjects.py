@@ -82,7 +82,10 @@ class ClassSubjects(NamedTuple):
         return {"class": index} | named
 
     def words(self, image: int, seed: int) -> list[str]:
-        return ["--classes", str(self.labels[image]), "--seed", str(seed)]
+        index = self.labels[image]
+        # On the command line a name wins over an index that looks like it.
+        word = self.names[index] if index < len(self.names) else str(index)
+        return [f"--classes={word}", "--seed", str(seed)]
 
 
 class PromptSubjects(NamedTuple):

@@ -119,7 +119,8 @@ def channels_last(images: Any) -> np.ndarray:
 
 
 def fit_text(text: str, width: float, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """A text cut to a width in pixels, with an ellipsis where something is missing."""
+    """A text on one line, cut to a width in pixels, with an ellipsis where something is missing."""
+    text = " ".join(text.split())
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

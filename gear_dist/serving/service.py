@@ -197,9 +197,11 @@ class Service:
 
     def _command(self, image: ImageRequest, seed: int) -> str:
         """The command that makes the image again."""
-        what = ["--prompt", str(image.condition)] if self.takes_prompts else []
-        what = what or ["--classes", self._class_word(int(image.condition))]
-        words = ["gear-dist", "sample", self.path, *what, "--count", "1", "--seed", str(seed)]
+        # With "=", because a prompt or name may begin with "-".
+        what = f"--prompt={image.condition}"
+        if not self.takes_prompts:
+            what = f"--classes={self._class_word(int(image.condition))}"
+        words = ["gear-dist", "sample", self.path, what, "--count", "1", "--seed", str(seed)]
         words += ["--out", f"sample-{seed}.png"]
         for item in dataclasses.fields(SamplingConfig):
             value = getattr(image.sampling, item.name)

@@ -81,3 +81,9 @@ def test_pair_rows_puts_each_image_above_its_partner():
     assert pair_rows(a[:2], a[:2] + 10, 8).tolist() == [0, 1, 10, 11]
     with refused(ValueError, "(5,)", "(3,)"):
         pair_rows(a, a[:3])
+
+
+def test_a_caption_of_several_lines_stands_on_one() -> None:
+    images = np.zeros((1, 96, 96, 3), np.uint8)
+    shown = [compose_grid(images, captions=[text]) for text in ("a\nb", " a  b ", "a b")]
+    assert shown[0].tobytes() == shown[1].tobytes() == shown[2].tobytes()
