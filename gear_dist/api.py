@@ -28,10 +28,9 @@ from gear_dist.errors import ConfigError
 from gear_dist.inference.image_files import read_image
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.inference.pipeline import GearPipeline
-from gear_dist.inference.seeds import derive_seeds
+from gear_dist.inference.subjects import ClassSubjects, PromptSubjects, Subjects
 from gear_dist.interop.export import export_model
 from gear_dist.interop.hub import fetch_model, is_repository_name, push_folder
-from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.classes import class_index, class_names
 
 ImageLike = Tensor | np.ndarray | Image.Image | str | Path
@@ -95,8 +94,9 @@ class Pair:
         Args:
             classes: indices or names.
             prompts: in place of classes.
-            seed: of the first image, from which the others' are derived; 0 to 2^64 - 1.
-            seeds: of every image, in place of `seed`.
+            seed: of the first image, from which the others' are derived, as `gear-dist sample
+                --seed`; 0 to 2^64 - 1.
+            seeds: of every image, in place of `seed`: each image is the one that it asks for alone.
             sampling: settings of `sampling.*`, such as guidance, temperature, top_k.
 
         Raises:
@@ -112,19 +112,23 @@ class Pair:
         prompts = None if prompts is None else _as_list("prompts", prompts)
         seed = _as_whole("seed", seed)
         seeds = None if seeds is None else [_as_whole("seeds", each) for each in seeds]
-        condition: Condition
+        subjects: Subjects
         if prompts is not None:
-            condition, count = self.pipeline.read_prompts(prompts), len(prompts)
+            subjects = PromptSubjects(tuple(prompts))
         else:
             assert classes is not None
-            labels = [self._label(item) for item in classes]
-            condition, count = ClassCondition(torch.tensor(labels, dtype=torch.int64)), len(labels)
+            subjects = ClassSubjects(tuple(map(self._label, classes)), self.classes)
+        count = subjects.num_images
         if count == 0:
             raise ConfigError("generate: no classes and no prompts: name at least one")
-        seeds = derive_seeds(seed, range(count)) if seeds is None else list(seeds)
-        if len(seeds) != count:
+        if seeds is not None and len(seeds) != count:
             raise ConfigError(f"generate: {len(seeds)} seeds for {count} images: give one for each")
-        return Images(self.pipeline.generate(condition, seeds, settings), tuple(seeds))
+        if seeds is None:
+            own = subjects.seeds(seed)
+        else:
+            own = [subjects.pick([i]).seeds(asked)[0] for i, asked in enumerate(seeds)]
+        images = self.pipeline.generate(subjects.condition(self.pipeline), own, settings)
+        return Images(images, tuple(subjects.asking_seed(i, each) for i, each in enumerate(own)))
 
     def encode(self, images: "ImageLike | Sequence[ImageLike] | Images") -> Tensor:
         """Indices (B, L) of images, int64 on the CPU."""

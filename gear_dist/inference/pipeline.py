@@ -14,7 +14,7 @@ from gear_dist.data.pixels import to_model_range, to_u8
 from gear_dist.errors import ConfigError, DataError
 from gear_dist.inference.decoding.engine import DecodingEngine
 from gear_dist.inference.model_folder import ModelFolder
-from gear_dist.inference.seeds import Seed
+from gear_dist.inference.seeds import Seed, prompt_bytes
 from gear_dist.inference.text_weights import load_checked_encoder
 from gear_dist.inference.weights import NetworkStates, check_fit, read_weights
 from gear_dist.models.generator import Condition, Generator, TextCondition, build_generator
@@ -70,12 +70,14 @@ class GearPipeline:
         """The condition of images of these prompts; an empty one is the null condition.
 
         Raises:
-            ConfigError: the generator is not text-to-image.
+            ConfigError: the generator is not text-to-image, or a prompt is no text.
         """
         if self.text_encoder is None:
             raise ConfigError(
                 "this model generates images of classes, not of prompts: name classes instead"
             )
+        for prompt in prompts:
+            prompt_bytes(prompt)  # refuses what no text encoder takes
         return self.text_encoder(prompts)
 
     @torch.no_grad()

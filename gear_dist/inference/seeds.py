@@ -58,8 +58,21 @@ def prompt_seeds(seed: int, prompts: Sequence[str]) -> list[int]:
 
 def prompt_seed(seed: int, prompt: str, count: int) -> int:
     """The seed of a prompt's image, of which there were `count` before; see `prompt_seeds`."""
-    own = seed ^ (xxhash.xxh3_64_intdigest(prompt.encode()) if prompt else 0)
+    data = prompt_bytes(prompt)
+    own = seed ^ (xxhash.xxh3_64_intdigest(data) if data else 0)
     return derive_seeds(own, [count])[0]
+
+
+def prompt_bytes(prompt: str) -> bytes:
+    """A prompt in UTF-8.
+
+    Raises:
+        ConfigError: it has none, as bytes of a command line that are no UTF-8.
+    """
+    try:
+        return prompt.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"prompt {prompt!a}: is no text in UTF-8") from None
 
 
 def single_prompt_seed(sample_seed: int, prompt: str) -> int:

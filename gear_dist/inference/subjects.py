@@ -42,6 +42,11 @@ class Subjects(Protocol):
         """For programs."""
         ...
 
+    def asking_seed(self, image: int, seed: int) -> int:
+        """The seed that asks for an image alone, of the seed that its noise has: what is recorded,
+        and what `gear-dist sample --seed`, the server and Python take."""
+        ...
+
     def words(self, image: int, seed: int) -> list[str]:
         """Options of `gear-dist sample --count 1` that give an image its subject and this seed."""
         ...
@@ -81,9 +86,12 @@ class ClassSubjects(NamedTuple):
         named = {"class_name": self.names[index]} if index < len(self.names) else {}
         return {"class": index} | named
 
+    def asking_seed(self, image: int, seed: int) -> int:
+        return seed
+
     def words(self, image: int, seed: int) -> list[str]:
         index = self.labels[image]
-        # On the command line a name wins over an index that looks like it.
+        # A name wins over an index that looks like it, and may begin with "-".
         word = self.names[index] if index < len(self.names) else str(index)
         return [f"--classes={word}", "--seed", str(seed)]
 
@@ -117,6 +125,9 @@ class PromptSubjects(NamedTuple):
     def facts(self, image: int) -> dict[str, Any]:
         return {"prompt": self.prompts[image]}
 
+    def asking_seed(self, image: int, seed: int) -> int:
+        return single_prompt_seed(seed, self.prompts[image])
+
     def words(self, image: int, seed: int) -> list[str]:
-        prompt = self.prompts[image]
-        return [f"--prompt={prompt}", "--seed", str(single_prompt_seed(seed, prompt))]
+        # With "=", because a prompt may begin with "-".
+        return [f"--prompt={self.prompts[image]}", "--seed", str(self.asking_seed(image, seed))]

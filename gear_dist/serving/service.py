@@ -6,7 +6,6 @@ Shapes: H x W pixels, h x w tokens, K codes.
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +16,13 @@ import numpy as np
 import torch
 
 from gear_dist.config.colour import parse_colour
-from gear_dist.config.models import SamplingConfig
 from gear_dist.data.images import BadImageError, crop, decode_image, resize_short_side
 from gear_dist.distributed.device import choose_device
 from gear_dist.errors import ConfigError, NumericError
 from gear_dist.inference.model_folder import open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.inference.png import encode_png
-from gear_dist.inference.seeds import derive_seeds, prompt_seeds, single_prompt_seed
+from gear_dist.inference.subjects import ClassSubjects, PromptSubjects, Subjects
 from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.classes import class_index, class_names
 from gear_dist.runs.environment import num_cores
@@ -123,7 +121,7 @@ class Service:
         Raises:
             RequestError: what cannot be done, or not now.
         """
-        images, seeds = self._read(request)
+        subjects, images = self._read(request)
         try:
             made = await self._batcher.make(images)
         except BusyError as error:
@@ -131,7 +129,7 @@ class Service:
             raise RequestError(429, str(error), headers=headers) from None
         except NumericError as error:
             raise RequestError(500, str(error)) from None
-        facts = [self._facts(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        facts = [self._facts(subjects, i, image) for i, image in enumerate(images)]
         files = await asyncio.to_thread(lambda: list(map(encode_png, made, facts)))
         self.metrics.images.inc(len(files))
         return {
@@ -142,8 +140,8 @@ class Service:
             ],
         }
 
-    def _read(self, request: GenerationRequest) -> tuple[list[ImageRequest], list[int]]:
-        """Images, and of each the seed that asks for it alone."""
+    def _read(self, request: GenerationRequest) -> tuple[Subjects, list[ImageRequest]]:
+        """What the images show, and the images."""
         if not self.generates:
             raise RequestError(404, f"{self.name} has no generator: it can only reconstruct")
         self._check_size(request)
@@ -152,16 +150,16 @@ class Service:
             self._config.generator,
             self._config.tokenizer.codebook_size,
         )
-        seed = request.read_seed()
+        subjects: Subjects
         condition: int | str
         if self.takes_prompts:
             condition = str(request.prompt)
-            seeds = prompt_seeds(seed, [condition] * request.n)
-            alone = [single_prompt_seed(own, condition) for own in seeds]
+            subjects = PromptSubjects((condition,) * request.n)
         else:
             condition = self._read_class(request.prompt)
-            seeds = alone = derive_seeds(seed, range(request.n))
-        return [ImageRequest(condition, own, sampling) for own in seeds], alone
+            subjects = ClassSubjects((condition,) * request.n, tuple(self.classes))
+        seeds = subjects.seeds(request.read_seed())
+        return subjects, [ImageRequest(condition, own, sampling) for own in seeds]
 
     def _check_size(self, request: GenerationRequest) -> None:
         most, side = self.settings.images_per_request, self._config.data.image_size
@@ -184,34 +182,16 @@ class Service:
         except ConfigError as error:
             raise RequestError(400, str(error), field="prompt") from None
 
-    def _facts(self, image: ImageRequest, seed: int) -> dict[str, Any]:
+    def _facts(self, subjects: Subjects, place: int, image: ImageRequest) -> dict[str, Any]:
         """What is known of an image, in the answer and in its PNG."""
-        if self.takes_prompts:
-            facts: dict[str, Any] = {"prompt": image.condition}
-        else:
-            label = int(image.condition)
-            facts = {"class": label}
-            if label < len(self.classes):
-                facts["class_name"] = self.classes[label]
-        return facts | {"seed": seed, "command": self._command(image, seed)}
-
-    def _command(self, image: ImageRequest, seed: int) -> str:
-        """The command that makes the image again."""
-        # With "=", because a prompt or name may begin with "-".
-        what = f"--prompt={image.condition}"
-        if not self.takes_prompts:
-            what = f"--classes={self._class_word(int(image.condition))}"
-        words = ["gear-dist", "sample", self.path, what, "--count", "1", "--seed", str(seed)]
-        words += ["--out", f"sample-{seed}.png"]
-        for item in dataclasses.fields(SamplingConfig):
-            value = getattr(image.sampling, item.name)
-            if item.name in SAMPLING_FIELDS and value != getattr(self._config.sampling, item.name):
-                words += [f"--{item.name.replace('_', '-')}", f"{value}"]
-        return shlex.join(words)
-
-    def _class_word(self, label: int) -> str:
-        """A class for the command line, where a name wins over an index that looks like it."""
-        return self.classes[label] if label < len(self.classes) else str(label)
+        seed = subjects.asking_seed(place, image.seed)
+        words = ["gear-dist", "sample", self.path, *subjects.words(place, image.seed)]
+        words += ["--count", "1", "--out", f"sample-{seed}.png"]
+        for name in SAMPLING_FIELDS:
+            value = getattr(image.sampling, name)
+            if value != getattr(self._config.sampling, name):
+                words += [f"--{name.replace('_', '-')}", f"{value}"]
+        return subjects.facts(place) | {"seed": seed, "command": shlex.join(words)}
 
     # -- reconstruction ---------------------------------------------------------------------
 

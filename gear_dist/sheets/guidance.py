@@ -49,7 +49,7 @@ def guidance_sheet(
                         image,
                         {
                             **subjects.facts(i),
-                            "seed": seeds[i],
+                            "seed": subjects.asking_seed(i, seeds[i]),
                             "sampling": settings,
                             "command": maker.command(subjects, i, seeds[i], sampling),
                         },

@@ -38,13 +38,13 @@ def generate_samples(maker: Maker, subjects: Subjects, seed: int) -> Samples:
     facts = [
         {
             **subjects.facts(i),
-            "seed": own,
+            "seed": subjects.asking_seed(i, own),
             "sampling": dataclasses.asdict(sampling),
             "command": maker.command(subjects, i, own, sampling),
         }
         for i, own in enumerate(seeds)
     ]
-    labels = [f"{subjects.label(i)}\nseed {own}" for i, own in enumerate(seeds)]
+    labels = [f"{subjects.label(i)}\nseed {known['seed']}" for i, known in enumerate(facts)]
     return Samples(pixels, labels, facts)
 
 

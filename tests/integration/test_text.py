@@ -65,7 +65,10 @@ def many_samples_are_those_of_python() -> None:
     turns = [prompts[i % 3] for i in range(7)]
     assert [sample["txt"].decode() for sample in found] == turns
     seeds = [json.loads(sample["json"])["seed"] for sample in found]
-    assert seeds == prompt_seeds(3, turns)
+    # Each asks for its sample alone, in Python and on the command line.
+    own = prompt_seeds(3, turns)
+    assert [prompt_seeds(seed, [turn])[0] for seed, turn in zip(seeds, turns, strict=True)] == own
+    assert seeds[0] == 3
     pair = gear_dist.load("runs/tiny-text", device="cpu")
     wanted = pair.generate(prompts=turns, seeds=seeds).tensor
     for sample, image in zip(found, wanted, strict=True):

@@ -22,6 +22,7 @@ from gear_dist.inference.decoding.native import load_few_rows
 from gear_dist.inference.model_folder import ModelFolder, open_model
 from gear_dist.inference.pipeline import GearPipeline
 from gear_dist.inference.png import encode_png
+from gear_dist.inference.seeds import single_prompt_seed
 from gear_dist.models.generator import ClassCondition, Condition
 from gear_dist.runs.environment import num_cores, package_versions
 from gear_dist.storage.base import MissingObjectError, Storage
@@ -143,7 +144,7 @@ def _encoded(pair: GearPipeline, job: TarJob) -> Iterator[tuple[int, bytes, dict
             while waiting:
                 yield _finished(waiting.popleft())
             for sample, known, seed, image in zip(part, named, seeds, pixels, strict=True):
-                facts = known | _facts(job, seed)
+                facts = known | _facts(job, seed, known.get("prompt", ""))
                 waiting.append((sample, pool.submit(encode_png, image, facts), facts))
         while waiting:
             yield _finished(waiting.popleft())
@@ -171,10 +172,12 @@ def _conditions(
     return ClassCondition(torch.tensor(labels)), named
 
 
-def _facts(job: TarJob, seed: int) -> dict[str, Any]:
+def _facts(job: TarJob, seed: int, prompt: str) -> dict[str, Any]:
     """What makes a sample again, beside its class or prompt."""
     return {
-        "seed": seed,
+        "seed": single_prompt_seed(
+            seed, prompt
+        ),  # that asks for it alone; without a prompt its own
         "sampling": job.plan.sampling,
         "checkpoint": job.plan.checkpoint,
         "gear_dist": package_versions(("gear-dist",))["gear-dist"] or "",
