@@ -91,7 +91,7 @@ class ImageSource:
         self.total = len(self._keys) if corpus is None else corpus.manifest.info.num_samples
         if not self.total:
             raise DataError(f"{option} {address}: it has no images")
-        self._left_out = LeftOut(self.total, max_bad_share)
+        self._max_bad_share = max_bad_share
 
     def _find_files(self) -> bool:
         """Whether image files are there, and no tars; DataError where there is neither."""
@@ -119,26 +119,28 @@ class ImageSource:
         Raises:
             DataError: something cannot be read, too many images are bad, or all are.
         """
-        found = 0
-        reader = ReadAhead(self._decoded(size, most), _BATCHES_AHEAD)
+        found, left_out = 0, LeftOut(self.total, self._max_bad_share)
+        reader = ReadAhead(self._decoded(size, most, left_out), _BATCHES_AHEAD)
         try:
             for batch in reader:
                 found += len(batch.names)
                 yield batch
         finally:
             reader.close()
-        self._left_out.summarise()
+        left_out.summarise()
         if not found:
             raise DataError(f"{self._option} {self.address}: not one image could be decoded")
 
-    def _decoded(self, size: int, most: int | None) -> Generator[NamedImages, None, None]:
+    def _decoded(
+        self, size: int, most: int | None, left_out: LeftOut
+    ) -> Generator[NamedImages, None, None]:
         items, left = self._items(), self.total if most is None else most
         with ThreadPoolExecutor(min(_READERS, 4 * num_cores())) as pool:
             while left and (part := list(islice(items, min(size, left)))):
                 done = list(pool.map(self._decode, part))
                 for item, pixels in zip(part, done, strict=True):
                     if isinstance(pixels, str):
-                        self._left_out.add(f"{self.storage.address}/{item.name}: {pixels}")
+                        left_out.add(f"{self.storage.address}/{item.name}: {pixels}")
                 good = [
                     (item.name, pixels)
                     for item, pixels in zip(part, done, strict=True)

@@ -61,7 +61,7 @@ class Maker(NamedTuple):
 def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return [f"--{name}", str(value)]  # of a float all digits: it must be the same number
 
 
 def short(number: float) -> str:

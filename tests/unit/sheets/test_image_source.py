@@ -102,6 +102,16 @@ def test_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         list(source(tmp_path, 0.1).batches(4))
 
 
+def test_a_bad_image_counts_once_in_each_pass(tmp_path: Path) -> None:
+    """`look neighbours` reads the first images of a corpus, and then all."""
+    for place in range(10):
+        (tmp_path / f"{place}.png").write_bytes(encode(place, "PNG"))
+    (tmp_path / "3.png").write_bytes(b"damaged")
+    images = source(tmp_path, share=0.1)
+    for _ in range(3):
+        assert sum(len(part.names) for part in images.batches(4)) == 9
+
+
 def test_a_damaged_shard_is_named(sample_shards: SampleShards, tmp_path: Path) -> None:
     origin = Path(sample_shards.file.removeprefix("file://")) / "train"
     for path in origin.rglob("*.*"):
